@@ -1,0 +1,29 @@
+# make train   an environment in .venv, then a training run on the embedded corpus
+# make test    the same environment with the test packages, then lint and tests
+#
+# ARGS passes overrides on:  make train ARGS="model.name=dvector training.epochs=2"
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint
+.DELETE_ON_ERROR:
+
+train: .venv/requirements.stamp
+	$(BIN)/python src/train.py -p parameters.yml $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/requirements-dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "expected Python 3.10 or later; name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/%.stamp: init/%.txt init/requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r $<
+	touch $@

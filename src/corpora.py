@@ -1,0 +1,422 @@
+"""Where audio comes from: LibriSpeech, a folder of speakers, or the embedded corpus.
+
+`DatasetParameters` -> `utterances` -> `Utterance.source` -> `load_recording`
+-> int16 [N]
+
+N samples. LibriSpeech is openslr.org/12 (Panayotov et al., ICASSP 2015). This is the
+only module that decodes audio files.
+"""
+
+import csv
+import hashlib
+import os
+import re
+import struct
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+from tqdm import tqdm
+
+from parameters import DatasetParameters, UserError
+from synthetic import SyntheticUtterance, synthetic_utterances
+
+SPLITS = ("train", "development", "test")
+EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+MIN_SECONDS = 0.025  # one analysis window
+MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; beyond them a header is damaged
+STREAMED_SIZE = 0x7FFFF000  # bytes; at and above, a WAV header does not know its size
+MAX_OGG_PAGE = 65_307  # bytes
+
+LIBRISPEECH_URL = "https://www.openslr.org/resources/12"
+LIBRISPEECH_SHA256 = {  # subset: sum of its archive, as torchaudio publishes it
+    "dev-clean": "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3",
+    "dev-other": "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365",
+    "test-clean": "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
+    "test-other": "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
+    "train-clean-100": (
+        "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2"
+    ),
+    "train-clean-360": (
+        "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf"
+    ),
+    "train-other-500": (
+        "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2"
+    ),
+}
+TIMEOUT = 60  # seconds without an answer from the server
+CHUNK = 2**20  # bytes on their way to disk, samples on their way from it
+
+
+class CorpusError(UserError):
+    """A corpus that cannot be used as it is."""
+
+
+class AudioError(Exception):
+    """One file that cannot be used; the message is the reason alone."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Speech of one speaker and where to find it."""
+
+    id: str  # unique in its corpus, without whitespace
+    speaker: str
+    source: Path | SyntheticUtterance
+    split: str | None = None  # train, development or test where the corpus says so
+    gender: str | None = None  # f or m where known
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Decoded mono speech."""
+
+    samples: np.ndarray  # int16 [N]
+    warning: str | None = None
+
+
+def utterances(parameters: DatasetParameters) -> list[Utterance]:
+    """All utterances of the corpus in the order of their ids, of two speakers or more.
+
+    Raises `CorpusError` saying where, what was expected and what was found.
+    """
+    scan = {
+        "synthetic": _scan_synthetic,
+        "librispeech": _scan_librispeech,
+        "folder": _scan_folder,
+    }[parameters.name]
+    try:
+        found = sorted(scan(parameters), key=lambda utterance: utterance.id)
+    except OSError as error:
+        where = error.filename or parameters.root
+        raise CorpusError(f"{where}: cannot be used: {error.strerror}") from None
+    splits: dict[str, str | None] = {}
+    for utterance in found:
+        other = splits.setdefault(utterance.speaker, utterance.split)
+        if other != utterance.split:
+            raise CorpusError(
+                f"{parameters.root}: expected speaker {utterance.speaker} in one "
+                f"split, found {other or 'train'} and {utterance.split or 'train'}"
+            )
+    if len(splits) < 2:
+        raise CorpusError(
+            f"{parameters.root}: expected at least two speakers, "
+            f"found {', '.join(splits) or 'none'}"
+        )
+    return found
+
+
+def _scan_synthetic(parameters: DatasetParameters) -> Iterator[Utterance]:
+    for source in synthetic_utterances(parameters.synthetic, parameters.seed):
+        yield Utterance(source.id, source.speaker_id, source, gender=source.gender)
+
+
+def _scan_librispeech(parameters: DatasetParameters) -> Iterator[Utterance]:
+    home = parameters.root / "LibriSpeech"
+    chosen = [
+        (subset, split)
+        for split in SPLITS
+        for subset in getattr(parameters.librispeech, split)
+    ]
+    subsets = [subset for subset, _ in chosen]
+    for subset, split in chosen:
+        if subset not in LIBRISPEECH_SHA256:
+            raise CorpusError(
+                f"dataset.librispeech.{split}: expected subsets among "
+                f"{', '.join(LIBRISPEECH_SHA256)}, got {subset!r}"
+            )
+        if subsets.count(subset) > 1:
+            raise CorpusError(
+                f"dataset.librispeech.{split}: expected {subset} once, got it twice"
+            )
+    for subset in subsets:
+        if parameters.download and not (home / subset).exists():
+            _download_librispeech(parameters.root, subset)
+        _expect_folder(
+            home / subset,
+            f"LibriSpeech's {subset} (set dataset.download=true to fetch it)",
+        )
+    genders = _librispeech_genders(home / "SPEAKERS.TXT")
+    for subset, split in chosen:
+        if split == "train" and not parameters.librispeech.test:
+            split = None  # speakers will be held out of it
+        files = [
+            path
+            for path in (home / subset).glob("*/*/*.flac")
+            if not path.name.startswith(".")
+        ]
+        if not files:
+            raise CorpusError(
+                f"{home / subset}: expected <speaker>/<chapter>/*.flac, found none"
+            )
+        for path in files:
+            speaker = path.parts[-3]
+            yield Utterance(path.stem, speaker, path, split, genders.get(speaker))
+
+
+def _scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
+    root = parameters.root
+    _expect_folder(root, "the folder of dataset.root")
+    genders = _folder_genders(root / "speakers.csv")
+    folders = _folders(root)
+    named = [folder for folder in folders if folder.name in SPLITS]
+    others = [folder.name for folder in folders if folder.name not in SPLITS]
+    if named and others:
+        raise CorpusError(
+            f"{root}: expected no other folder beside {named[0].name}, "
+            f"found {others[0]}"
+        )
+    holds_test = any(folder.name == "test" for folder in named)
+    for home in named or [root]:
+        split = home.name if named and (holds_test or home.name != "train") else None
+        paths = [
+            (_quote(folder.name), path)
+            for folder in _folders(home)
+            for path in _audio_files(folder)
+        ]
+        if not paths:
+            raise CorpusError(
+                f"{home}: expected <speaker>/** with {', '.join(EXTENSIONS)} files, "
+                "found none"
+            )
+        for speaker, path in paths:
+            name = _quote(path.relative_to(root).as_posix())
+            yield Utterance(name, speaker, path, split, genders.get(speaker))
+
+
+def _expect_folder(path: Path, what: str) -> None:
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise CorpusError(f"{path}: expected {what}, found {found}")
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in _visible(folder) if path.is_dir())
+
+
+def _audio_files(folder: Path) -> Iterator[Path]:
+    for path in _visible(folder):
+        if path.is_dir():
+            if not path.is_symlink():  # it may lead back here
+                yield from _audio_files(path)
+        elif path.suffix.lower() in EXTENSIONS:
+            yield path
+
+
+def _quote(name: str) -> str:
+    """Percent-encode what a trial list or UTF-8 cannot hold; every script stays."""
+    return re.sub(
+        r"[\s%\ud800-\udfff]",
+        lambda match: quote(match[0], errors="surrogateescape"),
+        name,
+    )
+
+
+def _librispeech_genders(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [line.split("|") for line in lines if not line.startswith(";")]
+    return _known_genders((row[0].strip(), row[1]) for row in rows if len(row) > 1)
+
+
+def _folder_genders(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            columns = reader.fieldnames or ()
+            if not {"speaker", "gender"} <= set(columns):
+                raise CorpusError(
+                    f"{path}: expected columns speaker and gender, "
+                    f"found {', '.join(columns) or 'none'}"
+                )
+            return _known_genders(
+                (_quote(row["speaker"]), row["gender"]) for row in reader
+            )
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path}: expected CSV in UTF-8: {error}") from None
+
+
+def _known_genders(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
+    lowered = {speaker: gender.strip().lower() for speaker, gender in rows}
+    return {
+        speaker: gender for speaker, gender in lowered.items() if gender in ("f", "m")
+    }
+
+
+def _download_librispeech(root: Path, subset: str) -> None:
+    """Fetch, check and unpack a subset: afterwards its folder is whole or not there."""
+    if not hasattr(tarfile, "data_filter"):
+        raise CorpusError(
+            "dataset.download: expected a Python that unpacks safely, "
+            "3.10.12, 3.11.4 or newer"
+        )
+    home = root / "LibriSpeech"
+    home.mkdir(parents=True, exist_ok=True)
+    partial = root / f"{subset}.tar.gz.partial"
+    url = f"{LIBRISPEECH_URL}/{subset}.tar.gz"
+    _fetch(url, partial)
+    if _sha256(partial) != LIBRISPEECH_SHA256[subset]:
+        partial.unlink()
+        raise CorpusError(
+            f"{url}: expected the published SHA-256, found another; "
+            "the download was deleted"
+        )
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=home) as scratch:
+        try:
+            with tarfile.open(partial, "r:gz") as archive:
+                archive.extractall(scratch, filter="data")
+        except tarfile.TarError as error:
+            raise CorpusError(f"{partial}: cannot be unpacked: {error}") from None
+        unpacked = Path(scratch) / "LibriSpeech"
+        if not (home / "SPEAKERS.TXT").exists():
+            os.rename(unpacked / "SPEAKERS.TXT", home / "SPEAKERS.TXT")
+        os.rename(unpacked / subset, home / subset)  # last and atomic
+    partial.unlink()
+
+
+def _fetch(url: str, partial: Path) -> None:
+    """Download what is missing of a file; raise `CorpusError` if some still is."""
+    start = partial.stat().st_size if partial.exists() else 0
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urlopen(request, timeout=TIMEOUT) as response:
+            if response.status != 206:  # the server starts over, so do we
+                start = 0
+            missing = response.headers["Content-Length"]
+            total = missing and start + int(missing)
+            with (
+                partial.open("ab" if start else "wb") as file,
+                tqdm(
+                    desc=url.rpartition("/")[2],
+                    initial=start,
+                    total=total,
+                    unit="B",
+                    unit_scale=True,
+                ) as bar,
+            ):
+                while chunk := response.read(CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                if total and file.tell() < total:
+                    raise ConnectionError(
+                        f"closed after {file.tell()} of {total} bytes"
+                    )
+    except HTTPError as error:
+        error.close()
+        if not (error.code == 416 and start):  # 416: nothing is missing
+            raise CorpusError(
+                f"{url}: expected a file, got HTTP {error.code} {error.reason}"
+            ) from None
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise CorpusError(
+            f"{url}: download to {partial} stopped: {reason}; the same command resumes"
+        ) from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_recording(source: Path | SyntheticUtterance, sample_rate: int) -> Recording:
+    """Speech as int16 [N], mono, at `sample_rate` Hz, at least one 25 ms window long.
+
+    Channels are averaged, other rates resampled and peaks beyond full scale clipped; a
+    16-bit mono file at `sample_rate` comes back bit for bit. A cut WAV, Ogg or MP3 file
+    gives what decodes, with a warning. Raises `AudioError` with the reason if the file
+    is no audio, cut FLAC, damaged, empty, too short or not finite.
+    """
+    if isinstance(source, SyntheticUtterance):
+        return Recording(source.render(sample_rate))
+    try:
+        waveform, rate, warning = _decode(source)
+    except OSError as error:
+        raise AudioError(f"cannot be read: {error.strerror}") from None
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
+    # Usual rates stay exact; odd ones, whose filters would fill gigabytes, are rounded
+    # by less than a thousandth.
+    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
+    waveform = resample(waveform, ratio.numerator, ratio.denominator)
+    if len(waveform) < MIN_SECONDS * sample_rate:
+        seconds = len(waveform) / sample_rate
+        raise AudioError(f"expected at least {MIN_SECONDS} s, found {seconds:.4f} s")
+    if not waveform.isfinite().all():
+        raise AudioError("expected finite samples, found NaN or infinity")
+    samples = (waveform * 32768).round().clamp(-32768, 32767)
+    return Recording(samples.to(torch.int16).numpy(), warning)
+
+
+def _decode(path: Path) -> tuple[torch.Tensor, int, str | None]:
+    """The mean of the channels, float32 [N], its rate in Hz, and a warning if cut."""
+    if not path.is_file():
+        raise AudioError("expected a file, found none")
+    problem = "not readable as audio"
+    try:
+        # libsndfile gets an open file because it takes no name that is not UTF-8
+        with path.open("rb") as stream:
+            ends_early = _ends_early(stream)
+            stream.seek(0)
+            with soundfile.SoundFile(stream) as file:
+                problem = "cut short or damaged"
+                promised, rate, container = file.frames, file.samplerate, file.format
+                size = CHUNK // file.channels
+                blocks = []  # because a header may promise more than fits into memory
+                while len(block := file.read(size, dtype="float32", always_2d=True)):
+                    blocks.append(block)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None
+    decoded = sum(map(len, blocks))
+    if not decoded:
+        raise AudioError("holds no samples")
+    warning = None
+    if ends_early or decoded < promised:
+        warning = f"cut short: {decoded / rate:.2f} s are left"
+        if container == "FLAC":
+            raise AudioError(warning)
+    return torch.from_numpy(np.concatenate(blocks)).mean(dim=1), rate, warning
+
+
+def _ends_early(file: BinaryIO) -> bool:
+    """Whether a WAV or Ogg file ends before it says; libsndfile does not tell."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b"RIFF":
+        while len(header := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", header)
+            if name == b"data":
+                return length < STREAMED_SIZE and file.tell() + length > size
+            file.seek(length + length % 2, os.SEEK_CUR)
+    if head[:4] == b"OggS":
+        file.seek(max(0, size - MAX_OGG_PAGE))
+        tail = file.read()
+        page = tail[tail.rfind(b"OggS") :]
+        if len(page) < 27:
+            return True
+        length = 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return len(page) < length or not page[5] & 4  # 4: end of stream
+    return False

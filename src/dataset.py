@@ -1,0 +1,424 @@
+"""Utterances to batches: one packed array on disk, speaker splits, crops.
+
+utterances -> `pack` -> `Pack` -> `split` -> `Splits` -> batches(epoch) -> `Batch`
+
+B utterances in a batch, N samples. Decoding happens once; afterwards a batch is a
+gather of slices of one memory-mapped array, and batch k of epoch e is a function of
+(seed, e, k) alone.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from corpora import AudioError, CorpusError, Utterance, load_recording, utterances
+from parameters import DatasetParameters, Parameters
+
+FULL_SCALE = 32768  # of an int16 sample
+PACK_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One utterance of a pack; `offset` and `samples` count samples."""
+
+    id: str
+    speaker: str
+    split: str | None
+    gender: str | None
+    offset: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """All utterances of a corpus end to end, memory-mapped."""
+
+    samples: Tensor  # int16 [all samples]
+    entries: list[Entry]
+    sample_rate: int  # Hz
+    warnings: list[str]  # one line for each file skipped or read with a reservation
+
+    @property
+    def hours(self) -> float:
+        return len(self.samples) / self.sample_rate / 3600
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Waveforms in [-1, 1], [B, N]; `lengths` [B] in samples, None without padding.
+
+    `indices` [B] are entries of the pack. Training batches know their `speakers` [B],
+    as places among the training speakers, and bring the `seed` of all chance in their
+    step.
+    """
+
+    waveforms: Tensor
+    lengths: Tensor | None
+    indices: Tensor
+    speakers: Tensor | None = None
+    seed: int | None = None
+
+
+def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
+    """Changes with every name, size and time of change of the sources."""
+    digest = hashlib.sha256(f"{PACK_VERSION} {sample_rate}".encode())
+    for utterance in corpus:
+        state = ""
+        if isinstance(utterance.source, Path):
+            stat = utterance.source.stat()
+            state = f"{stat.st_size} {stat.st_mtime_ns}"
+        digest.update(f"{utterance!r} {state}\n".encode())
+    return digest.hexdigest()
+
+
+def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
+    """The pack in a directory; None where there is none with this fingerprint."""
+    try:
+        index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        if fingerprint not in (None, index["fingerprint"]):
+            return None
+        # Copy-on-write: torch wants writable memory, the file stays as it is.
+        samples = np.memmap(directory / "samples.int16", np.int16, mode="c")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    entries = [Entry(*row) for row in index["entries"]]
+    if len(samples) != entries[-1].offset + entries[-1].samples:
+        return None
+    return Pack(
+        torch.from_numpy(samples), entries, index["sample_rate"], index["warnings"]
+    )
+
+
+def _recordings(corpus: Sequence[Utterance], sample_rate: int) -> Iterator:
+    """(utterance, recording or AudioError) in order, decoded by all cores.
+
+    Threads do, since the decoders release the interpreter; a bounded queue keeps memory
+    bounded however slowly the disk takes what they decode.
+    """
+
+    def load(utterance: Utterance):
+        try:
+            return load_recording(utterance.source, sample_rate)
+        except AudioError as error:
+            return error
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        queue = deque()
+        for utterance in corpus:
+            queue.append((utterance, pool.submit(load, utterance)))
+            if len(queue) > 4 * workers:
+                ready, future = queue.popleft()
+                yield ready, future.result()
+        for ready, future in queue:
+            yield ready, future.result()
+
+
+def pack(corpus: Sequence[Utterance], directory: Path, sample_rate: int) -> Pack:
+    """Decode a corpus once into `directory`, or open it where nothing changed.
+
+    The directory appears whole or not at all. Files that cannot be used are skipped and
+    listed; `CorpusError` where none is left or the disk refuses.
+    """
+    try:
+        fingerprint = _fingerprint(corpus, sample_rate)
+        packed = open_pack(directory, fingerprint)
+        if packed is None:
+            _write_pack(corpus, directory, sample_rate, fingerprint)
+            packed = open_pack(directory, fingerprint)
+    except OSError as error:
+        raise CorpusError(f"{directory}: cannot pack the corpus: {error}") from None
+    if packed is None:
+        raise CorpusError(f"{directory}: the pack just written cannot be read back")
+    return packed
+
+
+def _write_pack(
+    corpus: Sequence[Utterance], directory: Path, sample_rate: int, fingerprint: str
+) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    entries, warnings, offset = [], [], 0
+    try:
+        with open(partial / "samples.int16", "wb") as file:
+            progress = tqdm(total=len(corpus), desc="packing", unit="utt", leave=False)
+            for utterance, recording in _recordings(corpus, sample_rate):
+                progress.update()
+                if isinstance(recording, AudioError):
+                    warnings.append(f"skipped {utterance.source}: {recording}")
+                    continue
+                if recording.warning:
+                    warnings.append(f"{utterance.source}: {recording.warning}")
+                file.write(recording.samples.tobytes())
+                length = len(recording.samples)
+                u = utterance
+                entries.append(
+                    Entry(u.id, u.speaker, u.split, u.gender, offset, length)
+                )
+                offset += length
+            progress.close()
+            file.flush()
+            os.fsync(file.fileno())
+        if not entries:
+            raise CorpusError(
+                f"none of the {len(corpus)} files of the corpus can be used; "
+                f"the first: {warnings[0]}"
+            )
+        index = {
+            "fingerprint": fingerprint,
+            "sample_rate": sample_rate,
+            "entries": [list(asdict(entry).values()) for entry in entries],
+            "warnings": warnings,
+        }
+        (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        shutil.rmtree(directory, ignore_errors=True)
+        os.rename(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Entries of a pack by what they serve, and the training speakers in order.
+
+    `validation` holds other utterances of training speakers (closed set); speakers of
+    `development` and `test` are never heard in training.
+    """
+
+    pack: Pack
+    speakers: list[str]
+    train: list[int]
+    validation: list[int]
+    development: list[int]
+    test: list[int]
+
+    def __post_init__(self) -> None:
+        heard = {self.pack.entries[i].speaker for i in self.train + self.validation}
+        unseen = {self.pack.entries[i].speaker for i in self.development + self.test}
+        if heard & unseen:
+            raise CorpusError(
+                "speakers of development or test must not be in training, but "
+                f"{', '.join(sorted(heard & unseen)[:5])} are"
+            )
+
+    def summary(self) -> str:
+        """A line for each split that is not empty."""
+        lines = []
+        for name in ("train", "validation", "development", "test"):
+            entries = [self.pack.entries[i] for i in getattr(self, name)]
+            if entries:
+                speakers = len({entry.speaker for entry in entries})
+                minutes = sum(e.samples for e in entries) / self.pack.sample_rate / 60
+                lines.append(
+                    f"{name:12}{speakers:6} speakers {len(entries):7} utterances"
+                    f"{minutes:9.1f} min"
+                )
+        return "\n".join(lines)
+
+
+def split(packed: Pack, parameters: DatasetParameters) -> Splits:
+    """Deal a pack's speakers and utterances out by `dataset.seed`.
+
+    Speakers that the corpus itself names for development or test stay there; otherwise
+    the fractions of the others are held out, at least two speakers of a test.
+    """
+    entries = packed.entries
+    named = {entry.split for entry in entries}
+    free = sorted(
+        {e.speaker for e in entries if e.split not in ("development", "test")}
+    )
+    rng = np.random.default_rng(parameters.seed)
+    shuffled = [free[i] for i in rng.permutation(len(free))]
+    num_test = num_development = 0
+    if "test" not in named and parameters.test_fraction > 0:
+        num_test = max(2, round(parameters.test_fraction * len(free)))
+    if "development" not in named and parameters.development_fraction > 0:
+        num_development = max(2, round(parameters.development_fraction * len(free)))
+    split_of = dict.fromkeys(shuffled, "train")
+    split_of |= dict.fromkeys(shuffled[:num_test], "test")
+    after = shuffled[num_test : num_test + num_development]
+    split_of |= dict.fromkeys(after, "development")
+
+    parts = {"train": [], "validation": [], "development": [], "test": []}
+    of_training_speaker: dict[str, list[int]] = {}
+    for i, entry in enumerate(entries):
+        part = entry.split if entry.split in ("development", "test") else None
+        part = part or split_of[entry.speaker]
+        if part == "train":
+            of_training_speaker.setdefault(entry.speaker, []).append(i)
+        else:
+            parts[part].append(i)
+    for _, own in sorted(of_training_speaker.items()):
+        num_validation = 0
+        if len(own) > 1:
+            num_validation = max(1, round(parameters.validation_fraction * len(own)))
+        own = rng.permutation(own).tolist()
+        parts["validation"] += own[:num_validation]
+        parts["train"] += own[num_validation:]
+    return Splits(packed, sorted(of_training_speaker), **parts)
+
+
+def corpus_key(parameters: DatasetParameters) -> list:
+    """Equal where the same corpus is read, however it is split."""
+    p = parameters
+    source = {
+        "synthetic": [p.seed, p.synthetic.model_dump()],
+        "librispeech": [str(p.root.resolve()), p.librispeech.model_dump()],
+        "folder": [str(p.root.resolve())],
+    }
+    return [p.name, *source[p.name]]
+
+
+def prepare(parameters: Parameters) -> Splits:
+    """Scan, pack and split the corpus that the parameters name; raise `CorpusError`."""
+    p = parameters.dataset
+    digest = hashlib.sha256(json.dumps(corpus_key(p)).encode()).hexdigest()[:12]
+    directory = p.packs / f"{p.name}-{digest}"
+    return split(pack(utterances(p), directory, parameters.front_end.sample_rate), p)
+
+
+class TrainingBatches:
+    """Epochs of training crops: one of every training utterance in each.
+
+    A batch's crop duration is drawn from the encoder's; an utterance shorter than that
+    is repeated to fill it, so nothing is padded. Under GE2E a batch holds several
+    utterances of each of its speakers.
+    """
+
+    def __init__(
+        self, splits: Splits, parameters: Parameters, device: torch.device
+    ) -> None:
+        self.splits, self.parameters, self.device = splits, parameters, device
+        self.sample_rate = splits.pack.sample_rate
+        self.samples = splits.pack.samples
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.samples.nbytes < free / 2:
+                self.samples = self.samples.to(device)
+        entries = splits.pack.entries
+        class_of = {speaker: c for c, speaker in enumerate(splits.speakers)}
+        self.speakers = np.array([class_of[entries[i].speaker] for i in splits.train])
+        self.offsets = np.array([entries[i].offset for i in splits.train])
+        self.lengths = np.array([entries[i].samples for i in splits.train])
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self._plan(0))
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from number `first` on; a function of (seed,
+        epoch)."""
+        plan = self._plan(epoch)
+        for number in range(first, len(plan)):
+            yield self._batch(epoch, number, plan[number])
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        """Which training utterances stand in which batch."""
+        rng = np.random.default_rng([self.parameters.seed, epoch])
+        if self.parameters.loss.name == "ge2e":
+            return self._grouped_plan(rng)
+        return _even_parts(
+            rng.permutation(len(self.speakers)), self.parameters.training.batch_size
+        )
+
+    def _grouped_plan(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Batches of several utterances of each speaker; a speaker's last group is
+        filled up with further crops of the same utterances."""
+        p = self.parameters.loss.ge2e
+        rounds: list[list[np.ndarray]] = []
+        for speaker in range(len(self.splits.speakers)):
+            own = rng.permutation(np.flatnonzero(self.speakers == speaker))
+            num_groups = -(-len(own) // p.utterances_per_speaker)
+            groups = np.resize(own, (num_groups, p.utterances_per_speaker))
+            for number, group in enumerate(groups):
+                rounds += [[]] if number == len(rounds) else []
+                rounds[number].append(group)
+        plan = []
+        for groups in rounds:
+            order = rng.permutation(len(groups))
+            parts = _even_parts(order, p.speakers_per_batch)
+            plan += [np.concatenate([groups[i] for i in part]) for part in parts]
+        # A speaker alone has nobody to be told from.
+        several = [part for part in plan if len(part) > p.utterances_per_speaker]
+        return [several[i] for i in rng.permutation(len(several))]
+
+    def _batch(self, epoch: int, number: int, chosen: np.ndarray) -> Batch:
+        rng = np.random.default_rng([self.parameters.seed, epoch, number])
+        seconds = rng.choice(self.parameters.model.crop_seconds)
+        size = round(seconds * self.sample_rate)
+        offsets, lengths = self.offsets[chosen], self.lengths[chosen]
+        starts = rng.integers(np.maximum(lengths - size, 0) + 1)
+        crops = [
+            self.samples[begin : begin + min(size, length)]
+            for begin, length in zip(offsets + starts, lengths, strict=True)
+        ]
+        crops = [crop.repeat(-(-size // len(crop)))[:size] for crop in crops]
+        return Batch(
+            waveforms=torch.stack(crops).to(self.device).float() / FULL_SCALE,
+            lengths=None,
+            indices=torch.tensor([self.splits.train[i] for i in chosen]),
+            speakers=torch.from_numpy(self.speakers[chosen]).to(self.device),
+            seed=int(rng.integers(2**63)),
+        )
+
+
+def _even_parts(order: np.ndarray, largest: int) -> list[np.ndarray]:
+    """As few parts as hold at most `largest` each, alike in size and none of one alone
+    (batch norm has no variance of one)."""
+    num_parts = max(1, min(-(-len(order) // largest), len(order) // 2))
+    return np.array_split(order, num_parts)
+
+
+class UtteranceBatches:
+    """Whole utterances, zero-padded; longest first, so that little padding is needed.
+
+    A batch holds at most `batch_seconds` of audio, padding included, and one utterance
+    at least.
+    """
+
+    def __init__(
+        self,
+        packed: Pack,
+        indices: Sequence[int],
+        batch_seconds: float,
+        device: torch.device,
+    ) -> None:
+        self.packed, self.indices, self.device = packed, list(indices), device
+        largest = batch_seconds * packed.sample_rate
+        self.parts: list[list[int]] = []
+        for index in sorted(indices, key=lambda i: -packed.entries[i].samples):
+            part = self.parts[-1] if self.parts else []
+            if part and (len(part) + 1) * packed.entries[part[0]].samples <= largest:
+                part.append(index)
+            else:
+                self.parts.append([index])
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for part in self.parts:
+            entries = [self.packed.entries[i] for i in part]
+            recordings = [
+                self.packed.samples[e.offset : e.offset + e.samples] for e in entries
+            ]
+            lengths = torch.tensor([e.samples for e in entries])
+            waveforms = nn.utils.rnn.pad_sequence(recordings, batch_first=True)
+            yield Batch(
+                waveforms=waveforms.to(self.device).float() / FULL_SCALE,
+                lengths=lengths.to(self.device),
+                indices=torch.tensor(part),
+            )

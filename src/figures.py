@@ -1,0 +1,102 @@
+"""Pictures of what a run found: data in, a matplotlib `Figure` out, nothing shown.
+
+embeddings [U, E], speakers [U] -> `draw_embeddings` -> Figure
+
+U utterances, E embedding size. One style and one palette serve the whole project; a
+colour belongs to one speaker throughout a figure. UMAP is arXiv 1802.03426.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+PALETTE = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+    "#000000",
+)
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+}
+MAX_SPEAKERS = 24  # drawn; more could not be told apart
+
+
+def project_svd(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The two directions of greatest variance of unit embeddings, [U, E] -> [U, 2]."""
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    centred = unit - unit.mean(0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    return left[:, :2] * singular[:2]
+
+
+def project_umap(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """UMAP of the cosine distances between embeddings, [U, E] -> [U, 2]."""
+    import umap  # takes seconds to load: only where it is drawn
+
+    with warnings.catch_warnings():
+        # A seed makes UMAP use one thread, and it warns that it does.
+        warnings.simplefilter("ignore")
+        return umap.UMAP(
+            metric="cosine",
+            n_neighbors=min(15, len(embeddings) - 1),
+            random_state=seed,
+        ).fit_transform(embeddings)
+
+
+def draw_embeddings(
+    embeddings: NDArray[np.float32], speakers: Sequence[str], title: str, seed: int
+) -> Figure:
+    """Utterances in the plane by SVD and by UMAP, a colour and shape for each speaker.
+
+    embeddings [U, E]; at most 24 speakers are drawn, those first in order.
+    """
+    names = sorted(set(speakers))[:MAX_SPEAKERS]
+    drawn = np.isin(speakers, names)
+    embeddings, speakers = embeddings[drawn], np.array(speakers)[drawn]
+    planes = {
+        "SVD": project_svd(embeddings),
+        "UMAP, cosine": project_umap(embeddings, seed),
+    }
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.6))
+        for axes, (method, plane) in zip(
+            figure.subplots(1, 2), planes.items(), strict=True
+        ):
+            for number, name in enumerate(names):
+                own = plane[speakers == name]
+                axes.scatter(
+                    *own.T,
+                    s=18,
+                    color=PALETTE[number % len(PALETTE)],
+                    marker=MARKERS[number // len(PALETTE) % len(MARKERS)],
+                    linewidths=0,
+                    alpha=0.8,
+                    label=name,
+                )
+            axes.set(title=method, xlabel="component 1", ylabel="component 2")
+        figure.suptitle(f"{title}: {len(names)} speakers", x=0.01, ha="left")
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            loc="outside right upper",
+            fontsize=7,
+            frameon=False,
+        )
+    return figure

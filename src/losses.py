@@ -1,0 +1,214 @@
+"""Training criteria: cross-entropy, ArcFace, CosFace, SphereFace and GE2E.
+
+embeddings [B, E], speakers [B] -> criterion -> `LossOutput(loss [], predictions [B])`
+
+Shapes: B utterances in a batch, E embedding size, S training speakers. Embeddings come
+in unnormalised, and losses are computed in float32 (float64 stays float64) whatever the
+precision around them. Sources: ArcFace arXiv 1801.07698, CosFace 1801.09414, SphereFace
+1704.08063, GE2E 1710.10467.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parameters import LossParameters
+
+
+class LossOutput(NamedTuple):
+    """What a criterion says about a batch."""
+
+    loss: Tensor  # [], mean over the batch
+    predictions: Tensor  # [B], speaker indices, int64
+
+
+def _in_full_precision(method: Callable) -> Callable:
+    """Run a method without autocast, its embeddings in float32 or wider."""
+
+    @wraps(method)
+    def wrapped(self: nn.Module, embeddings: Tensor, *others: Tensor):
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return method(self, embeddings.to(dtype), *others)
+
+    return wrapped
+
+
+def _build_classifier(embedding_size: int, num_speakers: int, bias: bool) -> nn.Linear:
+    classifier = nn.Linear(embedding_size, num_speakers, bias)
+    nn.init.xavier_uniform_(classifier.weight)
+    return classifier
+
+
+class CrossEntropyLoss(nn.Module):
+    """Softmax cross-entropy over a linear classifier with bias."""
+
+    def __init__(self, embedding_size: int, num_speakers: int):
+        super().__init__()
+        self.classifier = _build_classifier(embedding_size, num_speakers, bias=True)
+
+    @_in_full_precision
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Scores of all speakers: [B, E] -> [B, S]."""
+        return self.classifier(embeddings)
+
+    @_in_full_precision
+    def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
+        """Mean cross-entropy of [B, E] embeddings and their [B] speaker indices."""
+        logits = self.logits(embeddings)  # [B, S]
+        return LossOutput(F.cross_entropy(logits, speakers), logits.argmax(dim=1))
+
+
+def angles_between(a: Tensor, b: Tensor) -> Tensor:
+    """Angles in radians, 0 to pi, between the rows of a and of b: [B, E] twice -> [B].
+
+    Kahan's 2 atan2(|a - b|, |a + b|) of the unit vectors: unlike that of arccos, its
+    gradient is finite everywhere, at 0 and pi too. A zero row is at pi / 2 to all.
+    """
+    a, b = F.normalize(a), F.normalize(b)
+    return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))
+
+
+def monotone_cosine(angles: Tensor) -> Tensor:
+    """Cosine up to pi, continued so that it decreases for ever and stays smooth.
+
+    (-1)^k cos(angle) - 2k with k = floor(angle / pi): psi of arXiv 1612.02295, eq. 6,
+    which SphereFace took over.
+    """
+    half_turns = torch.floor(angles / torch.pi)
+    return (1 - 2 * (half_turns % 2)) * torch.cos(angles) - 2 * half_turns
+
+
+class AngularMarginLoss(nn.Module):
+    """Cross-entropy over scaled cosines to the class vectors, the target's reduced.
+
+    Embeddings and class vectors are both normalised. `margin_share`, 0 to 1, is the
+    part of the margin in force: training fills it in place to let the margin grow.
+    Kinds differ in `target_cosine`, which decreases with the angle from 0 to pi.
+    """
+
+    margin_share: Tensor
+
+    def __init__(
+        self, embedding_size: int, num_speakers: int, scale: float, margin: float
+    ):
+        super().__init__()
+        self.classifier = _build_classifier(embedding_size, num_speakers, bias=False)
+        self.scale = scale
+        self.margin = margin
+        self.register_buffer("margin_share", torch.tensor(1.0), persistent=False)
+
+    def target_cosine(self, angles: Tensor) -> Tensor:
+        """What stands for cos(angle) at the target speaker: [B] radians -> [B]."""
+        raise NotImplementedError
+
+    @_in_full_precision
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Scaled cosines to all speakers, without margin: [B, E] -> [B, S]."""
+        class_vectors = F.normalize(self.classifier.weight)
+        return self.scale * F.normalize(embeddings) @ class_vectors.T
+
+    @_in_full_precision
+    def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
+        """Mean loss of [B, E] embeddings and their [B] speaker indices."""
+        logits = self.logits(embeddings)  # [B, S]
+        angles = angles_between(embeddings, self.classifier.weight[speakers])  # [B]
+        targets = self.scale * self.target_cosine(angles)  # [B]
+        with_margin = logits.scatter(1, speakers[:, None], targets[:, None])
+        loss = F.cross_entropy(with_margin, speakers)
+        return LossOutput(loss, logits.argmax(dim=1))
+
+
+class ArcFaceLoss(AngularMarginLoss):
+    """cos(angle + margin), margin in radians (arXiv 1801.07698, eq. 3).
+
+    Where angle + margin passes pi it goes on as `monotone_cosine`.
+    """
+
+    def target_cosine(self, angles: Tensor) -> Tensor:
+        return monotone_cosine(angles + self.margin * self.margin_share)
+
+
+class CosFaceLoss(AngularMarginLoss):
+    """cos(angle) - margin (arXiv 1801.09414, eq. 4)."""
+
+    def target_cosine(self, angles: Tensor) -> Tensor:
+        return torch.cos(angles) - self.margin * self.margin_share
+
+
+class SphereFaceLoss(AngularMarginLoss):
+    """psi(margin * angle), any real margin of at least 1 (arXiv 1704.08063).
+
+    The paper's margins are whole numbers and its embeddings keep their lengths; here
+    `monotone_cosine` takes real margins and embeddings are normalised.
+    """
+
+    def target_cosine(self, angles: Tensor) -> Tensor:
+        return monotone_cosine(angles * (1 + (self.margin - 1) * self.margin_share))
+
+
+class GE2ELoss(nn.Module):
+    """Generalised end-to-end loss, softmax variant (arXiv 1710.10467).
+
+    Each utterance is compared with the centroids of the speakers in its batch, its own
+    speaker's without itself (eq. 8), by scale * cosine + bias (eq. 9). The loss is the
+    mean, not the sum, of eq. 6 over the batch. The scale is learnt as its logarithm,
+    which keeps it above 0; the bias is the paper's, though the softmax cancels it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.bias = nn.Parameter(torch.tensor(-5.0))
+
+    @_in_full_precision
+    def logits(self, embeddings: Tensor, centroids: Tensor) -> Tensor:
+        """scale * cosine + bias: [B, E], centroids of any length [S, E] -> [B, S]."""
+        centroids = F.normalize(centroids.to(embeddings.dtype))
+        cosines = F.normalize(embeddings) @ centroids.T  # [B, S]
+        return self.log_scale.exp() * cosines + self.bias
+
+    @_in_full_precision
+    def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
+        """Mean loss of [B, E] embeddings and their [B] speaker labels, in any order.
+
+        Each speaker should have at least two utterances in the batch: the only one of
+        a speaker counts as orthogonal to its own speaker. Predictions are labels that
+        occur in `speakers`.
+        """
+        directions = F.normalize(embeddings)
+        same = speakers[:, None] == speakers  # [B, B]
+        others = same.clone().fill_diagonal_(False)
+        # One column per utterance, holding the centroid of its speaker, keeps shapes
+        # static. Sums serve as centroids, since only their directions matter.
+        centroids = same.to(directions.dtype) @ directions  # [B, E]
+        own_centroids = others.to(directions.dtype) @ directions  # [B, E]
+        own_cosines = (directions * F.normalize(own_centroids)).sum(dim=1)  # [B]
+        own_logits = self.log_scale.exp() * own_cosines + self.bias  # [B]
+        logits = self.logits(directions, centroids)  # [B, B]
+        logits = torch.where(same, own_logits[:, None], logits)
+        # A speaker's columns are equal: dividing by their count makes them one again.
+        counts = same.sum(dim=1)  # [B]
+        losses = torch.logsumexp(logits - counts.log(), dim=1) - own_logits  # [B]
+        return LossOutput(losses.mean(), speakers[logits.argmax(dim=1)])
+
+
+def build_loss(
+    parameters: LossParameters, embedding_size: int, num_speakers: int
+) -> nn.Module:
+    """The criterion that `parameters.name` chooses, with its own weights."""
+    if parameters.name == "cross_entropy":
+        return CrossEntropyLoss(embedding_size, num_speakers)
+    if parameters.name == "ge2e":
+        return GE2ELoss()
+    angular = {
+        "arcface": ArcFaceLoss,
+        "cosface": CosFaceLoss,
+        "sphereface": SphereFaceLoss,
+    }[parameters.name]
+    chosen = getattr(parameters, parameters.name)
+    return angular(embedding_size, num_speakers, chosen.scale, chosen.margin)

@@ -1,0 +1,423 @@
+"""The schema of `parameters.yml`: types, ranges, units, and errors that name the key.
+
+`parameters.yml` (+ later files + `key=value` overrides) -> `load_parameters` ->
+`Parameters`
+
+Every number a run depends on stands in the files, none in the code: the schema has no
+defaults, so a key that no file gives is an error.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: commands print it in one line and exit with
+    2."""
+
+
+class ParameterError(UserError):
+    """A parameter file or an override that cannot be used as it is."""
+
+
+class Section(BaseModel):
+    """Frozen, strictly typed, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _as_path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+PathLike = Annotated[Path, BeforeValidator(_as_path)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+Durations = Annotated[
+    tuple[Seconds, ...], Field(min_length=1), BeforeValidator(_as_tuple)
+]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class SyntheticParameters(Section):
+    """The embedded corpus of `synthetic.py`."""
+
+    num_speakers: Annotated[int, Field(ge=2)]
+    utterances_per_speaker: Annotated[int, Field(ge=2)]
+    min_seconds: Seconds
+    max_seconds: Seconds
+
+
+class LibriSpeechParameters(Section):
+    """Which subsets of LibriSpeech serve which split; an empty test list holds speakers
+    of the training subsets out instead."""
+
+    train: Names
+    development: Names
+    test: Names
+
+
+class DatasetParameters(Section):
+    """Where the audio comes from and who is kept out of training."""
+
+    name: Literal["synthetic", "librispeech", "folder"]
+    root: PathLike
+    packs: PathLike
+    download: bool
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    validation_fraction: Fraction
+    development_fraction: Fraction
+    test_fraction: Fraction
+    synthetic: SyntheticParameters
+    librispeech: LibriSpeechParameters
+
+
+class FrontEndParameters(Section):
+    """The log-mel front end of `transforms.py`."""
+
+    sample_rate: Annotated[int, Field(ge=8000, le=48000)]
+    window_seconds: Seconds
+    hop_seconds: Seconds
+    n_fft: Count
+    num_mels: Count
+    preemphasis: Fraction
+    dither: NonNegative
+    normalization: Literal["per_feature", "mean"]
+
+
+class SpecAugmentParameters(Section):
+    """Masks on the features of a training batch."""
+
+    frequency_masks: Annotated[int, Field(ge=0)]
+    frequency_width: Annotated[int, Field(ge=0)]
+    time_masks: Annotated[int, Field(ge=0)]
+    time_fraction: Fraction
+
+
+class AugmentationParameters(Section):
+    """What is done to training batches and to nothing else."""
+
+    spec_augment: SpecAugmentParameters
+
+
+class TitaNetParameters(Section):
+    """TitaNet; `channels` and `epilog_channels` override what the size says."""
+
+    size: Literal["s", "m", "l"]
+    channels: Count | None
+    epilog_channels: Count | None
+    embedding_size: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    crop_seconds: Durations
+
+
+class DVectorParameters(Section):
+    """The d-vector baseline."""
+
+    hidden_size: Count
+    projection_size: Count
+    num_layers: Count
+    embedding_size: Count
+    crop_seconds: Durations
+
+
+class ModelParameters(Section):
+    """Which encoder is trained."""
+
+    name: Literal["titanet", "dvector"]
+    titanet: TitaNetParameters
+    dvector: DVectorParameters
+
+    @property
+    def crop_seconds(self) -> tuple[float, ...]:
+        """Durations of training crops for the chosen encoder, in seconds."""
+        return getattr(self, self.name).crop_seconds
+
+
+class MarginParameters(Section):
+    """An angular-margin loss; the margin grows linearly from nothing over the first
+    `ramp` of the steps."""
+
+    scale: Positive
+    margin: NonNegative
+    ramp: Fraction
+
+
+class SphereFaceParameters(MarginParameters):
+    """SphereFace, whose margin multiplies the angle; 1 is none."""
+
+    margin: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+
+
+class GE2EParameters(Section):
+    """GE2E and the batches it needs."""
+
+    speakers_per_batch: Annotated[int, Field(ge=2)]
+    utterances_per_speaker: Annotated[int, Field(ge=2)]
+
+
+class LossParameters(Section):
+    """Which loss is trained with."""
+
+    name: Literal["cross_entropy", "arcface", "cosface", "sphereface", "ge2e"]
+    arcface: MarginParameters
+    cosface: MarginParameters
+    sphereface: SphereFaceParameters
+    ge2e: GE2EParameters
+
+
+class OptimizerParameters(Section):
+    """The optimizer and its schedule: linear warm-up, then half a cosine."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: Positive
+    final_lr: NonNegative
+    warmup: Fraction
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegative
+    clip_norm: Positive
+
+
+class TrainingParameters(Section):
+    """The training loop."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    optimizer: OptimizerParameters
+
+
+class EvaluationParameters(Section):
+    """Embedding and verification."""
+
+    batch_seconds: Seconds
+    max_trials: Count
+    p_target: Annotated[float, Field(gt=0, lt=1)]
+    c_miss: Positive
+    c_fa: Positive
+
+
+class RunParameters(Section):
+    """Where runs are written."""
+
+    directory: PathLike
+    name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None
+
+
+class WandbParameters(Section):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    entity: str | None
+    project: str
+    api_key_file: PathLike | None
+
+
+class Parameters(Section):
+    """All that a run depends on."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    dataset: DatasetParameters
+    front_end: FrontEndParameters
+    augmentation: AugmentationParameters
+    model: ModelParameters
+    loss: LossParameters
+    training: TrainingParameters
+    evaluation: EvaluationParameters
+    run: RunParameters
+    wandb: WandbParameters
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain YAML and JSON types; `Parameters` again through `check_parameters`."""
+        return self.model_dump(mode="json")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with duplicate keys refused and `1e-3` a number, as YAML 1.2 has it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(
+                problem=f"expected a name as key, got {key!r}",
+                problem_mark=key_node.start_mark,
+            )
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{key}: expected once, given twice",
+                problem_mark=key_node.start_mark,
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader: builds plain types only
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ParameterError(f"{where}{line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ParameterError(f"{where}: not readable as YAML: {first_line}") from None
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ParameterError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ParameterError(f"{path}: not readable as YAML: not UTF-8") from None
+    values = _parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise ParameterError(
+            f"{path}: expected sections such as `training:`, got {values!r}"
+        )
+    return values
+
+
+def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in update.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    names = key.split(".")
+    if not equals or not all(names):
+        raise ParameterError(
+            f"{override}: expected section.key=value, "
+            "such as training.epochs=5, got no value"
+        )
+    value = _parse_yaml(text, key)
+    for name in reversed(names):
+        value = {name: value}
+    return value
+
+
+def _known_keys(schema: dict, definitions: dict, prefix: str = "") -> dict[str, dict]:
+    """Dotted name -> JSON schema of every key, sections included."""
+    known = {}
+    for name, field in schema.get("properties", {}).items():
+        field = definitions[field["$ref"].split("/")[-1]] if "$ref" in field else field
+        known[prefix + name] = field
+        known |= _known_keys(field, definitions, f"{prefix}{name}.")
+    return known
+
+
+def _expectation(field: dict) -> str:
+    """What a JSON schema asks for, in words."""
+    if "anyOf" in field:
+        return " or ".join(_expectation(option) for option in field["anyOf"])
+    if "enum" in field:
+        return "one of " + ", ".join(field["enum"])
+    if "properties" in field:
+        return "a section with " + ", ".join(field["properties"])
+    kind = field.get("type")
+    if kind == "array":
+        items = _expectation(field.get("items", {}))
+        return f"a list, each {items}" + (
+            ", at least one" if "minItems" in field else ""
+        )
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "null": "null",
+        "string": "a path" if field.get("format") == "path" else "text",
+    }[kind]
+    bounds = []
+    for bound, phrase in (
+        ("exclusiveMinimum", "above"),
+        ("minimum", "of at least"),
+        ("exclusiveMaximum", "below"),
+        ("maximum", "of at most"),
+        ("pattern", "matching"),
+    ):
+        if bound in field:
+            bounds.append(f"{phrase} {field[bound]}")
+    return " ".join([words, " and ".join(bounds)]).strip()
+
+
+def _explain(error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line."""
+    schema = Parameters.model_json_schema(mode="validation")
+    known = _known_keys(schema, schema["$defs"])
+    complaint = error.errors()[0]
+    location = complaint["loc"]
+    key = ".".join(str(part) for part in location)
+    if complaint["type"] == "extra_forbidden":
+        section, _, name = key.rpartition(".")
+        siblings = {k.rpartition(".")[2]: k for k in known if k.startswith(section)}
+        near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+        names = [k for k in known if k.rpartition(".")[0] == section]
+        hint = (
+            f"did you mean {siblings[near[0]]}?"
+            if near
+            else "expected one of " + ", ".join(names)
+        )
+        return f"{key}: unknown key; {hint}"
+    while key not in known:  # inside a list or a choice of types
+        location = location[:-1]
+        key = ".".join(str(part) for part in location)
+    expected = _expectation(known[key])
+    if complaint["type"] == "missing":
+        return f"{key}: expected {expected}, but it is missing"
+    return f"{key}: expected {expected}, got {complaint['input']!r}"
+
+
+def check_parameters(values: Mapping[str, Any]) -> Parameters:
+    """Plain nested values -> `Parameters`; raise `ParameterError` naming the key."""
+    try:
+        return Parameters.model_validate(values)
+    except ValidationError as error:
+        raise ParameterError(_explain(error)) from None
+
+
+def load_parameters(*paths: Path, overrides: Sequence[str] = ()) -> Parameters:
+    """Read, merge and check parameter files; later files and `a.b=value` overrides win.
+
+    Raises `ParameterError` naming the key, what was expected and what was given.
+    """
+    values: dict[str, Any] = {}
+    for path in paths:
+        values = _merge(values, _read_mapping(Path(path)))
+    return check_parameters(override_values(values, overrides))
+
+
+def override_values(values: Mapping[str, Any], overrides: Sequence[str]) -> dict:
+    """Nested values with `a.b=value` overrides merged in, not yet checked."""
+    for override in overrides:
+        values = _merge(values, _parse_override(override))
+    return dict(values)

@@ -1,0 +1,332 @@
+"""What a run leaves behind: its directory, its checkpoints and its W&B page.
+
+runs/<name>/  parameters.yml  metrics.jsonl  trials.txt  report.json  embeddings.png
+              last.pt  best.pt
+
+Metrics have the same names in `metrics.jsonl` and on W&B. wandb is imported in this
+module only, and nothing that it does or fails to do stops training.
+"""
+
+import json
+import netrc
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from torch import nn
+
+from losses import build_loss
+from models import build_encoder
+from parameters import Parameters, UserError, check_parameters
+from transforms import FrontEnd
+
+CHECKPOINT_VERSION = 1
+WANDB_START_SECONDS = 20  # that W&B may delay a run's start
+WANDB_END_SECONDS = 30  # and its end
+
+
+class RunError(UserError):
+    """A run directory or checkpoint that cannot be used."""
+
+
+@dataclass(frozen=True)
+class SpeakerModel:
+    """All that embeds and identifies speakers, and what it was trained with.
+
+    `speakers` are the training speakers in the order of the classifier's rows.
+    """
+
+    parameters: Parameters
+    speakers: list[str]
+    front_end: FrontEnd
+    encoder: nn.Module
+    criterion: nn.Module
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {
+            "front_end": self.front_end,
+            "encoder": self.encoder,
+            "criterion": self.criterion,
+        }
+
+    def train(self, mode: bool = True) -> "SpeakerModel":
+        """Switch all modules to training mode, or to evaluation mode."""
+        for module in self.modules.values():
+            module.train(mode)
+        return self
+
+    def to(self, device: torch.device) -> "SpeakerModel":
+        """Move all modules to a device."""
+        for module in self.modules.values():
+            module.to(device)
+        return self
+
+
+def build_model(
+    parameters: Parameters, speakers: list[str], device: torch.device
+) -> SpeakerModel:
+    """An untrained model whose weights are drawn from `seed`, the same on any
+    device."""
+    torch.manual_seed(parameters.seed)
+    front_end = FrontEnd(parameters.front_end)
+    encoder = build_encoder(parameters.model, parameters.front_end.num_mels)
+    criterion = build_loss(parameters.loss, encoder.embedding_size, len(speakers))
+    return SpeakerModel(parameters, speakers, front_end, encoder, criterion).to(device)
+
+
+def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
+    """Write a model and the state of its training, whole or not at all."""
+    state = {
+        "version": CHECKPOINT_VERSION,
+        "parameters": model.parameters.as_dict(),
+        "speakers": model.speakers,
+        **{name: module.state_dict() for name, module in model.modules.items()},
+        **training,
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer hides the OSError
+        partial.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error}") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU; executes nothing it reads."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path}: expected a checkpoint, got no such file") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.PickleError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{path}: not a readable checkpoint: {reason}") from None
+    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
+        raise RunError(f"{path}: not a checkpoint of this program")
+    return state
+
+
+def restore_model(
+    state: Mapping[str, Any], path: Path, device: torch.device
+) -> SpeakerModel:
+    """The model in a checkpoint's state; `path` is named where it does not fit."""
+    try:
+        parameters = check_parameters(state["parameters"])
+        model = build_model(parameters, state["speakers"], device)
+        for name, module in model.modules.items():
+            module.load_state_dict(state[name])
+    except (KeyError, RuntimeError, UserError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path}: the checkpoint does not fit: {reason}") from None
+    return model
+
+
+def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:
+    """The model of a checkpoint file, or of a run's `best.pt`."""
+    path = run_or_file / "best.pt" if run_or_file.is_dir() else run_or_file
+    return restore_model(load_checkpoint(path), path, device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `training.device` names; auto takes the fastest there is."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(device for device, there in available.items() if there)
+        raise RunError(
+            f"training.device: expected a device of this machine ({there}), got {name}"
+        )
+    return torch.device(name)
+
+
+class Run:
+    """A run's directory and its mirror on W&B."""
+
+    def __init__(self, directory: Path, parameters: Parameters, wandb_id: str) -> None:
+        self.directory = directory
+        self.wandb_id = wandb_id
+        self._step = 0  # the last epoch logged
+        self._wandb = _start_wandb(parameters, directory, wandb_id)
+
+    @classmethod
+    def create(cls, parameters: Parameters) -> "Run":
+        """A new directory; raise `RunError` where it exists or cannot be written."""
+        name = parameters.run.name
+        if name is None:
+            time = datetime.now().strftime("%Y%m%d-%H%M%S")
+            choices = (parameters.dataset, parameters.model, parameters.loss)
+            name = "-".join([*(choice.name for choice in choices), time])
+        directory = parameters.run.directory / name
+        try:
+            directory.mkdir(parents=True)
+            text = yaml.safe_dump(parameters.as_dict(), sort_keys=False)
+            (directory / "parameters.yml").write_text(text, encoding="utf-8")
+        except FileExistsError:
+            raise RunError(
+                f"{directory}: this run exists; choose another run.name, "
+                f"or go on with --resume {directory}"
+            ) from None
+        except OSError as error:
+            raise RunError(f"{directory}: cannot be written: {error}") from None
+        return cls(directory, parameters, os.urandom(8).hex())
+
+    @classmethod
+    def reopen(
+        cls, directory: Path, parameters: Parameters, epoch: int, wandb_id: str
+    ) -> "Run":
+        """An existing directory, its metrics cut back to `epoch` finished epochs."""
+        path = directory / "metrics.jsonl"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()[:epoch]
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {error}") from None
+        _replace_text(path, "".join(f"{line}\n" for line in lines))
+        return cls(directory, parameters, wandb_id)
+
+    def log_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Append one epoch's metrics, `epoch` among them, to `metrics.jsonl`."""
+        path = self.directory / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error}") from None
+        self._step = metrics["epoch"]
+        self._mirror(lambda wandb, page: page.log(dict(metrics), self._step))
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        """Save a figure as `<name>.png`."""
+        path = self.directory / f"{name}.png"
+        try:
+            figure.savefig(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error}") from None
+        self._mirror(
+            lambda wandb, page: page.log({name: wandb.Image(str(path))}, self._step)
+        )
+
+    def log_report(self, report: Mapping[str, Any], table: list[list]) -> None:
+        """Write `report.json`; W&B shows the table, whose first row names its
+        columns."""
+        _replace_text(self.directory / "report.json", json.dumps(report, indent=2))
+        rows = {"columns": table[0], "data": table[1:]}
+        self._mirror(
+            lambda wandb, page: page.log({"results": wandb.Table(**rows)}, self._step)
+        )
+        self._mirror(lambda wandb, page: page.summary.update(report))
+
+    def finish(self) -> None:
+        """Hand the best checkpoint to W&B and close the page."""
+
+        def close(wandb: Any, page: Any) -> None:
+            artifact = wandb.Artifact(f"model-{self.wandb_id}", type="model")
+            artifact.add_file(str(self.directory / "best.pt"))
+            page.log_artifact(artifact)
+            page.finish()
+
+        self._mirror(close)
+        self._wandb = None
+
+    def _mirror(self, action: Callable[[Any, Any], None]) -> None:
+        if self._wandb is None:
+            return
+        try:
+            action(*self._wandb)
+        except Exception as error:  # whatever W&B does, training goes on
+            print(f"W&B: {type(error).__name__}, no longer logging there")
+            self._wandb = None
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error}") from None
+
+
+def _read_api_key(path: Path | None) -> str | None:
+    """From the key file, the environment or ~/.netrc; None where none has one."""
+    try:
+        if path is not None and (key := path.read_text(encoding="utf-8").strip()):
+            return key
+    except (OSError, UnicodeDecodeError):
+        pass  # a missing key file is the usual case, and no reason to stop
+    if os.environ.get("WANDB_API_KEY"):
+        return os.environ["WANDB_API_KEY"]
+    try:
+        host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+        found = netrc.netrc().authenticators(host.hostname or "")
+        return found[2] if found else None
+    except (OSError, netrc.NetrcParseError):
+        return None
+
+
+def _start_wandb(
+    parameters: Parameters, directory: Path, wandb_id: str
+) -> tuple[Any, Any] | None:
+    """(the wandb module, a W&B run), or None; says in a line what it chose and why."""
+    chosen = parameters.wandb
+    if chosen.mode == "disabled":
+        return None
+    try:
+        import wandb
+    except ImportError:
+        print("W&B: wandb is not installed, not logging there")
+        return None
+    key = _read_api_key(chosen.api_key_file)
+    online = chosen.mode != "offline" and key is not None
+    if chosen.mode == "online" and key is None:
+        print("W&B: no API key in wandb.api_key_file, WANDB_API_KEY or ~/.netrc")
+
+    def start(mode: str) -> Any:
+        return wandb.init(
+            entity=chosen.entity,
+            project=chosen.project,
+            name=directory.name,
+            id=wandb_id,
+            resume="allow",
+            dir=str(directory),
+            config=parameters.as_dict(),
+            mode=mode,
+            settings=wandb.Settings(
+                api_key=key if mode == "online" else None,
+                init_timeout=WANDB_START_SECONDS,
+                finish_timeout=WANDB_END_SECONDS,
+                console="off",
+                silent=True,
+            ),
+        )
+
+    if online:
+        try:
+            page = start("online")
+            print(f"W&B: logging to {page.url}")
+            return wandb, page
+        except Exception as error:  # wrong key, no network, a server in trouble
+            print(f"W&B: cannot go online ({type(error).__name__}), logging offline")
+    try:
+        page = start("offline")
+    except Exception as error:
+        print(f"W&B: {type(error).__name__}, not logging there")
+        return None
+    print(f"W&B: offline; upload with: wandb sync {Path(page.dir).parent}")
+    return wandb, page

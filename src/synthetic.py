@@ -1,0 +1,373 @@
+"""The embedded corpus: a source-filter speech synthesiser, so no run needs a download.
+
+`SyntheticParameters` -> `synthetic_utterances` -> `SyntheticUtterance` -> int16 [N]
+
+A voice (what a speaker keeps) and a sequence of phonemes become tracks of F frames of
+8 ms: formants, gains, pitch. Glottal pulses and noise are cut into short windows, each
+window is filtered by the response of its frame over K frequencies, and the windows are
+added up again: a time-varying filter without a loop over samples.
+
+Shapes: F frames, K frequencies, P phones, R resonances.
+
+Sources: Klatt, JASA 67 (1980) 971, for the cascade of resonators, the nasal pole and
+zero and the consonants; Peterson & Barney, JASA 24 (1952) 175, for the vowels; Doval,
+d'Alessandro & Henrich, Acta Acustica 92 (2006) 1026, for a glottal pulse that is a
+resonance and a tilt.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from parameters import ParameterError, SyntheticParameters
+
+VERSION = 1  # raised when the sound changes: part of an utterance's repr
+
+RATE = 16_000  # Hz, at which speech is made; other rates are resampled from it
+HOP = 128  # samples: a frame of 8 ms
+WINDOW = np.hanning(2 * HOP + 1)[:-1].astype(np.float32)
+N_FFT = 4 * HOP  # a window and 16 ms for its response to ring
+FREQUENCIES = np.fft.rfftfreq(N_FFT, 1 / RATE)
+DELAYS = np.exp(-2j * np.pi * FREQUENCIES / RATE) ** np.arange(15)[:, None]  # z^-k
+
+NO_ZERO = 270.0  # Hz, where the nasal zero cancels the nasal pole
+NASAL_WIDTH = np.array([100.0])  # Hz, of both
+HIGH_FORMANTS = (3500.0, 4500.0, 5500.0)  # Hz, the same for all phones
+BANDWIDTHS = np.array([70.0, 90.0, 130.0, 200.0, 270.0, 350.0])  # Hz, F1 to F6
+
+
+class Phone(NamedTuple):
+    """Targets of one stretch of sound for a male vocal tract: Hz, gains and seconds."""
+
+    f1: float
+    f2: float
+    f3: float
+    seconds: float
+    voice: float = 0.0
+    breath: float = 0.0  # noise at the glottis, filtered by the vocal tract
+    noise: float = 0.0  # noise at a constriction, with a centre and a width of its own
+    centre: float = 1000.0
+    width: float = 1000.0
+    zero: float = NO_ZERO
+
+
+SILENCE = (Phone(500, 1500, 2500, 0.2),)
+VOWELS = tuple(
+    (Phone(f1, f2, f3, seconds, voice=1.0),)
+    for f1, f2, f3, seconds in [
+        (270, 2290, 3010, 0.11),  # heed
+        (390, 1990, 2550, 0.08),  # hid
+        (530, 1840, 2480, 0.10),  # head
+        (660, 1720, 2410, 0.13),  # had
+        (730, 1090, 2440, 0.13),  # hod
+        (570, 840, 2410, 0.13),  # hawed
+        (440, 1020, 2240, 0.08),  # hood
+        (300, 870, 2240, 0.11),  # who'd
+        (640, 1190, 2390, 0.09),  # hud
+        (490, 1350, 1690, 0.12),  # heard
+    ]
+)
+
+
+Sound = tuple[Phone, ...]
+
+
+def _plosive(
+    f2: float, f3: float, centre: float, width: float, gain: float
+) -> tuple[Sound, Sound]:
+    """The voiceless and the voiced plosive of one place of articulation."""
+    burst = Phone(350, f2, f3, 0.012, noise=gain, centre=centre, width=width)
+    return (
+        (Phone(300, f2, f3, 0.06), burst, Phone(400, f2, f3, 0.03, breath=0.12)),
+        (Phone(200, f2, f3, 0.05, voice=0.12), burst._replace(voice=0.3)),
+    )
+
+
+def _fricative(
+    f2: float, f3: float, centre: float, width: float, gain: float
+) -> tuple[Sound, Sound]:
+    """The voiceless and the voiced fricative of one place of articulation."""
+    voiceless = Phone(320, f2, f3, 0.09, 0, 0.01, gain, centre, width)
+    return (
+        (voiceless,),
+        (voiceless._replace(seconds=0.06, voice=0.2, noise=0.5 * gain),),
+    )
+
+
+CONSONANTS = (
+    *_plosive(900, 2200, 1000, 900, 0.3),  # p b
+    *_plosive(1700, 2650, 4500, 1500, 0.4),  # t d
+    *_plosive(1900, 2300, 2000, 600, 0.5),  # k g
+    *_fricative(1000, 2200, 5000, 3500, 0.08),  # f v
+    *_fricative(1400, 2600, 6300, 1000, 0.5),  # s z
+    *_fricative(1800, 2500, 3300, 800, 0.5),  # sh zh
+    (Phone(500, 1500, 2500, 0.06, breath=0.15),),  # h
+    (Phone(300, 1000, 2200, 0.07, voice=0.35, zero=900),),  # m
+    (Phone(300, 1500, 2500, 0.06, voice=0.35, zero=1500),),  # n
+    (Phone(330, 1000, 2700, 0.06, voice=0.5),),  # l
+    (Phone(330, 1100, 1500, 0.06, voice=0.5),),  # r
+    (Phone(290, 650, 2200, 0.06, voice=0.5),),  # w
+    (Phone(270, 2200, 3000, 0.06, voice=0.5),),  # y
+)
+SOUNDS = (SILENCE, *VOWELS, *CONSONANTS)
+PHONES = np.array([phone for sound in SOUNDS for phone in sound])  # [P, 10]
+ROWS = np.split(np.arange(len(PHONES)), np.cumsum([len(sound) for sound in SOUNDS]))
+VOWEL_ROWS = ROWS[1 : 1 + len(VOWELS)]
+CONSONANT_ROWS = ROWS[1 + len(VOWELS) : len(SOUNDS)]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What a speaker keeps from one utterance to the next."""
+
+    pitch: float  # Hz, median
+    liveliness: float  # semitones, deviation of a syllable's pitch
+    jitter: float  # of a period
+    shimmer: float  # of a pulse's amplitude
+    breath: float  # noise at the glottis while voiced, 1 is as strong as the pulses
+    rate: float  # of speaking, 1 is usual
+    glottal_formant: float  # Hz
+    tilt: float  # Hz, above which the pulses lose another 6 dB per octave
+    tract: float  # formant scale: 1 is a 17.5 cm vocal tract, more is shorter
+    formants: np.ndarray  # Hz, [P, R]
+    bandwidths: np.ndarray  # Hz, [R]
+    zeros: np.ndarray  # Hz, of the nose, [P]
+    noises: np.ndarray  # gain of the noise at a constriction, [P, K]
+
+
+def _gender(speaker: int) -> str:
+    return "fm"[speaker % 2]
+
+
+def draw_voice(seed: int, speaker: int) -> Voice:
+    """The voice of a speaker, the same whatever the size of the corpus."""
+    random = np.random.default_rng([seed, speaker])
+    female = _gender(speaker) == "f"
+    pitch = (205.0 if female else 118.0) * np.exp(random.normal(0, 0.18))
+    tract = (1.16 if female else 1.0) * np.exp(random.normal(0, 0.06))
+    high = np.broadcast_to(HIGH_FORMANTS, (len(PHONES), len(HIGH_FORMANTS)))
+    habits = random.normal(0, 0.08, (len(PHONES), len(BANDWIDTHS)))
+    habits[:, 3:] = habits[0, 3:]  # high formants belong to the tract, not to the phone
+    formants = np.hstack([PHONES[:, :3], high]) * tract * np.exp(habits)
+    louder, lift, broaden, nose = np.exp(random.normal(0, [0.4, 0.15, 0.25, 0.2]))
+    gain, centre, width, zero = np.hsplit(PHONES[:, 6:], 4)  # [P, 1] each
+    offsets = (FREQUENCIES - centre * lift) / (width * broaden)  # [P, K]
+    return Voice(
+        pitch=pitch,
+        liveliness=random.uniform(1.0, 3.0),
+        jitter=random.uniform(0.003, 0.015),
+        shimmer=random.uniform(0.02, 0.12),
+        breath=10 ** random.uniform(-2.6, -1.0),
+        rate=np.exp(random.normal(0, 0.15)),
+        glottal_formant=pitch * random.uniform(0.8, 1.8),
+        tilt=np.exp(random.uniform(np.log(1500), np.log(6000))),
+        tract=tract,
+        formants=np.minimum(formants, 0.49 * RATE),
+        bandwidths=BANDWIDTHS * np.exp(random.normal(0, 0.25, len(BANDWIDTHS))),
+        zeros=np.where(zero > NO_ZERO, zero * nose, NO_ZERO)[:, 0],
+        noises=(louder * gain * np.exp(-0.5 * offsets**2)).astype(np.float32),
+    )
+
+
+def _draw_phones(
+    random: np.random.Generator, seconds: float, voice: Voice
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Phrases of random syllables: rows of PHONES, seconds, semitones and loudness."""
+    said = [(0, random.uniform(0.05, 0.2), 0.0, 1.0)]
+    while sum(duration for _, duration, _, _ in said) < seconds:
+        num_syllables = random.integers(4, 11)
+        for fall in np.linspace(2.0, -2.0, num_syllables):
+            semitones = fall + voice.liveliness * random.normal()
+            loudness = 10 ** (random.normal(0, 2.5) / 20)
+            sounds = [VOWEL_ROWS[random.integers(len(VOWEL_ROWS))]]
+            if random.random() < 0.85:
+                sounds.insert(0, CONSONANT_ROWS[random.integers(len(CONSONANT_ROWS))])
+            if random.random() < 0.3:
+                sounds.append(CONSONANT_ROWS[random.integers(len(CONSONANT_ROWS))])
+            for row in np.concatenate(sounds):
+                stretch = np.exp(random.normal(0, 0.15)) / voice.rate
+                said.append((row, PHONES[row, 3] * stretch, semitones, loudness))
+        said.append((0, random.uniform(0.1, 0.4), -2.0, 1.0))
+    rows, durations, semitones, loudness = (
+        np.array(x) for x in zip(*said, strict=True)
+    )
+    return rows, durations * seconds / durations.sum(), semitones, loudness
+
+
+def _smooth(track: np.ndarray, seconds: float) -> np.ndarray:
+    """Slide a Hann window of this many seconds along the first axis, [F, ...]."""
+    half = round(seconds * RATE / HOP / 2)
+    kernel = np.hanning(2 * half + 3)[1:-1]
+    padding = [(half, half)] + [(0, 0)] * (track.ndim - 1)
+    padded = np.pad(track, padding, mode="edge")
+    return sliding_window_view(padded, len(kernel), axis=0) @ (kernel / kernel.sum())
+
+
+def _pulses(
+    random: np.random.Generator, pitch: np.ndarray, voiced: np.ndarray, voice: Voice
+) -> np.ndarray:
+    """Band-limited pulses of unit power, one a period of `pitch` [F] Hz, [samples]."""
+    cycles = np.cumsum(pitch) * HOP / RATE
+    periods = np.arange(1.0, cycles[-1])
+    wobble = voice.jitter * random.normal(size=periods.shape)
+    positions = HOP * np.interp(periods + wobble, cycles, np.arange(len(pitch)))
+    frames = (positions / HOP).astype(int)
+    heights = 1 + voice.shimmer * random.normal(size=periods.shape)
+    heights *= voiced[frames] * np.sqrt(RATE / pitch[frames])
+    taps = np.arange(-7, 9)
+    offsets = taps - (positions % 1)[:, None]  # samples from the pulse, [pulses, taps]
+    shapes = np.sinc(offsets) * np.cos(np.pi * offsets / 18) ** 2
+    where = positions.astype(int)[:, None] + taps + 8
+    samples = np.bincount(
+        where.ravel(), (heights[:, None] * shapes).ravel(), (len(pitch) + 1) * HOP + 32
+    )
+    return samples[8 : 8 + (len(pitch) + 1) * HOP]
+
+
+def _resonances(centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """1 / response [F, K] of resonators in cascade, 1 at 0 Hz; Hz [F, R], [R]."""
+    radii = np.exp(-np.pi * widths / RATE)
+    polynomial = np.zeros((len(centres), 2 * len(widths) + 1))
+    polynomial[:, 0] = 1
+    for radius, centre in zip(radii, centres.T, strict=True):
+        once, twice = polynomial[:, :-1].copy(), polynomial[:, :-2].copy()
+        polynomial[:, 1:] -= (
+            2 * radius * np.cos(2 * np.pi * centre / RATE)[:, None] * once
+        )
+        polynomial[:, 2:] += radius**2 * twice
+    polynomial /= polynomial.sum(1, keepdims=True)
+    delays = DELAYS[: polynomial.shape[1]].view(float)  # a real product is faster
+    return (polynomial @ delays).view(complex).astype(np.complex64)
+
+
+def _glottis(voice: Voice) -> np.ndarray:
+    """Response [K] that turns pulses into the pressure that glottal flow radiates."""
+    peak, hz = voice.glottal_formant, FREQUENCIES
+    return (
+        1j * hz * peak / (peak**2 - hz**2 + 1j * hz * peak) / (1 + 1j * hz / voice.tilt)
+    )
+
+
+def _draw_channel(random: np.random.Generator) -> np.ndarray:
+    """Colouring [K] by room and microphone: smooth over a warped frequency axis."""
+    warped = np.log1p(FREQUENCIES / 700) / np.log1p(RATE / 2 / 700)
+    waves = np.cos(np.pi * np.arange(1, 6)[:, None] * warped)
+    return 10 ** (random.normal(0, [3, 2.5, 2, 1.5, 1.5]) @ waves / 20)
+
+
+def _spectra(samples: np.ndarray) -> np.ndarray:
+    """Half-overlapping windows of a signal in the frequency domain, [F, K]."""
+    windows = sliding_window_view(samples, len(WINDOW))[::HOP]
+    return np.fft.rfft(windows.astype(np.float32) * WINDOW, N_FFT)
+
+
+def _overlap_add(spectra: np.ndarray) -> np.ndarray:
+    """[F, K] -> samples [(F + 5) * HOP]."""
+    blocks = np.fft.irfft(spectra, N_FFT).reshape(len(spectra), -1, HOP)
+    num_frames, num_blocks, _ = blocks.shape
+    samples = np.zeros((num_frames + num_blocks - 1, HOP), np.float32)
+    for k in range(num_blocks):
+        samples[k : k + num_frames] += blocks[:, k]
+    return samples.ravel()
+
+
+@dataclass(frozen=True)
+class SyntheticUtterance:
+    """Everything that an utterance is made of: equal reprs sound equal to the bit."""
+
+    speaker: int
+    index: int
+    seconds: float
+    seed: int
+    version: int = VERSION
+
+    @property
+    def id(self) -> str:
+        """Unique within a corpus."""
+        return f"{self.speaker_id}-{self.index:03d}"
+
+    @property
+    def speaker_id(self) -> str:
+        """The same for all utterances of a speaker."""
+        return f"speaker-{self.speaker:04d}"
+
+    @property
+    def gender(self) -> str:
+        """`f` or `m`."""
+        return _gender(self.speaker)
+
+    def render(self, sample_rate: int) -> np.ndarray:
+        """Samples, int16 [round(seconds * sample_rate)], with nothing above 8 kHz."""
+        # 1 +: NumPy takes [seed, speaker] and [seed, speaker, 0] for the same seed
+        random = np.random.default_rng([self.seed, self.speaker, 1 + self.index])
+        voice = draw_voice(self.seed, self.speaker)
+        speech = _synthesise(random, voice, self.seconds)
+        speech = speech[: round(self.seconds * RATE)]
+        num_samples = round(self.seconds * sample_rate)
+        if num_samples != len(speech):
+            scale = num_samples / len(speech)
+            speech = np.fft.irfft(np.fft.rfft(speech), num_samples) * scale
+        level = 10 ** (random.normal(-25, 2.5) / 20)
+        gain = min(level / np.sqrt(np.mean(speech**2)), 0.95 / np.abs(speech).max())
+        return np.round(32767 * gain * speech).astype(np.int16)
+
+
+def _synthesise(
+    random: np.random.Generator, voice: Voice, seconds: float
+) -> np.ndarray:
+    """Random speech at RATE, [at least seconds * RATE], of no particular level."""
+    rows, durations, semitones, loudness = _draw_phones(random, seconds, voice)
+    num_frames = int(np.ceil(seconds * RATE / HOP)) + 1
+    times = np.arange(num_frames) * HOP / RATE
+    said = np.searchsorted(np.cumsum(durations)[:-1], times, side="right")  # [F]
+    rows, loudness = rows[said], _smooth(loudness[said], 0.05)
+    formants = np.exp(_smooth(np.log(voice.formants[rows]), 0.08))  # [F, R]
+    zeros = np.exp(_smooth(np.log(voice.zeros[rows]), 0.03))  # [F]
+    semitones = _smooth(semitones[said], 0.2) + random.normal()
+    pitch = voice.pitch * 2 ** (semitones / 12)
+    voiced = loudness * PHONES[rows, 4]
+    breath = voiced * voice.breath + loudness * PHONES[rows, 5]
+
+    poles = np.column_stack([formants, np.full(num_frames, NO_ZERO)])
+    pulses = _spectra(_pulses(random, pitch, voiced, voice)) * _glottis(voice)
+    hiss = _spectra(random.normal(size=(num_frames + 1) * HOP))
+    at_glottis = pulses + hiss * breath[:, None]
+    through_tract = (
+        at_glottis
+        * _resonances(zeros[:, None], NASAL_WIDTH)
+        / _resonances(poles, np.append(voice.bandwidths, NASAL_WIDTH))
+    )
+    background = 10 ** (random.uniform(-65, -40) / 20) / np.sqrt(1 + FREQUENCIES / 300)
+    at_constriction = hiss * (voice.noises[rows] * loudness[:, None] + background)
+    return _overlap_add((through_tract + at_constriction) * _draw_channel(random))
+
+
+def synthetic_utterances(
+    parameters: SyntheticParameters, seed: int
+) -> list[SyntheticUtterance]:
+    """Every utterance of the corpus, by speaker, of uniformly drawn durations.
+
+    Raises `ParameterError` where the shortest duration is above the longest.
+    """
+    shortest, longest = parameters.min_seconds, parameters.max_seconds
+    if shortest > longest:
+        raise ParameterError(
+            "dataset.synthetic.min_seconds: expected at most "
+            f"dataset.synthetic.max_seconds, {longest}, got {shortest}"
+        )
+    return [
+        SyntheticUtterance(
+            speaker,
+            index,
+            float(
+                np.random.default_rng([seed, speaker, 1 + index, 1]).uniform(
+                    shortest, longest
+                )
+            ),
+            seed,
+        )
+        for speaker in range(parameters.num_speakers)
+        for index in range(parameters.utterances_per_speaker)
+    ]

@@ -1,0 +1,387 @@
+"""The training loop: parameters in, a run directory out.
+
+    python src/train.py -p parameters.yml [-p more.yml] [key=value ...]
+    python src/train.py --resume runs/NAME [key=value ...]
+
+B utterances, N samples, M mel bands, T frames, E embedding size. All chance of a step
+comes from (seed, epoch, batch), so a resumed run repeats an unbroken one.
+"""
+
+import argparse
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset import Batch, Splits, TrainingBatches, prepare
+from eval import as_report, as_table, evaluate, identify, print_table
+from figures import draw_embeddings
+from losses import AngularMarginLoss, LossOutput
+from parameters import (
+    OptimizerParameters,
+    ParameterError,
+    Parameters,
+    UserError,
+    check_parameters,
+    load_parameters,
+    override_values,
+)
+from runs import (
+    Run,
+    RunError,
+    SpeakerModel,
+    build_model,
+    choose_device,
+    load_checkpoint,
+    load_model,
+    restore_model,
+    save_checkpoint,
+)
+from transforms import SpecAugment
+from trials import write_trials
+
+STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
+MAX_WARNINGS = 10  # printed; all stand in the pack's index
+MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
+MAY_CHANGE = ("dataset.packs", "dataset.download", "training.device", "run", "wandb")
+
+
+class TrainingError(UserError):
+    """Training that cannot go on."""
+
+
+@dataclass
+class State:
+    """All that training changes."""
+
+    model: SpeakerModel
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps
+    best_loss: float = math.inf  # on validation
+    wandb_id: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that both training and evaluation can go on from."""
+        save_checkpoint(
+            path,
+            self.model,
+            optimizer=self.optimizer.state_dict(),
+            epoch=self.epoch,
+            step=self.step,
+            best_loss=self.best_loss,
+            wandb_id=self.wandb_id,
+        )
+
+    @classmethod
+    def restore(
+        cls, path: Path, parameters: Parameters, device: torch.device
+    ) -> "State":
+        """The state that `save` wrote."""
+        saved = load_checkpoint(path)
+        model = restore_model(
+            {**saved, "parameters": parameters.as_dict()}, path, device
+        )
+        optimizer = build_optimizer(model, parameters.training.optimizer)
+        optimizer.load_state_dict(saved["optimizer"])
+        kept = ("epoch", "step", "best_loss", "wandb_id")
+        return cls(model, optimizer, **{name: saved[name] for name in kept})
+
+
+def build_optimizer(
+    model: SpeakerModel, parameters: OptimizerParameters
+) -> torch.optim.Optimizer:
+    """The optimizer that the parameters name; only matrices and filters decay."""
+    weights = [*model.encoder.parameters(), *model.criterion.parameters()]
+    groups = [
+        {"params": [w for w in weights if w.ndim > 1]},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+    common = {"lr": parameters.lr, "weight_decay": parameters.weight_decay}
+    if parameters.name == "sgd":
+        return torch.optim.SGD(groups, momentum=parameters.momentum, **common)
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.name]
+    return adam(groups, **common)
+
+
+def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
+    """Linear warm-up, then half a cosine; `progress` is the share of steps begun."""
+    if progress < parameters.warmup:
+        return parameters.lr * progress / parameters.warmup
+    falling = (progress - parameters.warmup) / max(1 - parameters.warmup, 1e-9)
+    share = (1 + math.cos(math.pi * falling)) / 2
+    return parameters.final_lr + (parameters.lr - parameters.final_lr) * share
+
+
+def training_step(
+    state: State, spec_augment: SpecAugment, batch: Batch, num_steps: int
+) -> tuple[LossOutput, Tensor]:
+    """One step of the optimizer; the loss, the predictions and the gradient's norm
+    []."""
+    model, p = state.model, state.model.parameters
+    torch.manual_seed(batch.seed)
+    progress = (state.step + 1) / num_steps
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(p.training.optimizer, progress)
+    if isinstance(model.criterion, AngularMarginLoss):
+        ramp = getattr(p.loss, p.loss.name).ramp
+        model.criterion.margin_share.fill_(min(1.0, progress / ramp) if ramp else 1.0)
+
+    features, frames = model.front_end(batch.waveforms, batch.lengths)  # [B, M, T]
+    features = spec_augment(features)
+    device = batch.waveforms.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        embeddings = model.encoder(features, frames)  # [B, E]
+    output = model.criterion(embeddings, batch.speakers)
+
+    state.optimizer.zero_grad()
+    output.loss.backward()
+    weights = [w for group in state.optimizer.param_groups for w in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(weights, p.training.optimizer.clip_norm)
+    state.optimizer.step()
+    state.step += 1
+    return output, norm
+
+
+class Tally:
+    """Figures of an epoch, read from the device every few steps, not at each."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.audio_seconds = 0.0
+        self.utterances = self.correct = 0
+        self.loss = 0.0  # summed over utterances
+        self.pending: list[Tensor] = []
+
+    def add(self, output: LossOutput, norm: Tensor, speakers: Tensor) -> None:
+        """Note a step's loss, gradient norm and hits without waiting for the device."""
+        hits = (output.predictions == speakers).sum()
+        size = torch.full_like(hits, len(speakers))
+        row = (output.loss.detach(), norm, hits, size)
+        self.pending.append(torch.stack([value.float() for value in row]))
+
+    def read(self, step: int) -> None:
+        """Take in what is pending up to `step`; raise `TrainingError` where a loss or a
+        gradient is not finite."""
+        first = step - len(self.pending) + 1
+        for number, row in enumerate(torch.stack(self.pending).tolist(), first):
+            loss, norm, hits, size = row
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingError(
+                    f"step {number}: expected a finite loss and gradient, got loss "
+                    f"{loss} and gradient norm {norm}; "
+                    "a lower training.optimizer.lr may help"
+                )
+            self.loss += loss * size
+            self.correct += int(hits)
+            self.utterances += int(size)
+        self.pending.clear()
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the utterances read so far, and the speed."""
+        return {
+            "train/loss": self.loss / self.utterances,
+            "train/accuracy": self.correct / self.utterances,
+            "train/audio_seconds_per_second": self.audio_seconds
+            / (time.perf_counter() - self.started),
+        }
+
+
+def training_epoch(
+    state: State, batches: TrainingBatches, spec_augment: SpecAugment, num_steps: int
+) -> dict[str, float]:
+    """One crop of every training utterance; the epoch's metrics."""
+    state.model.train()
+    tally = Tally()
+    title = f"epoch {state.epoch + 1}"
+    with tqdm(total=len(batches), desc=title, unit="step", leave=False) as progress:
+        for batch in batches.epoch(state.epoch):
+            output, norm = training_step(state, spec_augment, batch, num_steps)
+            tally.add(output, norm, batch.speakers)
+            tally.audio_seconds += batch.waveforms.numel() / batches.sample_rate
+            progress.update()
+            if len(tally.pending) == STEPS_PER_READING or progress.n == len(batches):
+                tally.read(state.step)
+                progress.set_postfix_str(
+                    "loss {:.3f}, accuracy {:.1%}, {:.0f} audio s/s".format(
+                        *tally.metrics().values()
+                    )
+                )
+    rate = state.optimizer.param_groups[0]["lr"]
+    return {**tally.metrics(), "train/learning_rate": rate}
+
+
+def train(parameters: Parameters, resume: Path | None = None) -> Path:
+    """Train, evaluate with the best checkpoint, and return the run's directory.
+
+    `resume` is the directory of a run to go on with; its parameters must be these, but
+    for where it runs. Raises `UserError` for whatever the user can mend.
+    """
+    _keep_freed_memory()
+    device = choose_device(parameters.training.device)
+    splits = prepare(parameters)
+    _announce(splits)
+    if len(splits.speakers) < 2:
+        raise TrainingError(
+            "dataset: expected at least two speakers to train on, got "
+            f"{len(splits.speakers)} after those held out"
+        )
+    if resume is None:
+        run = Run.create(parameters)
+        model = build_model(parameters, splits.speakers, device)
+        optimizer = build_optimizer(model, parameters.training.optimizer)
+        state = State(model, optimizer, wandb_id=run.wandb_id)
+    else:
+        state = State.restore(resume / "last.pt", parameters, device)
+        if state.model.speakers != splits.speakers:
+            raise RunError(f"{resume}: the corpus has other speakers than it had")
+        run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
+    _train_epochs(state, splits, run)
+    model = load_model(run.directory, device)
+    _report(replace(model, parameters=parameters), splits, run)
+    run.finish()
+    return run.directory
+
+
+def _train_epochs(state: State, splits: Splits, run: Run) -> None:
+    parameters = state.model.parameters
+    device = next(state.model.encoder.parameters()).device
+    batches = TrainingBatches(splits, parameters, device)
+    spec_augment = SpecAugment(parameters.augmentation.spec_augment)
+    epochs = parameters.training.epochs
+    num_weights = sum(w.numel() for w in state.model.encoder.parameters())
+    print(
+        f"training {parameters.model.name} ({num_weights / 1e6:.2f} M weights) with "
+        f"{parameters.loss.name} on {device}: {epochs} epochs of {len(batches)} steps"
+    )
+    while state.epoch < epochs:
+        metrics = training_epoch(state, batches, spec_augment, epochs * len(batches))
+        found = identify(state.model, splits)
+        if found is not None:
+            metrics["validation/loss"] = found.loss
+            metrics["validation/accuracy"] = found.accuracy
+        state.epoch += 1
+        # Without validation utterances the last epoch is as good a choice as any.
+        best = found is None or found.loss < state.best_loss
+        if best and found is not None:
+            state.best_loss = found.loss
+        run.log_epoch({"epoch": state.epoch, "step": state.step, **metrics})
+        if best:
+            state.save(run.directory / "best.pt")
+        state.save(run.directory / "last.pt")
+        print(
+            f"epoch {state.epoch}/{epochs}  "
+            + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        )
+
+
+def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
+    """Evaluate, print, and write trials, report and figure into the run."""
+    evaluation = evaluate(model, splits)
+    table = as_table(evaluation)
+    entries = [splits.pack.entries[i] for i in splits.test]
+    if evaluation.trials is not None:
+        ids = [entry.id for entry in entries]
+        write_trials(run.directory / "trials.txt", evaluation.trials, ids)
+    run.log_report(as_report(evaluation), table)
+    if len(entries) >= MIN_DRAWN:
+        speakers = [entry.speaker for entry in entries]
+        figure = draw_embeddings(
+            evaluation.embeddings,
+            speakers,
+            "Utterances of speakers never heard in training",
+            model.parameters.seed,
+        )
+        run.log_figure("embeddings", figure)
+    print_table(table)
+    print(f"run: {run.directory}")
+
+
+def _announce(splits: Splits) -> None:
+    """Print what is in the splits and which files were skipped."""
+    print(splits.summary())
+    for line in splits.pack.warnings[:MAX_WARNINGS]:
+        print(f"warning: {line}")
+    if len(splits.pack.warnings) > MAX_WARNINGS:
+        print(f"warning: and {len(splits.pack.warnings) - MAX_WARNINGS} files more")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse large blocks: to map and clear fresh pages for every activation
+    takes a third of a training step on a CPU."""
+    if sys.platform == "linux":
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            library.mallopt(m_mmap_threshold, 2**30)
+            library.mallopt(m_trim_threshold, 2**30)
+
+
+def _refuse_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], path: str = ""
+) -> None:
+    """Raise `ParameterError` for the first key of a resumed run that differs."""
+    for name, value in new.items():
+        key = path + name
+        if key in MAY_CHANGE:
+            continue
+        if isinstance(value, dict):
+            _refuse_changes(old[name], value, f"{key}.")
+        elif value != old[name]:
+            raise ParameterError(
+                f"{key}: expected {old[name]!r}, which the run has, got {value!r}"
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; the exit status is 2 for a mistake of the user's."""
+    parser = argparse.ArgumentParser(
+        prog="src/train.py", description="Train a speaker encoder and evaluate it."
+    )
+    parser.add_argument(
+        "-p",
+        "--parameters",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="parameter file; of several, later ones win",
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with this run"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="such as model.name=dvector training.epochs=10",
+    )
+    options = parser.parse_args(arguments)
+    if bool(options.parameters) == bool(options.resume):
+        parser.error("expected either -p or --resume")
+    try:
+        if options.resume:
+            old = load_checkpoint(options.resume / "last.pt")["parameters"]
+            parameters = check_parameters(override_values(old, options.overrides))
+            _refuse_changes(old, parameters.as_dict())
+        else:
+            parameters = load_parameters(
+                *options.parameters, overrides=options.overrides
+            )
+        train(parameters, options.resume)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,722 @@
+"""Corpora: layouts, refusals, bad audio, and a download that survives anything."""
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import struct
+import tarfile
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import corpora
+from corpora import AudioError, CorpusError, load_recording, utterances
+from parameters import load_parameters
+
+RATE = 16_000
+REPOSITORY = Path(__file__).parents[1]
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+DATASET = load_parameters(REPOSITORY / "parameters.yml").dataset
+
+
+def dataset(name, root, **librispeech):
+    subsets = {"train": (), "development": (), "test": ()} | librispeech
+    download = subsets.pop("download", False)
+    return DATASET.model_copy(
+        update={
+            "name": name,
+            "root": root,
+            "download": download,
+            "librispeech": DATASET.librispeech.model_copy(update=subsets),
+        }
+    )
+
+
+def tone(seconds=0.1, rate=RATE, hertz=440.0, amplitude=0.5):
+    return amplitude * np.sin(2 * np.pi * hertz * np.arange(seconds * rate) / rate)
+
+
+def noise(seconds=3.0):
+    random = np.random.default_rng(1)
+    return random.integers(-9000, 9000, round(seconds * RATE)).astype(np.int16)
+
+
+def write(path, samples=None, rate=RATE, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone() if samples is None else samples, rate, **options)
+    return path
+
+
+def tree(root, *names):
+    for name in names:
+        write(root / name)
+    return root
+
+
+def refusal(parameters):
+    with pytest.raises(CorpusError) as caught:
+        utterances(parameters)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def audio_refusal(path):
+    with pytest.raises(AudioError) as caught:
+        load_recording(path, RATE)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestSynthetic:
+    def test_wraps_every_utterance(self):
+        found = utterances(dataset("synthetic", Path("nowhere")))
+        sizes = DATASET.synthetic
+        assert len(found) == sizes.num_speakers * sizes.utterances_per_speaker
+        assert len({u.id for u in found}) == len(found)
+        assert len({u.speaker for u in found}) == sizes.num_speakers
+        assert {u.split for u in found} == {None}
+        assert {u.gender for u in found} == {"f", "m"}
+
+    def test_renders(self):
+        source = utterances(dataset("synthetic", Path("nowhere")))[0].source
+        recording = load_recording(source, RATE)
+        assert recording.samples.dtype == np.int16
+        assert recording.warning is None
+        np.testing.assert_array_equal(recording.samples, source.render(RATE))
+
+
+class TestLibriSpeech:
+    TRAIN = ("103/1240/103-1240-0000.flac", "103/1240/103-1240-0001.flac")
+    TEST = ("1688/142285/1688-142285-0000.flac",)
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        home = tmp_path / "LibriSpeech"
+        tree(home / "train-clean-100", *self.TRAIN, "211/122425/211-122425-0000.flac")
+        tree(home / "test-other", *self.TEST)
+        (home / "SPEAKERS.TXT").write_text(
+            "; ID | SEX\n103  | F | train-clean-100 | 25.1 | |CBW|Simon\n"
+            "1688 | M | test-other | 8.0 | Name\n"
+        )
+        return tmp_path
+
+    def test_layout(self, root):
+        found = utterances(
+            dataset(
+                "librispeech", root, train=("train-clean-100",), test=("test-other",)
+            )
+        )
+        assert [(u.id, u.speaker, u.split, u.gender) for u in found] == [
+            ("103-1240-0000", "103", "train", "f"),
+            ("103-1240-0001", "103", "train", "f"),
+            ("1688-142285-0000", "1688", "test", "m"),
+            ("211-122425-0000", "211", "train", None),
+        ]
+        home = root / "LibriSpeech"
+        assert found[0].source == home / "train-clean-100" / self.TRAIN[0]
+
+    def test_without_a_test_subset_the_split_is_open(self, root):
+        found = utterances(
+            dataset(
+                "librispeech",
+                root,
+                train=("train-clean-100",),
+                development=("test-other",),
+            )
+        )
+        assert Counter(u.split for u in found) == {None: 3, "development": 1}
+
+    def test_without_the_speaker_table(self, root):
+        (root / "LibriSpeech" / "SPEAKERS.TXT").unlink()
+        found = utterances(dataset("librispeech", root, train=("train-clean-100",)))
+        assert {u.gender for u in found} == {None}
+
+    def test_hidden_files_are_no_utterances(self, root):
+        folder = root / "LibriSpeech" / "train-clean-100" / "103" / "1240"
+        (folder / "._103-1240-0000.flac").write_bytes(b"")
+        found = utterances(dataset("librispeech", root, train=("train-clean-100",)))
+        assert len(found) == 3
+
+    @pytest.mark.parametrize(
+        ("subsets", "message"),
+        [
+            (
+                {"train": ("train-clean",)},
+                "dataset.librispeech.train: expected subsets among dev-clean, "
+                "dev-other, test-clean, test-other, train-clean-100, train-clean-360, "
+                "train-other-500, got 'train-clean'",
+            ),
+            (
+                {"train": ("test-other",), "test": ("test-other",)},
+                "dataset.librispeech.train: expected test-other once, got it twice",
+            ),
+            (
+                {"test": ("test-other", "test-other")},
+                "dataset.librispeech.test: expected test-other once, got it twice",
+            ),
+            (
+                {"train": ("train-clean-360",)},
+                "{root}/LibriSpeech/train-clean-360: expected LibriSpeech's "
+                "train-clean-360 (set dataset.download=true to fetch it), "
+                "found nothing",
+            ),
+            (
+                {"test": ("test-other",)},
+                "{root}: expected at least two speakers, found 1688",
+            ),
+            ({}, "{root}: expected at least two speakers, found none"),
+            (
+                {"train": ("dev-clean",)},
+                "{root}/LibriSpeech/dev-clean: expected <speaker>/<chapter>/*.flac, "
+                "found none",
+            ),
+        ],
+    )
+    def test_refusals(self, root, subsets, message):
+        (root / "LibriSpeech" / "dev-clean").mkdir()
+        said = refusal(dataset("librispeech", root, **subsets))
+        assert said == message.format(root=root)
+
+    def test_a_speaker_in_two_splits(self, root):
+        tree(root / "LibriSpeech" / "dev-clean", self.TRAIN[0])
+        said = refusal(
+            dataset(
+                "librispeech",
+                root,
+                train=("train-clean-100",),
+                development=("dev-clean",),
+            )
+        )
+        assert "expected speaker 103 in one split, found " in said
+
+
+class TestFolder:
+    def test_speakers_at_the_first_level(self, tmp_path):
+        tree(tmp_path, "b/2.flac", "b/deep/er/1.WAV", "a/x.ogg", "a/y.mp3", ".c/z.wav")
+        write(tmp_path / "a" / "v.opus", format="OGG", subtype="OPUS")
+        for name in ("readme.txt", "a/notes.txt", "a/.hidden.wav", "loose.wav"):
+            (tmp_path / name).write_text("no speech")
+        found = utterances(dataset("folder", tmp_path))
+        assert [(u.id, u.speaker, u.split) for u in found] == [
+            ("a/v.opus", "a", None),
+            ("a/x.ogg", "a", None),
+            ("a/y.mp3", "a", None),
+            ("b/2.flac", "b", None),
+            ("b/deep/er/1.WAV", "b", None),
+        ]
+        for utterance in found:
+            assert len(load_recording(utterance.source, RATE).samples) >= 1600
+
+    def test_named_splits(self, tmp_path):
+        tree(tmp_path, "train/a/1.wav", "development/b/1.wav", "test/c/1.wav")
+        (tmp_path / "notes.txt").write_text("ignored")
+        found = utterances(dataset("folder", tmp_path))
+        assert [(u.id, u.speaker, u.split) for u in found] == [
+            ("development/b/1.wav", "b", "development"),
+            ("test/c/1.wav", "c", "test"),
+            ("train/a/1.wav", "a", "train"),
+        ]
+
+    def test_without_a_test_folder_the_split_is_open(self, tmp_path):
+        tree(tmp_path, "train/a/1.wav", "train/b/1.wav", "development/c/1.wav")
+        found = utterances(dataset("folder", tmp_path))
+        assert [u.split for u in found] == ["development", None, None]
+
+    def test_ids_survive_a_trial_list(self, tmp_path):
+        tree(tmp_path, "Ann Lee/5%\u3000a.wav", "Ann%20Lee/1.wav", "Žofie 王/1.wav")
+        found = utterances(dataset("folder", tmp_path))
+        assert [u.id for u in found] == [
+            "Ann%20Lee/5%25%E3%80%80a.wav",
+            "Ann%2520Lee/1.wav",
+            "Žofie%20王/1.wav",
+        ]
+        assert [u.speaker for u in found] == ["Ann%20Lee", "Ann%2520Lee", "Žofie%20王"]
+        assert all(u.source.is_file() for u in found)
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows names are UTF-16")
+    def test_names_that_are_not_utf8(self, tmp_path):
+        tree(tmp_path, "a/1.wav")
+        try:
+            os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/\xff")
+        except OSError:
+            pytest.skip("the file system takes UTF-8 names only")
+        tree(tmp_path, "b/1.wav")
+        found = utterances(dataset("folder", tmp_path))
+        assert [u.id for u in found] == ["%FF/1.wav", "b/1.wav"]
+        assert load_recording(found[0].source, RATE).warning is None
+
+    def test_links(self, tmp_path):
+        elsewhere = tree(tmp_path / "elsewhere", "1.wav")
+        root = tree(tmp_path / "root", "a/1.wav", "a/deep/2.wav")
+        try:
+            (root / "b").symlink_to(elsewhere, target_is_directory=True)
+            (root / "a" / "deep" / "loop").symlink_to(root, target_is_directory=True)
+        except OSError:
+            pytest.skip("symbolic links are not permitted here")
+        found = utterances(dataset("folder", root))
+        assert [u.id for u in found] == ["a/1.wav", "a/deep/2.wav", "b/1.wav"]
+
+    def test_genders(self, tmp_path):
+        tree(tmp_path, "a/1.wav", "b c/1.wav", "d/1.wav", "e/1.wav", "f/1.wav")
+        (tmp_path / "speakers.csv").write_text(
+            "speaker,age,gender\na,6,F\nb c,7,m\nd,8,\ne\n", encoding="utf-8-sig"
+        )
+        found = utterances(dataset("folder", tmp_path))
+        assert [u.gender for u in found] == ["f", "m", None, None, None]
+
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            (
+                b"name,sex\n",
+                "expected columns speaker and gender, found name, sex",
+            ),
+            (b"", "expected columns speaker and gender, found none"),
+            (b"speaker,gender\n\xff,f\n", "expected CSV in UTF-8: "),
+        ],
+    )
+    def test_bad_speaker_tables(self, tmp_path, table, message):
+        tree(tmp_path, "a/1.wav", "b/1.wav")
+        (tmp_path / "speakers.csv").write_bytes(table)
+        said = refusal(dataset("folder", tmp_path))
+        assert said.startswith(f"{tmp_path / 'speakers.csv'}: {message}")
+
+    @pytest.mark.parametrize(
+        ("files", "root", "message"),
+        [
+            (
+                [],
+                "none",
+                "{root}/none: expected the folder of dataset.root, found nothing",
+            ),
+            (
+                ["a.wav"],
+                "a.wav",
+                "{root}/a.wav: expected the folder of dataset.root, found a file",
+            ),
+            (
+                ["a.wav", "b.wav"],
+                ".",
+                "{root}: expected <speaker>/** with .wav, .flac, .ogg, .opus, .mp3 "
+                "files, found none",
+            ),
+            (
+                ["a/1.wav"],
+                ".",
+                "{root}: expected at least two speakers, found a",
+            ),
+            (
+                ["train/a/1.wav", "test/b/1.wav", "valid/c/1.wav"],
+                ".",
+                "{root}: expected no other folder beside test, found valid",
+            ),
+            (
+                ["train/a/1.wav", "train/b/1.wav", "test/b/1.wav"],
+                ".",
+                "{root}: expected speaker b in one split, found test and train",
+            ),
+            (
+                ["train/a/1.wav", "train/b/1.wav", "test/1.wav"],
+                ".",
+                "{root}/test: expected <speaker>/** with .wav, .flac, .ogg, .opus, "
+                ".mp3 files, found none",
+            ),
+        ],
+    )
+    def test_refusals(self, tmp_path, files, root, message):
+        tree(tmp_path, *files)
+        said = refusal(dataset("folder", tmp_path / root))
+        assert said == message.format(root=tmp_path)
+
+
+class TestLoadRecording:
+    @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+    def test_16_bit_files_come_back_bit_for_bit(self, tmp_path, name):
+        samples = noise()
+        samples[:2] = -32768, 32767
+        recording = load_recording(write(tmp_path / name, samples), RATE)
+        assert recording.samples.dtype == np.int16
+        assert recording.warning is None
+        np.testing.assert_array_equal(recording.samples, samples)
+
+    def test_channels_are_averaged(self, tmp_path):
+        channels = np.array([[100, 300, 200], [-100, 100, 90]], np.int16)
+        path = write(tmp_path / "a.wav", np.repeat(channels, 400, axis=0))
+        samples = load_recording(path, RATE).samples
+        np.testing.assert_array_equal(samples, np.repeat([200, 30], 400))
+
+    @pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 44_101, 48_000])
+    def test_resampling_keeps_the_tone(self, tmp_path, rate):
+        path = write(tmp_path / "a.wav", tone(1.0, rate, hertz=1000.0), rate)
+        samples = load_recording(path, RATE).samples
+        assert len(samples) == pytest.approx(RATE, abs=1)
+        spectrum = np.abs(np.fft.rfft(samples[:RATE] * np.hanning(len(samples[:RATE]))))
+        assert np.argmax(spectrum) == 1000  # bins of 1 Hz
+        assert samples.std() == pytest.approx(0.5 / math.sqrt(2) * 32768, rel=0.01)
+
+    def test_resampling_does_not_alias(self, tmp_path):
+        path = write(tmp_path / "a.wav", tone(1.0, 48_000, hertz=12_000.0), 48_000)
+        samples = load_recording(path, RATE).samples[100:-100]
+        assert samples.std() < 0.003 * 0.35 * 32768  # 50 dB below the tone
+
+    def test_peaks_beyond_full_scale_are_clipped(self, tmp_path):
+        path = write(
+            tmp_path / "a.wav", np.repeat([1.5, 1.0, -1.0, -2.0], 400), subtype="FLOAT"
+        )
+        samples = load_recording(path, RATE).samples
+        assert samples[[0, 400, 800, 1200]].tolist() == [32767, 32767, -32768, -32768]
+
+    def test_the_shortest(self, tmp_path):
+        path = write(tmp_path / "a.wav", noise()[:400])
+        assert len(load_recording(path, RATE).samples) == 400
+        path = write(tmp_path / "b.wav", noise()[:399])
+        assert audio_refusal(path) == "expected at least 0.025 s, found 0.0249 s"
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("rate", [RATE, 48_000])
+    def test_not_finite(self, tmp_path, value, rate):
+        samples = tone(0.2)
+        samples[700] = value
+        path = write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+        assert audio_refusal(path) == "expected finite samples, found NaN or infinity"
+
+    def test_no_audio(self, tmp_path):
+        path = tmp_path / "a.wav"
+        assert audio_refusal(path) == "expected a file, found none"
+        path.write_bytes(b"")
+        assert audio_refusal(path) == "not readable as audio: Format not recognised"
+        path.write_text("This is a letter, not a recording.\n" * 99)
+        assert audio_refusal(path) == "not readable as audio: Format not recognised"
+        write(path, np.zeros(0, np.int16))
+        assert audio_refusal(path) == "holds no samples"
+
+    @pytest.mark.parametrize("rate", [1, 3_000_000])
+    def test_a_damaged_sample_rate(self, tmp_path, rate):
+        path = write(tmp_path / "a.wav", rate=rate)
+        assert audio_refusal(path) == f"expected 4000 to 384000 Hz, found {rate} Hz"
+
+    def test_cut_flac(self, tmp_path):
+        path = write(tmp_path / "a.flac", noise())
+        whole = path.read_bytes()
+        for size in (100, 8_500, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:size])
+            assert audio_refusal(path).startswith("cut short")
+
+    def test_cut_wav(self, tmp_path):
+        path = write(tmp_path / "a.wav", noise())
+        whole = path.read_bytes()
+        for num_samples in (400, 20_000, 47_999):
+            path.write_bytes(whole[: 44 + 2 * num_samples])
+            recording = load_recording(path, RATE)
+            assert recording.warning.startswith("cut short: ")
+            np.testing.assert_array_equal(recording.samples, noise()[:num_samples])
+        assert recording.warning == "cut short: 3.00 s are left"
+
+    @pytest.mark.parametrize("size", [0x7FFFF000, 0xFFFFFFFF])
+    def test_streamed_wav_is_not_cut(self, tmp_path, size):
+        path = write(tmp_path / "a.wav", noise())
+        whole = bytearray(path.read_bytes())
+        whole[40:44] = struct.pack("<I", size)
+        path.write_bytes(whole)
+        recording = load_recording(path, RATE)
+        assert recording.warning is None
+        np.testing.assert_array_equal(recording.samples, noise())
+
+    def test_chunks_before_the_data_are_walked(self, tmp_path):
+        path = write(tmp_path / "a.wav", noise())
+        whole = path.read_bytes()
+        odd = b"note" + struct.pack("<I", 3) + b"abc\0"
+        path.write_bytes(whole[:36] + odd + whole[36:])
+        assert load_recording(path, RATE).warning is None
+        path.write_bytes(whole[:36] + odd + whole[36:-2])
+        assert load_recording(path, RATE).warning.startswith("cut short")
+
+    @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+    def test_cut_ogg(self, tmp_path, subtype):
+        path = write(tmp_path / "a.ogg", noise(8.0), format="OGG", subtype=subtype)
+        assert load_recording(path, RATE).warning is None
+        whole = path.read_bytes()
+        last_page = whole.rindex(b"OggS")
+        for size in (last_page, last_page + 20, len(whole) - 1):
+            path.write_bytes(whole[:size])
+            recording = load_recording(path, RATE)
+            assert recording.warning.startswith("cut short")
+            assert 400 < len(recording.samples) < 8 * RATE
+
+    def test_cut_mp3(self, tmp_path):
+        path = write(tmp_path / "a.mp3", noise())
+        whole = path.read_bytes()
+        assert load_recording(path, RATE).warning is None
+        path.write_bytes(whole[: len(whole) // 2])
+        assert load_recording(path, RATE).warning.startswith("cut short")
+
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("a.wav", {}),
+            ("a.flac", {}),
+            ("a.mp3", {}),
+            ("a.ogg", {}),
+            ("a.opus", {"format": "OGG", "subtype": "OPUS"}),
+        ],
+    )
+    def test_no_damage_raises_anything_else(self, tmp_path, name, options):
+        path = write(tmp_path / name, noise(0.5), **options)
+        whole = path.read_bytes()
+        random = np.random.default_rng(1)
+        for _ in range(60):
+            path.write_bytes(whole[: random.integers(len(whole))])
+            with contextlib.suppress(AudioError):
+                assert len(load_recording(path, RATE).samples) >= 400
+            damaged = np.frombuffer(whole, np.uint8).copy()
+            places = random.integers(random.choice([100, len(whole)]), size=5)
+            damaged[places] = random.integers(256, size=5)
+            path.write_bytes(damaged.tobytes())
+            with contextlib.suppress(AudioError):
+                assert len(load_recording(path, RATE).samples) >= 400
+
+
+def pack_archive(*others):
+    """dev-clean in miniature, and other members, each a `TarInfo`."""
+    contents = {"LibriSpeech/SPEAKERS.TXT": b"1 | F | dev-clean | 8 | A\n2 | M | | |\n"}
+    for speaker in "12":
+        file = io.BytesIO()
+        soundfile.write(file, noise(), RATE, format="FLAC")
+        name = f"LibriSpeech/dev-clean/{speaker}/7/{speaker}-7-0000.flac"
+        contents[name] = file.getvalue()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for member in others:
+            archive.addfile(member)
+    return packed.getvalue()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        wanted = self.headers["Range"]
+        server.requests.append((self.path, wanted))
+        resumes = wanted and server.knows_ranges
+        start = int(wanted[len("bytes=") : -1]) if resumes else 0
+        if server.status:
+            self.send_error(server.status)
+        elif resumes and start >= len(server.archive):
+            self.send_error(416)
+        else:
+            body = server.archive[start:]
+            self.send_response(206 if resumes else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: server.cut_after])
+            server.cut_after = None
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one archive as kindly or as badly as a test wants."""
+
+    def __init__(self, monkeypatch):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.monkeypatch = monkeypatch
+        self.url = f"http://127.0.0.1:{self.server_port}/resources/12"
+        monkeypatch.setattr(corpora, "LIBRISPEECH_URL", self.url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        self.requests = []
+        self.knows_ranges = True
+        self.cut_after = None  # bytes, once
+        self.status = None
+        self.offer(pack_archive())
+
+    def offer(self, archive):
+        self.archive = archive
+        digest = hashlib.sha256(archive).hexdigest()
+        self.monkeypatch.setitem(corpora.LIBRISPEECH_SHA256, "dev-clean", digest)
+
+
+class TestDownload:
+    @pytest.fixture
+    def server(self, monkeypatch):
+        with Server(monkeypatch) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+            yield server
+            server.shutdown()
+
+    @pytest.fixture
+    def parameters(self, tmp_path):
+        root = tmp_path / "deep" / "data"
+        return dataset("librispeech", root, train=("dev-clean",), download=True)
+
+    @pytest.fixture
+    def partial(self, parameters):
+        return parameters.root / "dev-clean.tar.gz.partial"
+
+    @staticmethod
+    def names(parameters):
+        root = parameters.root
+        return sorted(p.relative_to(root).as_posix() for p in root.glob("*/*"))
+
+    def test_fresh(self, server, parameters):
+        found = utterances(parameters)
+        assert [(u.id, u.gender) for u in found] == [
+            ("1-7-0000", "f"),
+            ("2-7-0000", "m"),
+        ]
+        np.testing.assert_array_equal(
+            load_recording(found[0].source, RATE).samples, noise()
+        )
+        assert os.listdir(parameters.root) == ["LibriSpeech"]
+        assert self.names(parameters) == [
+            "LibriSpeech/SPEAKERS.TXT",
+            "LibriSpeech/dev-clean",
+        ]
+        assert server.requests == [("/resources/12/dev-clean.tar.gz", None)]
+        assert utterances(parameters) == found
+        assert len(server.requests) == 1
+
+    def test_resumes_after_a_cut_connection(self, server, parameters, partial):
+        server.cut_after = 50_000
+        size = len(server.archive)
+        said = refusal(parameters)
+        assert said == (
+            f"{server.url}/dev-clean.tar.gz: download to {partial} stopped: "
+            f"closed after 50000 of {size} bytes; the same command resumes"
+        )
+        assert partial.stat().st_size == 50_000
+        assert len(utterances(parameters)) == 2
+        assert server.requests[-1][1] == "bytes=50000-"
+
+    def test_starts_over_where_ranges_are_ignored(self, server, parameters, partial):
+        server.knows_ranges = False
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"left behind")
+        assert len(utterances(parameters)) == 2
+
+    def test_a_complete_partial_is_only_unpacked(self, server, parameters, partial):
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(server.archive)
+        assert len(utterances(parameters)) == 2
+
+    @pytest.mark.parametrize("length", [9, 10**6])
+    def test_wrong_checksum(self, server, parameters, partial, length):
+        partial.parent.mkdir(parents=True)
+        partial.write_bytes(b"x" * length)
+        assert refusal(parameters) == (
+            f"{server.url}/dev-clean.tar.gz: expected the published SHA-256, "
+            "found another; the download was deleted"
+        )
+        assert not partial.exists()
+        assert self.names(parameters) == []
+        assert len(utterances(parameters)) == 2
+
+    @pytest.mark.parametrize("status", [404, 416, 503])
+    def test_http_errors(self, server, parameters, status):
+        server.status = status
+        url = f"{server.url}/dev-clean.tar.gz"
+        said = refusal(parameters)
+        assert said.startswith(f"{url}: expected a file, got HTTP {status} ")
+
+    def test_no_server(self, monkeypatch, server, parameters):
+        monkeypatch.setattr(corpora, "LIBRISPEECH_URL", "http://127.0.0.1:1")
+        said = refusal(parameters)
+        assert " stopped: " in said
+        assert said.endswith("; the same command resumes")
+
+    def test_escaping_members_are_refused(self, server, parameters, partial):
+        server.offer(pack_archive(tarfile.TarInfo("../../../../escaped")))
+        said = refusal(parameters)
+        assert said.startswith(f"{partial}: cannot be unpacked: ")
+        assert "escaped" in said
+        assert self.names(parameters) == []
+
+    def test_escaping_links_are_refused(self, server, parameters):
+        link = tarfile.TarInfo("LibriSpeech/dev-clean/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        server.offer(pack_archive(link))
+        assert "cannot be unpacked" in refusal(parameters)
+        assert self.names(parameters) == []
+
+    def test_absolute_members_stay_inside(self, server, parameters, tmp_path):
+        outside = tmp_path / "absolute"
+        server.offer(pack_archive(tarfile.TarInfo(str(outside))))
+        assert len(utterances(parameters)) == 2
+        assert not outside.exists()
+        assert os.listdir(parameters.root) == ["LibriSpeech"]
+
+    def test_no_archive(self, server, parameters, partial):
+        server.offer(b"not an archive")
+        assert refusal(parameters).startswith(f"{partial}: cannot be unpacked: ")
+        assert self.names(parameters) == []
+
+    def test_what_is_there_is_never_overwritten(self, server, parameters):
+        home = parameters.root / "LibriSpeech"
+        tree(home / "dev-clean", "5/7/5-7-0000.flac", "6/7/6-7-0000.flac")
+        (home / "SPEAKERS.TXT").write_text("5 | F |")
+        assert [u.id for u in utterances(parameters)] == ["5-7-0000", "6-7-0000"]
+        assert server.requests == []
+
+    def test_the_speaker_table_is_never_overwritten(self, server, parameters):
+        table = parameters.root / "LibriSpeech" / "SPEAKERS.TXT"
+        table.parent.mkdir(parents=True)
+        table.write_text("1 | M |")
+        assert [u.gender for u in utterances(parameters)] == ["m", None]
+
+    def test_a_root_that_is_a_file(self, server, parameters):
+        parameters.root.parent.mkdir()
+        parameters.root.write_text("no folder")
+        assert "cannot be used: " in refusal(parameters)
+
+    def test_a_python_that_unpacks_unsafely(self, monkeypatch, server, parameters):
+        monkeypatch.delattr(tarfile, "data_filter")
+        said = refusal(parameters)
+        assert said.startswith(
+            "dataset.download: expected a Python that unpacks safely"
+        )
+        assert server.requests == []
+
+
+def count(found, split):
+    chosen = [u for u in found if u.split == split]
+    return len({u.speaker for u in chosen}), len(chosen)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+class TestRealSpeech:
+    def test_librispeech(self):
+        found = utterances(
+            dataset(
+                "librispeech",
+                SHARED,
+                train=("train-clean-100",),
+                test=("test-other",),
+            )
+        )
+        assert count(found, "train") == (251, 796)
+        assert count(found, "test") == (10, 100)
+        assert {u.gender for u in found} == {"f", "m"}
+        recording = load_recording(found[0].source, RATE)
+        assert recording.warning is None
+        read, _ = soundfile.read(found[0].source, dtype="int16")
+        np.testing.assert_array_equal(recording.samples, read)
+
+    def test_speechocean762(self):
+        found = utterances(dataset("folder", SHARED / "speechocean762"))
+        assert count(found, "train") == (125, 2500)
+        assert count(found, "test") == (62, 1240)
+        assert {u.gender for u in found} == {"f", "m"}
+        for utterance in found[::200]:
+            recording = load_recording(utterance.source, RATE)
+            assert recording.warning is None
+            assert len(recording.samples) > RATE // 2

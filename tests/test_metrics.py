@@ -1,0 +1,167 @@
+"""The metrics against hand-computed cases, theory and scikit-learn's ROC."""
+
+from statistics import NormalDist
+from time import perf_counter
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_curve
+
+from metrics import equal_error_rate, error_rates, min_dcf
+
+PERFECT = [0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]
+WRONG = [0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1]
+TIED = [0.5, 0.5, 0.5, 0.5], [0, 0, 0, 1]
+MIXED = [1, 2, 3, 4, 5], [0, 1, 0, 0, 1]
+
+
+def tied_trials(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Trials on a grid of a few scores, from tens to thousands."""
+    generator = np.random.default_rng(seed)
+    num_trials = int(generator.integers(20, 3000))
+    targets = generator.random(num_trials) < generator.uniform(0.05, 0.95)
+    targets[:2] = True, False
+    scores = generator.normal(targets * generator.uniform(0, 3))
+    return np.round(scores, int(generator.integers(0, 3))), targets
+
+
+# Hand-computed cases
+
+
+def test_error_rates_by_hand():
+    thresholds, miss, false_alarm = error_rates(*MIXED)
+    assert thresholds.tolist() == [1, 2, 3, 4, 5, np.inf]
+    assert miss.tolist() == [0, 0, 0.5, 0.5, 0.5, 1]
+    assert false_alarm.tolist() == [1, 2 / 3, 2 / 3, 1 / 3, 0, 0]
+
+
+def test_ties_are_one_point():
+    thresholds, miss, false_alarm = error_rates(*TIED)
+    assert thresholds.tolist() == [0.5, np.inf]
+    assert miss.tolist() == [0, 1]
+    assert false_alarm.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("trials", "eer"),
+    [
+        (PERFECT, 0),
+        (WRONG, 1),
+        (TIED, 0.5),
+        (MIXED, 0.5),  # miss stays 0.5 while false alarm passes from 2/3 to 1/3
+        # (miss, false alarm) from (0, 1/2) to (1, 0): crossed a third of the way
+        (([1, 2, 2], [0, 0, 1]), 1 / 3),
+    ],
+)
+def test_equal_error_rate_by_hand(trials, eer):
+    assert equal_error_rate(*trials) == pytest.approx(eer, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("trials", "p_target", "dcf"),
+    [
+        (PERFECT, 0.01, 0),
+        (WRONG, 0.01, 1),
+        (TIED, 0.01, 1),
+        (MIXED, 0.01, 0.5),  # false alarms at 99 times the weight: threshold 5
+        (MIXED, 0.5, 0.5),
+        (MIXED, 0.75, 2 / 3),  # 0.25 * 2/3 at threshold 2, over 0.25
+    ],
+)
+def test_min_dcf_by_hand(trials, p_target, dcf):
+    assert min_dcf(*trials, p_target) == pytest.approx(dcf, abs=1e-15)
+
+
+def test_min_dcf_weighs_costs():
+    # Threshold 2: 2 * 0.75 * 2/3 = 1; threshold 5: 10 * 0.25 * 0.5 = 1.25; over 1.5.
+    assert min_dcf(*MIXED, 0.25, c_miss=10, c_fa=2) == pytest.approx(2 / 3)
+
+
+# Laws
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_agrees_with_scikit_learn(seed):
+    scores, targets = tied_trials(seed)
+    false_alarm, hit, _ = roc_curve(targets, scores, drop_intermediate=False)
+    miss = 1 - hit  # from 1 down to 0
+    after = np.argmax(miss <= false_alarm)
+    gap_before, gap_after = (miss - false_alarm)[[after - 1, after]]
+    share = gap_before / (gap_before - gap_after)
+    eer = miss[after - 1] + share * (miss[after] - miss[after - 1])
+    assert equal_error_rate(scores, targets) == pytest.approx(eer, abs=1e-12)
+    for p_target, c_miss, c_fa in [(0.01, 1, 1), (0.05, 10, 1), (0.5, 1, 3)]:
+        costs = c_miss * p_target * miss + c_fa * (1 - p_target) * false_alarm
+        dcf = costs.min() / min(c_miss * p_target, c_fa * (1 - p_target))
+        ours = min_dcf(scores, targets, p_target, c_miss, c_fa)
+        assert ours == pytest.approx(dcf, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_order_of_trials_does_not_matter(seed):
+    scores, targets = tied_trials(seed)
+    order = np.random.default_rng(seed).permutation(len(scores))
+    shuffled = scores[order], targets[order]
+    assert equal_error_rate(*shuffled) == equal_error_rate(scores, targets)
+    assert min_dcf(*shuffled) == min_dcf(scores, targets)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_only_the_order_of_scores_matters(seed):
+    scores, targets = tied_trials(seed)
+    assert equal_error_rate(np.exp(scores), targets) == equal_error_rate(
+        scores, targets
+    )
+    assert min_dcf(np.exp(scores), targets) == min_dcf(scores, targets)
+
+
+@pytest.mark.parametrize("separation", [0.5, 2, 4])
+def test_gaussian_theory(separation):
+    num_trials = 200_000
+    generator = np.random.default_rng(1)
+    targets = np.arange(num_trials) % 2 == 0
+    scores = generator.normal(separation * targets)
+    expected = NormalDist().cdf(-separation / 2)
+    error = np.sqrt(expected * (1 - expected) / num_trials)
+    assert equal_error_rate(scores, targets) == pytest.approx(expected, abs=4 * error)
+
+
+def test_a_million_trials_are_quick():
+    generator = np.random.default_rng(1)
+    scores, targets = (
+        generator.normal(size=1_000_000),
+        generator.random(1_000_000) < 0.1,
+    )
+    start = perf_counter()
+    equal_error_rate(scores, targets)
+    assert perf_counter() - start < 5  # a tenth of it on an idle core
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        ([], [], "targets: expected at least one target and one non-target trial"),
+        ([0.1, 0.2], [1, 1], "got 2 and 0"),
+        ([0.1, 0.2], [0, 0], "got 0 and 2"),
+        ([0.1, 0.2], [0, 1, 1], r"one length, got shapes \(2,\) and \(3,\)"),
+        ([[0.1, 0.2]], [[0, 1]], "one-dimensional"),
+        ([0.1, np.nan, 0.3], [0, 1, 1], r"finite numbers, got nan \(1 of 3"),
+        ([0.1, -np.inf], [0, 1], "finite numbers, got -inf"),
+    ],
+)
+def test_refuses_trials(scores, targets, message):
+    for metric in (error_rates, equal_error_rate, min_dcf):
+        with pytest.raises(ValueError, match=message) as refusal:
+            metric(scores, targets)
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "operating_point", [{"p_target": 0}, {"p_target": 1}, {"c_miss": 0}, {"c_fa": -1}]
+)
+def test_refuses_operating_points(operating_point):
+    with pytest.raises(ValueError, match="p_target between 0 and 1 and costs above 0"):
+        min_dcf(*MIXED, **operating_point)
