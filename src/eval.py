@@ -48,6 +48,7 @@ class VerificationReport:
 
     eer: float
     min_dcf: float
+    num_speakers: int
     num_targets: int
     num_non_targets: int
 
@@ -64,13 +65,20 @@ class IdentificationReport:
 
 
 @dataclass(frozen=True)
+class Verification:
+    """Trials among the utterances of a split, and how each system does on them."""
+
+    trials: Trials
+    embeddings: NDArray[np.float32]  # the model's, [U, E]
+    reports: dict[str, VerificationReport]  # by system, the model's first
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; parts that the corpus has no utterances for are None."""
+    """What `evaluate` found; what the corpus has no utterances for is missing."""
 
     identification: IdentificationReport | None
-    verification: dict[str, VerificationReport]  # by system, the model's first
-    trials: Trials | None
-    embeddings: NDArray[np.float32]  # [test utterances, E]
+    verification: dict[str, Verification]  # by split, of development and test
 
 
 @torch.inference_mode()
@@ -88,9 +96,13 @@ def embed(front_end: Callable, encoder: Callable, batches: UtteranceBatches) -> 
 
 
 def verify(
-    embeddings: Tensor, trials: Trials, parameters: EvaluationParameters
+    embeddings: Tensor,
+    speakers: Sequence[str],
+    trials: Trials,
+    parameters: EvaluationParameters,
 ) -> VerificationReport:
-    """Cosine scores of the trials among [U, E] embeddings, and their error rates."""
+    """Cosine scores of trials among [U, E] embeddings of [U] speakers, and their error
+    rates."""
     directions = F.normalize(embeddings)
     enrolment, test = torch.from_numpy(trials.enrolment), torch.from_numpy(trials.test)
     scores = torch.cat(
@@ -105,6 +117,7 @@ def verify(
     return VerificationReport(
         eer=equal_error_rate(scores, trials.targets),
         min_dcf=min_dcf(scores, trials.targets, p.p_target, p.c_miss, p.c_fa),
+        num_speakers=len(set(speakers)),
         num_targets=int(trials.targets.sum()),
         num_non_targets=int((~trials.targets).sum()),
     )
@@ -177,8 +190,8 @@ def mean_log_mel(front_end: FrontEnd) -> tuple[Callable, Callable]:
 
 
 def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
-    """Identification on validation, and verification on test beside an untrained
-    encoder and the mean log-mel spectrum.
+    """Identification on validation, and verification on development and test beside an
+    untrained encoder and the mean log-mel spectrum.
 
     Only splits of the corpus that the model was trained on have its speakers; on others
     there is no identification.
@@ -188,28 +201,30 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     identification = None
     if splits.speakers == model.speakers:
         identification = identify(model, splits)
-    if not splits.test:
-        return Evaluation(identification, {}, None, np.empty((0, 0), np.float32))
-    untrained = build_model(p, model.speakers, device)
-    untrained.train(False)
+    untrained = build_model(p, model.speakers, device).train(False)
     systems = {
         "trained": (model.front_end, model.encoder),
         "untrained": (untrained.front_end, untrained.encoder),
         "mean log-mel": mean_log_mel(model.front_end),
     }
-    batches = UtteranceBatches(
-        splits.pack, splits.test, p.evaluation.batch_seconds, device
-    )
-    speakers = [splits.pack.entries[i].speaker for i in splits.test]
-    trials = make_trials(speakers, p.evaluation.max_trials, p.dataset.seed)
-    embeddings = {name: embed(*system, batches) for name, system in systems.items()}
-    verification = {
-        name: verify(vectors, trials, p.evaluation)
-        for name, vectors in embeddings.items()
-    }
-    return Evaluation(
-        identification, verification, trials, embeddings["trained"].numpy()
-    )
+    verification = {}
+    for name in ("development", "test"):
+        indices = getattr(splits, name)
+        if not indices:
+            continue
+        speakers = [splits.pack.entries[i].speaker for i in indices]
+        trials = make_trials(speakers, p.evaluation.max_trials, p.dataset.seed)
+        seconds = p.evaluation.batch_seconds
+        batches = UtteranceBatches(splits.pack, indices, seconds, device)
+        embeddings = {name: embed(*system, batches) for name, system in systems.items()}
+        reports = {
+            name: verify(vectors, speakers, trials, p.evaluation)
+            for name, vectors in embeddings.items()
+        }
+        verification[name] = Verification(
+            trials, embeddings["trained"].numpy(), reports
+        )
+    return Evaluation(identification, verification)
 
 
 def as_report(evaluation: Evaluation) -> dict[str, Any]:
@@ -218,24 +233,29 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "identification": asdict(found) if found else None,
         "verification": {
-            name: asdict(report) for name, report in evaluation.verification.items()
+            split: {name: asdict(report) for name, report in found.reports.items()}
+            for split, found in evaluation.verification.items()
         },
     }
 
 
 def as_table(evaluation: Evaluation) -> list[list[str]]:
     """Rows of text, the first naming the columns."""
-    rows = [["system", "measure", "value", "on"]]
+    rows = [["split", "system", "measure", "value", "on"]]
     if found := evaluation.identification:
         on = (
             f"{found.num_utterances} utterances of {found.num_speakers} speakers, "
             f"among {found.num_classes}"
         )
-        rows.append(["trained", "accuracy", f"{found.accuracy:.2%}", on])
-    for name, report in evaluation.verification.items():
-        on = f"{report.num_targets} targets, {report.num_non_targets} non-targets"
-        rows.append([name, "EER", f"{report.eer:.2%}", on])
-        rows.append([name, "minDCF", f"{report.min_dcf:.3f}", on])
+        rows.append(["validation", "trained", "accuracy", f"{found.accuracy:.2%}", on])
+    for split, verification in evaluation.verification.items():
+        for system, report in verification.reports.items():
+            on = (
+                f"{report.num_targets} targets, {report.num_non_targets} non-targets, "
+                f"{report.num_speakers} speakers"
+            )
+            rows.append([split, system, "EER", f"{report.eer:.2%}", on])
+            rows.append([split, system, "minDCF", f"{report.min_dcf:.3f}", on])
     return rows
 
 

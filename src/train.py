@@ -287,20 +287,19 @@ def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
     """Evaluate, print, and write trials, report and figure into the run."""
     evaluation = evaluate(model, splits)
     table = as_table(evaluation)
-    entries = [splits.pack.entries[i] for i in splits.test]
-    if evaluation.trials is not None:
-        ids = [entry.id for entry in entries]
-        write_trials(run.directory / "trials.txt", evaluation.trials, ids)
     run.log_report(as_report(evaluation), table)
-    if len(entries) >= MIN_DRAWN:
-        speakers = [entry.speaker for entry in entries]
-        figure = draw_embeddings(
-            evaluation.embeddings,
-            speakers,
-            "Utterances of speakers never heard in training",
-            model.parameters.seed,
-        )
-        run.log_figure("embeddings", figure)
+    if test := evaluation.verification.get("test"):
+        entries = [splits.pack.entries[i] for i in splits.test]
+        path = run.directory / "trials.txt"
+        write_trials(path, test.trials, [entry.id for entry in entries])
+        if len(entries) >= MIN_DRAWN:
+            figure = draw_embeddings(
+                test.embeddings,
+                [entry.speaker for entry in entries],
+                "Utterances of speakers never heard in training",
+                model.parameters.seed,
+            )
+            run.log_figure("embeddings", figure)
     print_table(table)
     print(f"run: {run.directory}")
 

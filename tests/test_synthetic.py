@@ -45,26 +45,153 @@ def by_speaker(corpus) -> dict[int, list[np.ndarray]]:
 
 def voiced_frames(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Strongly periodic windows of 40 ms, and the pitch of each in Hz."""
-    windows = sliding_window_view(waveform, 640)[::160] * np.hanning(640)
-    power = np.abs(np.fft.rfft(windows, 2048)) ** 2
-    correlation = np.fft.irfft(power) / np.fft.irfft(
-        np.abs(np.fft.rfft(np.hanning(640), 2048)) ** 2
-    )
-    correlation /= correlation[:, :1]
+    window = np.hanning(640)
+    windows = sliding_window_view(waveform, 640)[::160] * window
+    loud = windows.std(1) > 0.3 * windows.std()
+    windows = windows[loud]
     shortest, longest = RATE // 400, RATE // 60
-    candidates = correlation[:, shortest:longest]
-    lags = shortest + candidates.argmax(1)
-    voiced = (candidates.max(1) > 0.8) & (windows.std(1) > 0.3 * windows.std())
-    return windows[voiced], RATE / lags[voiced]
+    correlation = autocorrelation(windows)[:, shortest:longest]
+    correlation /= autocorrelation(window)[shortest:longest]
+    voiced = correlation.max(1) > 0.8
+    return windows[voiced], RATE / (shortest + correlation.argmax(1)[voiced])
 
 
-def formants_of(window: np.ndarray) -> np.ndarray:
-    """Resonances in Hz, rising, by linear prediction from one window."""
+def autocorrelation(x: np.ndarray) -> np.ndarray:
+    """1 at lag 0, over the last axis."""
+    correlation = np.fft.irfft(np.abs(np.fft.rfft(x, 2048)) ** 2)
+    return correlation / correlation[..., :1]
+
+
+def resonances(window: np.ndarray) -> np.ndarray:
+    """Those of linear prediction from one window, in Hz, rising."""
     order = 14
-    emphasised = np.append(window[0], window[1:] - 0.97 * window[:-1])
-    lags = np.correlate(emphasised, emphasised, "full")[len(window) - 1 :][: order + 1]
-    toeplitz = lags[np.abs(np.subtract.outer(np.arange(order), np.arange(order)))]
-    weights = np.linalg.solve(toeplitz + 1e-9 * lags[0] * np.eye(order), lags[1:])
-    roots = np.roots(np.append(1, -weights))
+    lags = autocorrelation(window[1:] - 0.97 * window[:-1])[: order + 1]
+    toeplitz = lags[np.abs(np.subtract.outer(range(order), range(order)))]
+    predictor = np.linalg.solve(toeplitz + 1e-9 * np.eye(order), lags[1:])
+    roots = np.roots(np.append(1, -predictor))
     roots = roots[(roots.imag > 0) & (np.abs(roots) > 0.85)]
     return np.sort(np.angle(roots)) * RATE / (2 * np.pi)
+
+
+def mean_log_mel(waveform: np.ndarray) -> np.ndarray:
+    """Mean over time of log(power + 2^-24) in 80 triangular mel bands."""
+    windows = sliding_window_view(waveform, 400)[::160] * np.hanning(400)
+    power = np.abs(np.fft.rfft(windows, 512)) ** 2
+    edges = 700 * np.expm1(np.linspace(0, np.log1p(RATE / 2 / 700), 82))[:, None]
+    rising = (FREQUENCIES - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - FREQUENCIES) / (edges[2:] - edges[1:-1])
+    filters = np.maximum(0, np.minimum(rising, falling))
+    return np.log(power @ filters.T + 2.0**-24).mean(0)
+
+
+def test_sound_belongs_to_the_fields_and_not_to_the_size_of_the_corpus(corpus):
+    larger = synthetic_utterances(
+        parameters(num_speakers=30, utterances_per_speaker=7), SEED
+    )
+    same = {utterance.id: utterance for utterance in larger}
+    for utterance, waveform in corpus[::20]:
+        assert same[utterance.id] == utterance
+        np.testing.assert_array_equal(same[utterance.id].render(RATE), waveform)
+
+
+def test_names_are_unique_and_say_the_speaker(corpus):
+    utterances = [utterance for utterance, _ in corpus]
+    assert len({utterance.id for utterance in utterances}) == 24 * 6
+    assert len({repr(utterance) for utterance in utterances}) == 24 * 6
+    assert utterances[7].id == "speaker-0001-001"
+    assert utterances[7].speaker_id == "speaker-0001"
+    assert [sum(u.gender == gender for u in utterances) for gender in "fm"] == [72, 72]
+
+
+def test_durations_fill_their_range(corpus):
+    seconds = np.array([utterance.seconds for utterance, _ in corpus])
+    assert 2.0 <= seconds.min() < 2.05
+    assert 2.95 < seconds.max() <= 3.0
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 44100])
+def test_length_is_the_duration_at_any_rate(sample_rate):
+    utterance = SyntheticUtterance(speaker=3, index=0, seconds=1.2345, seed=SEED)
+    waveform = utterance.render(sample_rate)
+    assert waveform.dtype == np.int16
+    assert len(waveform) == round(1.2345 * sample_rate)
+
+
+def test_resampled_speech_is_the_same_speech():
+    utterance = SyntheticUtterance(speaker=3, index=0, seconds=2.0, seed=SEED)
+    once, twice = utterance.render(16000), utterance.render(32000)
+    np.testing.assert_allclose(twice[::2], once, atol=1)
+
+
+def test_level_is_that_of_speech_without_clipping(corpus):
+    for _, waveform in corpus:
+        samples = waveform / 32768
+        assert -40 < 20 * np.log10(samples.std()) < -15
+        assert np.abs(samples).max() < 0.96
+        assert abs(samples.mean()) < 0.01
+
+
+def test_another_seed_speaker_or_index_is_another_sound():
+    utterance = SyntheticUtterance(speaker=0, index=0, seconds=2.0, seed=SEED)
+    waveform = utterance.render(RATE).astype(float)
+    for change in ({"speaker": 2}, {"index": 1}, {"seed": SEED + 1}):
+        other = replace(utterance, **change).render(RATE)
+        assert abs(np.corrcoef(waveform, other)[0, 1]) < 0.3
+
+
+def test_pitch_is_the_voice_s_and_higher_in_female_speakers(corpus):
+    measured = {}
+    for speaker, waveforms in by_speaker(corpus).items():
+        pitches = np.concatenate([voiced_frames(waveform)[1] for waveform in waveforms])
+        measured[speaker] = np.median(pitches)
+        assert len(pitches) > 100
+        assert 0.8 < measured[speaker] / draw_voice(SEED, speaker).pitch < 1.2
+    female = [measured[speaker] for speaker in measured if speaker % 2 == 0]
+    male = [measured[speaker] for speaker in measured if speaker % 2 == 1]
+    assert 1.4 < np.mean(female) / np.mean(male) < 2.2
+
+
+def test_linear_prediction_finds_the_formants_of_the_vocal_tract(corpus):
+    rows = np.concatenate(VOWEL_ROWS)
+    expected, measured = [], []
+    for speaker, waveforms in by_speaker(corpus).items():
+        windows = np.concatenate([voiced_frames(w)[0][::4] for w in waveforms[:4]])
+        found = [hz[2:4] for hz in map(resonances, windows) if len(hz) >= 5]
+        measured.append(np.log(np.median(found, axis=0)).mean())
+        formants = draw_voice(SEED, speaker).formants[rows, 2:4]
+        expected.append(np.log(formants).mean())
+    assert np.corrcoef(expected, measured)[0, 1] > 0.8
+    assert np.abs(np.subtract(expected, measured)).mean() < 0.06
+    assert np.mean(measured[0::2]) - np.mean(measured[1::2]) > 0.08
+
+
+def test_vowels_fall_with_frequency_and_fricatives_live_above_4_khz(corpus):
+    for waveforms in by_speaker(corpus).values():
+        vowels = np.concatenate([voiced_frames(waveform)[0] for waveform in waveforms])
+        power = np.abs(np.fft.rfft(vowels, 512)).mean(0) ** 2
+        low, high = FREQUENCIES < 2000, FREQUENCIES > 4000
+        assert power[low].mean() > 30 * power[high].mean()
+        windows = np.concatenate(
+            [sliding_window_view(waveform, 400)[::160] for waveform in waveforms]
+        )
+        power = np.abs(np.fft.rfft(windows * np.hanning(400), 512)) ** 2
+        assert (power[:, high].sum(1) > power[:, ~high].sum(1)).mean() > 0.02
+
+
+def test_an_average_spectrum_does_not_tell_the_speakers_apart(corpus):
+    speakers = np.array([utterance.speaker for utterance, _ in corpus])
+    vectors = np.array([mean_log_mel(waveform / 32768) for _, waveform in corpus])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    first, second = np.triu_indices(len(vectors), 1)
+    false_alarms, hits, _ = roc_curve(
+        speakers[first] == speakers[second], (vectors @ vectors.T)[first, second]
+    )
+    equal = np.abs(false_alarms - (1 - hits)).argmin()
+    assert 0.15 < false_alarms[equal] < 0.45
+
+
+def test_a_shortest_duration_above_the_longest_is_refused():
+    with pytest.raises(
+        ParameterError, match=r"min_seconds.*max_seconds, 2\.0, got 3\.0"
+    ):
+        synthetic_utterances(parameters(min_seconds=3.0, max_seconds=2.0), SEED)

@@ -1,0 +1,215 @@
+"""TitaNet against NeMo's numbers, both encoders against their laws."""
+
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import AttentiveStatisticsPooling, DVector, TitaNet, build_encoder
+
+MINIATURE = (
+    "model.titanet.channels=16",
+    "model.titanet.epilog_channels=32",
+    "model.dvector.hidden_size=32",
+    "model.dvector.projection_size=16",
+)
+
+
+def nemo_weights(path) -> dict[str, torch.Tensor]:
+    """NeMo's tensors under our names; its checkpoint is a tar of a flat state dict."""
+    with tarfile.open(path) as archive:
+        state = torch.load(
+            archive.extractfile("./model_weights.ckpt"), weights_only=True
+        )
+    renamed = {}
+    for key, tensor in state.items():
+        part, _, rest = key.partition(".")
+        if part == "encoder":
+            _, block, place, rest = rest.split(".", 3)
+            if place == "res":  # 0.0.conv.weight, 0.1.*
+                names = f"skip.{rest.split('.')[1]}", rest.rpartition(".")[2]
+            else:
+                index, rest = rest.split(".", 1)
+                sub_block, part_of = divmod(int(index), 5)
+                if rest.startswith("fc"):
+                    linear = {"fc.0": "squeeze", "fc.2": "excite"}[rest[:4]]
+                    names = f"squeeze_excitation.{linear}", rest[5:]
+                else:
+                    kind = ("depthwise", "pointwise", "norm")[part_of]
+                    names = f"sub_blocks.{sub_block}.{kind}", rest.rpartition(".")[2]
+            if ".".join(names).endswith("pointwise.weight") or names == (
+                "skip.0",
+                "weight",
+            ):
+                tensor = tensor.squeeze(2)
+            renamed[".".join(("blocks", block, *names))] = tensor
+        elif part == "decoder" and not rest.startswith("final"):
+            for theirs, ours in (
+                ("_pooling.attention_layer.0.conv_layer", "pooling.hidden"),
+                ("_pooling.attention_layer.0.bn", "pooling.norm"),
+                ("_pooling.attention_layer.2", "pooling.scores"),
+                ("emb_layers.0.0", "norm"),
+                ("emb_layers.0.1", "embedding"),
+            ):
+                rest = rest.replace(theirs, ours)
+            renamed[rest] = tensor.squeeze(2) if tensor.ndim == 3 else tensor
+    return renamed
+
+
+@pytest.fixture
+def reference(shared) -> dict[str, torch.Tensor]:
+    arrays = np.load(shared / "reference" / "nemo" / "titanet-tiny.npz")
+    return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture
+def tiny(shared, shipped) -> TitaNet:
+    p = shipped("model.titanet.channels=64", "model.titanet.epilog_channels=192")
+    encoder = TitaNet(p.model.titanet, 80).eval()
+    path = shared / "reference" / "nemo" / "titanet-tiny.nemo"
+    encoder.load_state_dict(nemo_weights(path), strict=True)
+    return encoder
+
+
+@torch.inference_mode()
+def test_encoder_and_embeddings_are_nemos(tiny, reference):
+    outputs = []
+    tiny.blocks[-1].register_forward_hook(lambda *call: outputs.append(call[2]))
+    frames = reference["feature_lengths"]
+    embeddings = tiny(reference["features"], frames)
+    assert (embeddings - reference["embeddings"]).abs().max() < 1e-5
+    for output, expected, length in zip(
+        outputs[0], reference["encoded"], frames, strict=True
+    ):
+        assert (output[:length].T - expected[:, :length]).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_embeddings_one_by_one_are_nemos(tiny, reference):
+    for features, length, expected in zip(
+        reference["features"],
+        reference["feature_lengths"],
+        reference["embeddings"],
+        strict=True,
+    ):
+        embedding = tiny(features[None, :, :length], length[None])
+        assert (embedding[0] - expected).abs().max() < 1e-5
+        assert (tiny(features[None, :, :length])[0] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size", "epilog", "weights", "with_classifier"),
+    [
+        ("s", "null", 3_275_568, 6.478),
+        ("m", "null", 10_220_336, 13.423),
+        ("l", "null", 22_122_288, 25.325),
+        ("s", "3072", 6_825_264, 10.028),
+    ],
+)
+def test_sizes(shipped, size, epilog, weights, with_classifier):
+    p = shipped(f"model.titanet.size={size}", f"model.titanet.epilog_channels={epilog}")
+    with torch.device("meta"):
+        encoder = build_encoder(p.model, 80)
+    assert sum(w.numel() for w in encoder.parameters()) == weights
+    # The paper counts a classifier over its 16,681 training speakers.
+    assert round((weights + 16_681 * 192) / 1e6, 3) == with_classifier
+
+
+def test_batch_norms_have_nemos_epsilons(shipped):
+    encoder = build_encoder(shipped(*MINIATURE).model, 80)
+    epsilons = {
+        name: module.eps
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.BatchNorm1d)
+    }
+    assert {e for name, e in epsilons.items() if name.startswith("blocks")} == {1e-3}
+    assert epsilons["pooling.norm"] == epsilons["norm"] == 1e-5
+
+
+def test_dropout_stands_in_mega_blocks_only(shipped):
+    encoder = build_encoder(shipped(*MINIATURE).model, 80)
+    rates = [block.dropout.p for block in encoder.blocks]
+    assert rates == [0, 0.1, 0.1, 0.1, 0]
+
+
+@pytest.fixture(params=["titanet", "dvector"])
+def encoder(request, shipped) -> nn.Module:
+    p = shipped(*MINIATURE, f"model.name={request.param}")
+    encoder = build_encoder(p.model, 80)
+    for module in encoder.modules():  # as after training, not as at birth
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return encoder.eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("frames", [3, 159, 160, 161, 239, 240, 333])
+def test_padding_never_changes_an_embedding(encoder, frames):
+    features = torch.randn(1, 80, frames)
+    alone = encoder(features, torch.tensor([frames]))
+    padded = torch.randn(3, 80, frames + 400)  # what lies beyond must not matter
+    padded[1, :, :frames] = features[0]
+    together = encoder(padded, torch.tensor([frames + 400, frames, frames + 31]))
+    assert (together[1] - alone[0]).abs().max() < 1e-5
+    assert (encoder(features) - alone).abs().max() < 1e-5
+
+
+@torch.inference_mode()
+def test_order_of_a_batch_never_matters(encoder):
+    features, frames = torch.randn(4, 80, 300), torch.tensor([300, 170, 60, 290])
+    order = torch.tensor([2, 0, 3, 1])
+    expected = encoder(features, frames)[order]
+    assert (encoder(features[order], frames[order]) - expected).abs().max() < 1e-5
+
+
+def test_every_weight_learns(encoder):
+    encoder.train()
+    encoder(torch.randn(4, 80, 200)).square().sum().backward()
+    still = [
+        name
+        for name, weight in encoder.named_parameters()
+        if weight.grad is None or not weight.grad.abs().sum() > 0
+    ]
+    # A bias ahead of a softmax over time, or added to all of it, changes nothing.
+    assert set(still) <= {"pooling.scores.bias"}
+
+
+def test_training_without_padding_is_training_with_full_lengths(encoder):
+    encoder.train()
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    features = torch.randn(4, 80, 160)
+    difference = encoder(features) - encoder(features, torch.full((4,), 160))
+    assert difference.abs().max() < 1e-5
+
+
+def test_pooling_of_uniform_attention_by_hand():
+    pooling = AttentiveStatisticsPooling(2).eval()
+    nn.init.zeros_(pooling.scores.weight)  # every frame weighs the same
+    x = torch.tensor([[[1.0, 5.0], [3.0, 5.0], [90.0, 90.0]]])
+    valid = torch.tensor([[[1.0], [1.0], [0.0]]])
+    pooled = pooling(x, valid)[0]
+    assert torch.allclose(pooled, torch.tensor([2.0, 5.0, 1.0, 1e-5]), atol=1e-6)
+
+
+@torch.inference_mode()
+def test_d_vector_is_the_mean_of_normalised_windows(shipped):
+    encoder = DVector(shipped(*MINIATURE).model.dvector, 80).eval()
+    features = torch.randn(1, 80, 400)
+    # 400 frames hold whole windows of 160 from frames 0, 80, 160 and 240.
+    windows = [features[:, :, start : start + 160] for start in (0, 80, 160, 240)]
+    outputs = torch.cat([encoder.lstm(w.transpose(1, 2))[0][:, -1] for w in windows])
+    vectors = encoder.embedding(outputs)
+    mean = nn.functional.normalize(vectors).mean(0)
+    whole = encoder(features)[0]
+    assert torch.allclose(
+        nn.functional.normalize(whole, dim=0),
+        nn.functional.normalize(mean, dim=0),
+        atol=1e-5,
+    )
+    assert torch.allclose(whole, mean * vectors.norm(dim=1).mean(), atol=1e-5)
+    assert torch.allclose(encoder(windows[0])[0], vectors[0], atol=1e-5)

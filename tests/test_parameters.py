@@ -1,0 +1,145 @@
+"""parameters.yml: what is read, and a line for every mistake."""
+
+import pytest
+
+from conftest import REPOSITORY
+from parameters import ParameterError, check_parameters, load_parameters
+
+SHIPPED = REPOSITORY / "parameters.yml"
+
+
+def test_shipped_files_are_complete(shipped):
+    assert shipped().model.titanet.size == "s"
+    study = load_parameters(SHIPPED, REPOSITORY / "init" / "librispeech.yml")
+    assert (study.dataset.name, study.training.epochs) == ("librispeech", 75)
+    assert study.loss.name == "cross_entropy"
+
+
+def test_later_files_and_overrides_win(tmp_path):
+    more = tmp_path / "more.yml"
+    more.write_text("training: {epochs: 9, batch_size: 5}\n")
+    p = load_parameters(SHIPPED, more, overrides=["training.epochs=11"])
+    assert (p.training.epochs, p.training.batch_size) == (11, 5)
+    assert p.training.optimizer.name == "adamw"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "1.0e-3", "+1e-3"])
+def test_exponents_are_numbers(shipped, text):
+    assert shipped(f"training.optimizer.lr={text}").training.optimizer.lr == 0.001
+
+
+def test_plain_types_make_the_same_parameters(shipped):
+    assert check_parameters(shipped().as_dict()) == shipped()
+
+
+def test_parameters_are_frozen(shipped):
+    with pytest.raises(ValueError, match="frozen"):
+        shipped().training.epochs = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "training.optimizer.lr=fast",
+            "training.optimizer.lr: expected a number above 0, got 'fast'",
+        ),
+        (
+            "training.epochs=0",
+            "training.epochs: expected a whole number of at least 1, got 0",
+        ),
+        (
+            "training.epochs=1.5",
+            "training.epochs: expected a whole number of at least 1, got 1.5",
+        ),
+        (
+            "training.epohcs=3",
+            "training.epohcs: unknown key; did you mean training.epochs?",
+        ),
+        ("epochs=3", "epochs: unknown key; did you mean training.epochs?"),
+        (
+            "model.name=ecapa",
+            "model.name: expected one of titanet, dvector, got 'ecapa'",
+        ),
+        (
+            "dataset.download=maybe",
+            "dataset.download: expected true or false, got 'maybe'",
+        ),
+        (
+            "dataset.test_fraction=.nan",
+            "dataset.test_fraction: expected a number of at least 0 and of at most 1, "
+            "got nan",
+        ),
+        (
+            "model.dvector.crop_seconds=[]",
+            "model.dvector.crop_seconds: expected a list, each a number above 0 and of "
+            "at most 3600, at least one, got ()",
+        ),
+        (
+            "training=3",
+            "training: expected a section with device, epochs, batch_size, optimizer, "
+            "got 3",
+        ),
+        (
+            "run.name=../x",
+            r"run.name: expected text matching ^[\w][\w.+-]*$ or null, got '../x'",
+        ),
+        (
+            "loss.arcface={a: 1, a: 2}",
+            "loss.arcface:1: a: expected once, given twice",
+        ),
+        (
+            "training.epochs",
+            "training.epochs: expected section.key=value, such as training.epochs=5, "
+            "got no value",
+        ),
+    ],
+)
+def test_mistake_in_an_override(shipped, override, message):
+    with pytest.raises(ParameterError) as caught:
+        shipped(override)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", ":2: seed: expected once, given twice"),
+        ("a: [1\nb: 2\n", "expected"),
+        ("just text\n", "expected sections such as `training:`, got 'just text'"),
+        ("", "expected sections such as `training:`, got None"),
+        ("1: 2\n", ":1: expected a name as key, got 1"),
+        ("when: 2026-99-99\n", "not readable as YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", ":1: could not determine"),
+        ("a: " + "[" * 3000, "not readable as YAML"),
+        ("a: \x00\n", "not readable as YAML"),
+    ],
+)
+def test_mistake_in_a_file(tmp_path, text, message):
+    path = tmp_path / "mine.yml"
+    path.write_text(text)
+    with pytest.raises(ParameterError) as caught:
+        load_parameters(SHIPPED, path)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_key(tmp_path):
+    path = tmp_path / "mine.yml"
+    text = SHIPPED.read_text()
+    path.write_text(text.replace("  epochs:", "  # epochs:"))
+    with pytest.raises(ParameterError) as caught:
+        load_parameters(path)
+    assert str(caught.value) == (
+        "training.epochs: expected a whole number of at least 1, but it is missing"
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00\x01"])
+def test_unreadable_file(tmp_path, content):
+    path = tmp_path / "mine.yml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ParameterError, match=str(path)):
+        load_parameters(path)
