@@ -1,0 +1,340 @@
+"""Packing, splitting and batches: laws, hand-made cases, refusals."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import dataset
+from corpora import CorpusError, Utterance, utterances
+from dataset import (
+    Entry,
+    Pack,
+    Splits,
+    TrainingBatches,
+    UtteranceBatches,
+    open_pack,
+    pack,
+    prepare,
+    split,
+)
+
+CPU = torch.device("cpu")
+
+
+def made_up_pack(counts: dict[str, int], samples: int = 1000, **splits: str) -> Pack:
+    """A pack whose sample values are their own places, so that crops can be traced."""
+    entries, offset = [], 0
+    for speaker, count in counts.items():
+        for number in range(count):
+            name = f"{speaker}-{number}"
+            entries.append(
+                Entry(name, speaker, splits.get(speaker), None, offset, samples)
+            )
+            offset += samples
+    values = torch.arange(offset).remainder(30_000).to(torch.int16)
+    return Pack(values, entries, 16_000, [])
+
+
+@pytest.fixture
+def corpus(tmp_path) -> list[Utterance]:
+    """Three good files of three speakers."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number, speaker in enumerate("abc"):
+        path = tmp_path / "corpus" / speaker / "x.wav"
+        path.parent.mkdir(parents=True)
+        samples = rng.integers(-9000, 9000, 4000 + number).astype(np.int16)
+        soundfile.write(path, samples, 16_000)
+        made.append(Utterance(f"{speaker}/x.wav", speaker, path))
+    return made
+
+
+def test_pack_holds_every_sample(tmp_path, corpus):
+    packed = pack(corpus, tmp_path / "pack", 16_000)
+    assert [entry.samples for entry in packed.entries] == [4000, 4001, 4002]
+    for utterance, entry in zip(corpus, packed.entries, strict=True):
+        expected, _ = soundfile.read(utterance.source, dtype="int16")
+        stored = packed.samples[entry.offset : entry.offset + entry.samples]
+        assert np.array_equal(stored.numpy(), expected)
+        assert (entry.id, entry.speaker) == (utterance.id, utterance.speaker)
+
+
+def test_pack_is_opened_not_made_again(tmp_path, corpus, monkeypatch):
+    first = pack(corpus, tmp_path / "pack", 16_000)
+    monkeypatch.setattr(dataset, "load_recording", None)  # decoding would fail
+    again = pack(corpus, tmp_path / "pack", 16_000)
+    assert again.entries == first.entries
+    assert torch.equal(again.samples, first.samples)
+
+
+@pytest.mark.parametrize("change", ["content", "fewer", "rate", "speaker"])
+def test_pack_is_made_again_when_the_sources_change(tmp_path, corpus, change):
+    before = pack(corpus, tmp_path / "pack", 16_000)
+    rate = 16_000
+    if change == "content":
+        soundfile.write(corpus[0].source, np.zeros(5000, np.int16), 16_000)
+    elif change == "fewer":
+        corpus = corpus[1:]
+    elif change == "rate":
+        rate = 8000
+    else:
+        corpus = [Utterance(u.id, "d", u.source) for u in corpus]
+    after = pack(corpus, tmp_path / "pack", rate)
+    assert after.entries != before.entries
+
+
+def test_writing_to_the_samples_never_reaches_the_disk(tmp_path, corpus):
+    packed = pack(corpus, tmp_path / "pack", 16_000)
+    packed.samples.zero_()
+    assert open_pack(tmp_path / "pack").samples.any()
+
+
+def test_bad_files_are_skipped_and_listed(tmp_path, corpus):
+    corpus[1].source.write_text("no audio")
+    packed = pack(corpus, tmp_path / "pack", 16_000)
+    assert [entry.speaker for entry in packed.entries] == ["a", "c"]
+    assert len(packed.warnings) == 1
+    assert str(corpus[1].source) in packed.warnings[0]
+    assert pack(corpus, tmp_path / "pack", 16_000).warnings == packed.warnings
+
+
+def test_nothing_left_is_an_error_that_leaves_nothing(tmp_path, corpus):
+    for utterance in corpus:
+        utterance.source.write_bytes(b"")
+    with pytest.raises(CorpusError, match="none of the 3 files"):
+        pack(corpus, tmp_path / "packs" / "pack", 16_000)
+    assert os.listdir(tmp_path / "packs") == []
+
+
+def test_interrupted_packing_leaves_nothing(tmp_path, corpus, monkeypatch):
+    real = dataset.load_recording
+
+    def interrupted(source: Path, sample_rate: int):
+        if source == corpus[2].source:
+            raise KeyboardInterrupt
+        return real(source, sample_rate)
+
+    monkeypatch.setattr(dataset, "load_recording", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack(corpus, tmp_path / "packs" / "pack", 16_000)
+    assert os.listdir(tmp_path / "packs") == []
+
+
+@pytest.mark.parametrize("damage", ["cut samples", "cut index", "no samples"])
+def test_damaged_pack_is_made_again(tmp_path, corpus, damage):
+    directory = tmp_path / "pack"
+    before = pack(corpus, directory, 16_000).samples.clone()
+    if damage == "cut samples":
+        os.truncate(directory / "samples.int16", 100)
+    elif damage == "cut index":
+        os.truncate(directory / "index.json", 100)
+    else:
+        (directory / "samples.int16").unlink()
+    assert torch.equal(pack(corpus, directory, 16_000).samples, before)
+
+
+def test_disk_that_refuses(tmp_path, corpus):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CorpusError, match="cannot pack the corpus"):
+        pack(corpus, tmp_path / "file" / "pack", 16_000)
+
+
+def names(packed: Pack, indices: list[int]) -> set[str]:
+    return {packed.entries[i].speaker for i in indices}
+
+
+def test_split_deals_speakers_and_utterances(shipped):
+    packed = made_up_pack({f"s{n:02}": 10 for n in range(20)})
+    p = shipped("dataset.development_fraction=0.1").dataset
+    splits = split(packed, p)
+    assert len(names(packed, splits.test)) == 4
+    assert len(names(packed, splits.development)) == 2
+    assert len(splits.speakers) == 14
+    assert names(packed, splits.train) == set(splits.speakers)
+    assert names(packed, splits.validation) == set(splits.speakers)
+    assert Counter(packed.entries[i].speaker for i in splits.validation) == Counter(
+        splits.speakers
+    )
+    dealt = splits.train + splits.validation + splits.development + splits.test
+    assert sorted(dealt) == list(range(200))
+    assert split(packed, p) == splits
+
+
+def test_validation_is_a_tenth_at_least_one_of_two_or_more(shipped):
+    packed = made_up_pack({"one": 1, "two": 2, "thirty": 30})
+    splits = split(packed, shipped("dataset.test_fraction=0").dataset)
+    found = Counter(packed.entries[i].speaker for i in splits.validation)
+    assert found == {"two": 1, "thirty": 3}
+
+
+def test_speakers_that_the_corpus_names_stay_where_they_are(shipped):
+    counts = {f"s{n}": 4 for n in range(10)}
+    packed = made_up_pack(counts, s0="test", s1="test", s2="development", s3="train")
+    splits = split(packed, shipped("dataset.development_fraction=0.5").dataset)
+    assert names(packed, splits.test) == {"s0", "s1"}
+    assert names(packed, splits.development) == {"s2"}
+    assert splits.speakers == [f"s{n}" for n in range(3, 10)]
+
+
+def test_seed_of_the_dataset_chooses_who_is_held_out(shipped):
+    packed = made_up_pack({f"s{n:02}": 4 for n in range(40)})
+    held_out = [
+        names(packed, split(packed, shipped(f"dataset.seed={seed}").dataset).test)
+        for seed in (1, 2)
+    ]
+    assert held_out[0] != held_out[1]
+
+
+@pytest.mark.parametrize("part", ["development", "test"])
+def test_no_unseen_speaker_is_in_training(part):
+    packed = made_up_pack({"a": 2, "b": 2})
+    parts = {"train": [0, 2], "validation": [1], "development": [], "test": []}
+    with pytest.raises(CorpusError, match="must not be in training, but b are"):
+        Splits(packed, ["a", "b"], **{**parts, part: [3]})
+
+
+@pytest.fixture
+def batches(shipped):
+    def build(counts: dict[str, int], samples: int, *overrides: str) -> TrainingBatches:
+        p = shipped("dataset.test_fraction=0", "training.batch_size=4", *overrides)
+        return TrainingBatches(split(made_up_pack(counts, samples), p.dataset), p, CPU)
+
+    return build
+
+
+def test_epoch_is_one_crop_of_every_training_utterance(batches):
+    b = batches({f"s{n}": 11 for n in range(5)}, 60_000)
+    for epoch in (0, 1):
+        seen = [i for batch in b.epoch(epoch) for i in batch.indices.tolist()]
+        assert sorted(seen) == sorted(b.splits.train)
+    sizes = [len(batch.indices) for batch in b.epoch(0)]
+    assert len(sizes) == len(b)
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= 4
+
+
+def test_crops_are_stretches_of_their_own_utterance(batches):
+    b = batches({"a": 8, "b": 8}, 60_000)
+    entries, durations = b.splits.pack.entries, set()
+    for epoch in range(10):
+        for batch in b.epoch(epoch):
+            assert batch.lengths is None
+            durations.add(batch.waveforms.shape[1])
+            for waveform, index in zip(batch.waveforms, batch.indices, strict=True):
+                values = (waveform * 32768).int()
+                assert (values.diff().remainder(30_000) == 1).all()
+                offset = (values[0] - entries[index].offset).remainder(30_000)
+                assert offset + len(values) <= 60_000
+    assert durations == {24_000, 32_000, 48_000}
+
+
+def test_speakers_are_places_in_the_list_of_speakers(batches):
+    b = batches({"a": 8, "b": 8, "c": 8}, 1000)
+    for batch in b.epoch(0):
+        expected = [b.splits.pack.entries[i].speaker for i in batch.indices]
+        assert [b.splits.speakers[c] for c in batch.speakers] == expected
+
+
+def test_short_utterances_repeat_to_fill_a_crop(batches):
+    b = batches({"a": 8, "b": 8}, 1000)
+    for batch in b.epoch(0):
+        periods = batch.waveforms.unfold(1, 1000, 1000)
+        assert torch.equal(periods, periods[:, :1].expand_as(periods))
+
+
+def test_batches_are_a_function_of_seed_epoch_and_number(batches):
+    counts = {"a": 20, "b": 20}
+    b, same = batches(counts, 60_000), batches(counts, 60_000)
+    other = batches(counts, 60_000, "seed=2")
+    list(b.epoch(0))  # what was drawn before must not matter
+    first, second = list(b.epoch(3)), list(same.epoch(3))
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one.waveforms, two.waveforms)
+        assert one.seed == two.seed
+    assert first[0].seed != next(other.epoch(3)).seed
+    assert len({batch.seed for batch in first}) == len(first)
+    assert first[0].indices.tolist() != next(b.epoch(4)).indices.tolist()
+
+
+@pytest.mark.parametrize("count", range(2, 20))
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 7])
+def test_no_batch_of_one(count, batch_size):
+    parts = dataset._even_parts(np.arange(count), batch_size)
+    assert np.array_equal(np.concatenate(parts), np.arange(count))
+    assert min(map(len, parts)) >= 2
+    assert max(map(len, parts)) <= max(batch_size, 3)
+
+
+def test_ge2e_batches_hold_several_utterances_of_each_speaker(batches):
+    counts = {f"s{n}": 7 + n for n in range(9)}
+    b = batches(
+        counts,
+        1000,
+        "loss.name=ge2e",
+        "loss.ge2e.speakers_per_batch=4",
+        "loss.ge2e.utterances_per_speaker=3",
+    )
+    seen = set()
+    for batch in b.epoch(0):
+        found = Counter(batch.speakers.tolist())
+        assert set(found.values()) == {3}
+        assert 2 <= len(found) <= 4
+        seen |= set(batch.indices.tolist())
+    assert seen == set(b.splits.train)
+    assert len(list(b.epoch(0))) == len(b)
+
+
+def test_whole_utterances_by_length(shipped):
+    rng = np.random.default_rng(0)
+    entries, offset = [], 0
+    for number, samples in enumerate(rng.integers(1000, 90_000, 40).tolist()):
+        entries.append(Entry(str(number), "a", None, None, offset, samples))
+        offset += samples
+    samples = torch.from_numpy(rng.integers(-99, 99, offset).astype(np.int16))
+    packed = Pack(samples, entries, 16_000, [])
+    batches = UtteranceBatches(packed, range(5, 40), 10, CPU)
+    seen = []
+    for batch in batches:
+        assert batch.waveforms.numel() <= 160_000
+        for row, length, index in zip(
+            batch.waveforms, batch.lengths, batch.indices, strict=True
+        ):
+            entry = entries[index]
+            expected = samples[entry.offset :][: entry.samples] / 32768
+            assert torch.equal(row[:length], expected)
+            assert not row[length:].any()
+            seen.append(int(index))
+    assert sorted(seen) == list(range(5, 40))
+    assert len(UtteranceBatches(packed, range(40), 0.01, CPU)) == 40
+
+
+def test_prepare_packs_each_corpus_once(miniature, monkeypatch):
+    p = miniature()
+    splits = prepare(p)
+    assert len(splits.speakers) == 6
+    assert len(splits.test) == 10
+    monkeypatch.setattr(dataset, "load_recording", None)
+    assert prepare(p).train == splits.train
+    assert len(os.listdir(p.dataset.packs)) == 1
+    index = next(p.dataset.packs.glob("*/index.json"))
+    assert len(json.loads(index.read_text())["entries"]) == 40
+
+
+def test_changed_entries_are_scanned_anew(tmp_path, shipped):
+    root = tmp_path / "corpus"
+    for speaker in "ab":
+        (root / speaker).mkdir(parents=True)
+        soundfile.write(root / speaker / "x.wav", np.zeros(9000, np.int16), 16_000)
+    p = shipped(
+        "dataset.name=folder", f"dataset.root={root}", f"dataset.packs={tmp_path}/packs"
+    )
+    assert len(prepare(p).pack.entries) == 2
+    soundfile.write(root / "a" / "y.wav", np.zeros(9000, np.int16), 16_000)
+    assert len(prepare(p).pack.entries) == 3
+    assert len(utterances(p.dataset)) == 3
