@@ -244,6 +244,10 @@ class Parameters(Section):
         """Plain YAML and JSON types; `Parameters` again through `check_parameters`."""
         return self.model_dump(mode="json")
 
+    def as_yaml(self) -> str:
+        """The text of a parameter file."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
 
 class _Loader(yaml.SafeLoader):
     """YAML with duplicate keys refused and `1e-3` a number, as YAML 1.2 has it."""

@@ -19,10 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-import yaml
-from matplotlib.figure import Figure
 from torch import nn
 
+from figures import Figure
 from losses import build_loss
 from models import build_encoder
 from parameters import Parameters, UserError, check_parameters
@@ -176,8 +175,8 @@ class Run:
         directory = parameters.run.directory / name
         try:
             directory.mkdir(parents=True)
-            text = yaml.safe_dump(parameters.as_dict(), sort_keys=False)
-            (directory / "parameters.yml").write_text(text, encoding="utf-8")
+            path = directory / "parameters.yml"
+            path.write_text(parameters.as_yaml(), encoding="utf-8")
         except FileExistsError:
             raise RunError(
                 f"{directory}: this run exists; choose another run.name, "

@@ -1,4 +1,4 @@
-"""What the tests share: the shipped parameters, cut down, and the optional real data."""
+"""What the tests share: the shipped parameters, cut down, and optional real data."""
 
 from collections.abc import Callable
 from pathlib import Path

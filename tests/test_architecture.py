@@ -1,0 +1,88 @@
+"""The house stays as it is drawn: imports go down only, a library has one owner."""
+
+import ast
+import sys
+
+import pytest
+
+from conftest import REPOSITORY
+
+# A module may import those above it. Lower in the list is higher in the house.
+ORDER = [
+    "parameters",
+    "metrics",
+    "synthetic",
+    "corpora",
+    "trials",
+    "dataset",
+    "transforms",
+    "models",
+    "losses",
+    "figures",
+    "runs",
+    "eval",
+    "train",
+]
+KNOWS_NOTHING_OF_OURS = ("parameters", "metrics")
+OWNERS = {
+    "wandb": {"runs"},
+    "matplotlib": {"figures"},
+    "umap": {"figures"},
+    "soundfile": {"corpora"},
+    "torchaudio": {"corpora"},
+    "yaml": {"parameters"},
+    "pydantic": {"parameters"},
+}
+MODULES = {path.stem: path for path in (REPOSITORY / "src").glob("*.py")}
+
+
+def imports(name: str) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_module_has_its_place():
+    assert set(MODULES) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_go_down_only(name):
+    ours = imports(name) & set(ORDER)
+    below = ORDER[: ORDER.index(name)]
+    assert ours <= set([] if name in KNOWS_NOTHING_OF_OURS else below)
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_library_has_one_owner(library):
+    assert {name for name in MODULES if library in imports(name)} == OWNERS[library]
+
+
+def test_every_library_is_a_pinned_requirement():
+    lines = (REPOSITORY / "init" / "requirements.txt").read_text().splitlines()
+    pinned = {line.split("==")[0] for line in lines if "==" in line}
+    assert len(pinned) == len(lines)
+    packages = {"yaml": "pyyaml", "umap": "umap-learn", "sklearn": "scikit-learn"}
+    used = set().union(*map(imports, MODULES)) - set(MODULES)
+    libraries = {name for name in used if name not in sys.stdlib_module_names}
+    assert {packages.get(name, name) for name in libraries} <= pinned
+
+
+def test_no_drawers_for_odds_and_ends():
+    assert not {"utils", "util", "helpers", "common", "base"} & set(MODULES)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_nothing_from_outside_is_executed(name):
+    calls = {
+        ast.unparse(node.func): ast.unparse(node)
+        for node in ast.walk(ast.parse(MODULES[name].read_text()))
+        if isinstance(node, ast.Call)
+    }
+    assert not {"eval", "exec", "pickle.load", "pickle.loads", "os.system"} & set(calls)
+    if "torch.load" in calls:
+        assert "weights_only=True" in calls["torch.load"]

@@ -1,0 +1,51 @@
+"""Figures: what is drawn, not how it looks."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import TruncatedSVD
+
+from figures import MAX_SPEAKERS, draw_embeddings, project_svd, project_umap
+
+
+@pytest.fixture
+def clusters():
+    """Thirty speakers of six utterances, each near its own direction."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(30, 16))
+    embeddings = np.repeat(centres, 6, 0) + rng.normal(size=(180, 16)) / 10
+    speakers = [f"s{n:02}" for n in range(30) for _ in range(6)]
+    return embeddings.astype(np.float32), speakers
+
+
+def test_svd_is_scikit_learns(clusters):
+    embeddings, _ = clusters
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    svd = TruncatedSVD(2, algorithm="arpack", random_state=0)
+    expected = svd.fit_transform(unit - unit.mean(0))
+    assert np.allclose(np.abs(project_svd(embeddings)), np.abs(expected), atol=1e-4)
+
+
+def test_umap_is_seeded_and_keeps_speakers_together(clusters):
+    embeddings, speakers = clusters
+    plane = project_umap(embeddings, 1)
+    assert np.array_equal(plane, project_umap(embeddings, 1))
+    nearest = np.linalg.norm(plane[:, None] - plane, axis=2)
+    np.fill_diagonal(nearest, np.inf)
+    neighbours = np.array(speakers)[nearest.argmin(1)]
+    assert (neighbours == speakers).mean() > 0.95
+
+
+def test_every_utterance_of_24_speakers_is_drawn(clusters):
+    figure = draw_embeddings(*clusters, "A title", seed=1)
+    assert "A title" in figure.get_suptitle()
+    for axes in figure.axes:
+        drawn = [c.get_offsets() for c in axes.collections]
+        assert len(drawn) == MAX_SPEAKERS
+        assert all(len(points) == 6 for points in drawn)
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+    looks = {
+        (tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes())
+        for c in figure.axes[0].collections
+    }
+    assert len(looks) == MAX_SPEAKERS

@@ -1,0 +1,232 @@
+"""Run directories, checkpoints and the W&B mirror."""
+
+import builtins
+import json
+import os
+import stat
+import sys
+
+import pytest
+import torch
+
+from parameters import load_parameters
+from runs import (
+    Run,
+    RunError,
+    build_model,
+    choose_device,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
+
+CPU = torch.device("cpu")
+SPEAKERS = ["a", "b", "c"]
+
+
+@pytest.fixture
+def model(miniature):
+    return build_model(miniature(), SPEAKERS, CPU)
+
+
+def test_checkpoint_brings_the_model_back(tmp_path, model):
+    save_checkpoint(tmp_path / "x.pt", model, epoch=3)
+    loaded = load_model(tmp_path / "x.pt", CPU)
+    assert loaded.parameters == model.parameters
+    assert loaded.speakers == SPEAKERS
+    for name, module in model.modules.items():
+        for key, tensor in module.state_dict().items():
+            assert torch.equal(loaded.modules[name].state_dict()[key], tensor)
+    assert load_checkpoint(tmp_path / "x.pt")["epoch"] == 3
+
+
+def test_a_run_stands_for_its_best_checkpoint(tmp_path, model):
+    save_checkpoint(tmp_path / "best.pt", model)
+    assert load_model(tmp_path, CPU).speakers == SPEAKERS
+
+
+def test_seed_draws_the_weights(miniature):
+    one, same = (build_model(miniature(), SPEAKERS, CPU) for _ in range(2))
+    other = build_model(miniature("seed=2"), SPEAKERS, CPU)
+    first = [next(m.encoder.parameters()) for m in (one, same, other)]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+
+
+class Intruder:
+    def __reduce__(self):
+        return os.mkdir, ("intruded",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no checkpoint", "cut", "pickle", "list", "foreign", "missing", "shape"],
+)
+def test_unusable_checkpoints_are_refused_unexecuted(
+    tmp_path, monkeypatch, model, content
+):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, model)
+    state = load_checkpoint(path)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    elif content == "pickle":
+        torch.save({"version": 1, "parameters": Intruder()}, path)
+    elif content == "list":
+        torch.save([1, 2], path)
+    elif content == "foreign":
+        torch.save({"state_dict": {}}, path)
+    elif content == "missing":
+        del state["encoder"]
+        torch.save(state, path)
+    else:
+        state["speakers"] = SPEAKERS[:2]
+        torch.save(state, path)
+    with pytest.raises(RunError, match=str(path)) as caught:
+        load_model(path, CPU)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "intruded").exists()
+
+
+def test_no_such_checkpoint(tmp_path):
+    with pytest.raises(RunError, match="got no such file"):
+        load_model(tmp_path / "none.pt", CPU)
+
+
+def test_failing_save_keeps_the_last_checkpoint(tmp_path, model, monkeypatch):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, model, epoch=1)
+
+    def full(*arguments):
+        arguments[1].write(b"half of a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        save_checkpoint(path, model, epoch=2)
+    assert load_checkpoint(path)["epoch"] == 1
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_run_directory_holds_the_parameters(miniature):
+    p = miniature("run.name=mine")
+    run = Run.create(p)
+    assert run.directory == p.run.directory / "mine"
+    assert load_parameters(run.directory / "parameters.yml") == p
+
+
+def test_name_says_what_is_run(miniature):
+    name = Run.create(miniature("model.name=dvector")).directory.name
+    assert name.startswith("synthetic-dvector-arcface-")
+
+
+def test_existing_run_is_never_overwritten(miniature):
+    p = miniature("run.name=mine")
+    Run.create(p).log_epoch({"epoch": 1})
+    with pytest.raises(RunError, match="this run exists; choose another"):
+        Run.create(p)
+    assert (p.run.directory / "mine" / "metrics.jsonl").read_text()
+
+
+def test_directory_that_cannot_be_written(tmp_path, miniature):
+    (tmp_path / "runs").write_text("a file in the way")
+    with pytest.raises(RunError, match="cannot be written"):
+        Run.create(miniature("run.name=mine"))
+
+
+def test_reopened_run_forgets_unfinished_epochs(miniature):
+    p = miniature("run.name=mine")
+    run = Run.create(p)
+    for epoch in (1, 2, 3):
+        run.log_epoch({"epoch": epoch})
+    run = Run.reopen(run.directory, p, 2, run.wandb_id)
+    run.log_epoch({"epoch": 3, "again": True})
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+    assert json.loads(lines[2])["again"]
+
+
+def test_device_that_is_not_there():
+    assert choose_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        with pytest.raises(RunError, match=r"training.device: expected .*got cuda"):
+            choose_device("cuda")
+
+
+# W&B
+
+
+@pytest.fixture
+def no_key(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc either
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens
+
+
+def offline_folders(run: Run) -> list:
+    return list(run.directory.glob("wandb/offline-run-*"))
+
+
+def test_auto_goes_offline_without_a_key(miniature, no_key, capsys, monkeypatch):
+    monkeypatch.setattr(builtins, "input", None)  # a prompt would fail
+    run = Run.create(miniature("wandb.mode=auto"))
+    run.log_epoch({"epoch": 1, "train/loss": 2.0})
+    save_checkpoint(run.directory / "best.pt", build_model(miniature(), SPEAKERS, CPU))
+    run.finish()
+    assert "offline; upload with: wandb sync" in capsys.readouterr().out
+    assert len(offline_folders(run)) == 1
+
+
+def test_key_that_does_not_work_goes_offline_and_is_never_shown(
+    miniature, no_key, capfd, tmp_path
+):
+    key = "0123456789" * 4
+    (tmp_path / "key.txt").write_text(key + "\n")
+    p = miniature("wandb.mode=auto", f"wandb.api_key_file={tmp_path / 'key.txt'}")
+    run = Run.create(p)
+    run.log_epoch({"epoch": 1})
+    run.finish()
+    shown = capfd.readouterr()
+    assert "cannot go online" in shown.out
+    assert key not in shown.out + shown.err
+    for path in run.directory.rglob("*"):
+        if path.is_file():
+            assert key.encode() not in path.read_bytes(), path
+    assert len(offline_folders(run)) == 1
+
+
+def test_wandb_not_installed(miniature, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    run = Run.create(miniature("wandb.mode=auto"))
+    run.log_epoch({"epoch": 1})
+    run.finish()
+    assert "not installed" in capsys.readouterr().out
+
+
+def test_disabled_touches_nothing(miniature, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    run = Run.create(miniature("wandb.mode=disabled"))
+    run.finish()
+    assert os.listdir(run.directory) == ["parameters.yml"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_unreadable_key_file(miniature, no_key, tmp_path, capsys):
+    path = tmp_path / "key.txt"
+    path.write_text("secret")
+    path.chmod(stat.S_IWUSR)
+    Run.create(miniature("wandb.mode=auto", f"wandb.api_key_file={path}")).finish()
+    assert "offline" in capsys.readouterr().out
+
+
+def test_failing_wandb_never_stops_a_run(miniature, no_key, capsys):
+    run = Run.create(miniature("wandb.mode=offline"))
+    run._wandb[1].finish()  # as if W&B had died underneath
+    for epoch in (1, 2):
+        run.log_epoch({"epoch": epoch})
+    run.finish()
+    assert capsys.readouterr().out.count("no longer logging there") <= 1
+    assert len((run.directory / "metrics.jsonl").read_text().splitlines()) == 2

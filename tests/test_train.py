@@ -1,0 +1,336 @@
+"""The training loop: miniature real trainings, resuming, and its refusals."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import train as training
+from conftest import MINIATURE, REPOSITORY
+from dataset import TrainingBatches, prepare
+from eval import as_report, evaluate
+from losses import AngularMarginLoss
+from parameters import load_parameters
+from runs import RunError, build_model, load_checkpoint, load_model
+from train import State, TrainingError, build_optimizer, learning_rate, main, train
+from trials import read_trials
+
+CPU = torch.device("cpu")
+
+
+def weights(run, name: str = "last.pt") -> list[torch.Tensor]:
+    model = load_model(run / name, CPU)
+    return [t for m in model.modules.values() for t in m.state_dict().values()]
+
+
+def equal_weights(one, other) -> bool:
+    return all(map(torch.equal, weights(one), weights(other)))
+
+
+def metrics(run) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.name=titanet", "loss.name=cross_entropy"),
+        ("model.name=titanet", "loss.name=arcface", "training.optimizer.name=sgd"),
+        ("model.name=dvector", "loss.name=cosface", "training.optimizer.name=adam"),
+        ("model.name=dvector", "loss.name=sphereface"),
+        ("model.name=titanet", "loss.name=ge2e"),
+        ("front_end.normalization=mean", "dataset.development_fraction=0.25"),
+    ],
+)
+def test_a_run_leaves_all_that_it_should(miniature, overrides):
+    p = miniature(*overrides)
+    run = train(p)
+    assert {
+        "parameters.yml",
+        "metrics.jsonl",
+        "trials.txt",
+        "report.json",
+        "embeddings.png",
+        "best.pt",
+        "last.pt",
+    } == set(os.listdir(run))
+    assert load_parameters(run / "parameters.yml") == p
+    rows = metrics(run)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert all(math.isfinite(value) for value in row.values())
+        assert {"train/loss", "validation/loss", "validation/accuracy"} <= set(row)
+    splits = prepare(p)
+    ids = [splits.pack.entries[i].id for i in splits.test]
+    trials = read_trials(run / "trials.txt", ids)
+    assert len(trials.targets) == len(ids) * (len(ids) - 1) // 2
+    found = as_report(evaluate(load_model(run, CPU), splits))
+    report = json.loads((run / "report.json").read_text())
+    assert report["identification"] == pytest.approx(found["identification"])
+    for system, expected in found["verification"]["test"].items():
+        # Scores of so small a model lie so close that rounding can swap two trials.
+        reported = report["verification"]["test"][system]
+        assert reported == pytest.approx(expected, abs=0.05)
+        assert reported["num_targets"] == trials.targets.sum()
+
+
+def test_best_is_the_epoch_of_least_validation_loss(miniature):
+    run = train(miniature("training.epochs=5", "training.optimizer.lr=0.05"))
+    losses = [row["validation/loss"] for row in metrics(run)]
+    best = load_checkpoint(run / "best.pt")
+    assert best["epoch"] == int(np.argmin(losses)) + 1
+    assert best["best_loss"] == min(losses)
+    report = json.loads((run / "report.json").read_text())
+    assert report["identification"]["loss"] == pytest.approx(min(losses))
+
+
+def test_training_tells_speakers_apart(miniature):
+    p = miniature(
+        "training.epochs=12",
+        "training.optimizer.lr=0.01",
+        "model.titanet.channels=32",
+        "model.titanet.epilog_channels=64",
+        "model.titanet.dropout=0",
+        "loss.name=cross_entropy",
+    )
+    rows = metrics(train(p))
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"] / 2
+    assert rows[-1]["train/accuracy"] > 0.8
+
+
+def test_seed_decides_everything(miniature):
+    one, same = (train(miniature(f"run.name={name}")) for name in "ab")
+    other = train(miniature("run.name=c", "seed=2"))
+    assert equal_weights(one, same)
+    assert not equal_weights(one, other)
+    untimed = [
+        [
+            {k: v for k, v in row.items() if "per_second" not in k}
+            for row in metrics(run)
+        ]
+        for run in (one, same)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_resumed_run_equals_an_unbroken_one(miniature, monkeypatch, optimizer):
+    p = f"training.optimizer.name={optimizer}", "training.epochs=4"
+    unbroken = train(miniature("run.name=unbroken", *p))
+    real = training.training_epoch
+
+    def killed_in_epoch_3(state, *others):
+        if state.epoch == 2:
+            list(zip(range(2), others[0].epoch(2), strict=False))  # some of its steps
+            raise KeyboardInterrupt
+        return real(state, *others)
+
+    monkeypatch.setattr(training, "training_epoch", killed_in_epoch_3)
+    with pytest.raises(KeyboardInterrupt):
+        train(miniature("run.name=broken", *p))
+    monkeypatch.setattr(training, "training_epoch", real)
+    broken = unbroken.parent / "broken"
+    assert len(metrics(broken)) == 2
+    torch.rand(7)  # whatever else drew from the generator must not matter
+    assert train(miniature("run.name=broken", *p), resume=broken) == broken
+    assert equal_weights(unbroken, broken)
+    assert [row["train/loss"] for row in metrics(broken)] == [
+        row["train/loss"] for row in metrics(unbroken)
+    ]
+    assert (broken / "report.json").read_text() == (
+        unbroken / "report.json"
+    ).read_text()
+
+
+def test_resume_on_the_command_line(miniature, capsys):
+    run = train(miniature("run.name=mine"))
+    before = weights(run)
+    assert main(["--resume", str(run)]) == 0
+    assert all(map(torch.equal, before, weights(run)))
+    assert main(["--resume", str(run), "training.batch_size=3"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: training.batch_size: expected 6, which the run has, got 3"
+    )
+
+
+def test_resume_of_a_corpus_with_other_speakers(tmp_path, miniature):
+    root = tmp_path / "corpus"
+    rng = np.random.default_rng(0)
+    for speaker in "abcdef":
+        (root / speaker).mkdir(parents=True)
+        for number in range(3):
+            samples = rng.normal(0, 0.1, 20_000)
+            soundfile.write(root / speaker / f"{number}.wav", samples, 16_000)
+    p = miniature("dataset.name=folder", f"dataset.root={root}")
+    run = train(p)
+    for number in range(3):
+        (root / "a" / f"{number}.wav").unlink()
+    with pytest.raises(RunError, match="the corpus has other speakers"):
+        train(p, resume=run)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_stops_at_its_step(miniature, monkeypatch, value):
+    p = miniature("training.epochs=3", "run.name=mine")
+    real, steps = training.training_step, []
+
+    def step(*arguments):
+        output, norm = real(*arguments)
+        steps.append(1)
+        if len(steps) == 8:
+            output = output._replace(loss=output.loss * value)
+        return output, norm
+
+    monkeypatch.setattr(training, "training_step", step)
+    with pytest.raises(TrainingError, match="step 8: expected a finite loss"):
+        train(p)
+    run = p.run.directory / "mine"
+    kept = load_checkpoint(run / "last.pt")
+    assert kept["step"] < 8
+    assert all(tensor.isfinite().all() for tensor in kept["encoder"].values())
+
+
+def test_gradient_that_is_not_finite_stops_too(miniature):
+    p = miniature("training.optimizer.lr=1e30", "training.epochs=3")
+    with pytest.raises(TrainingError, match="expected a finite loss and gradient"):
+        train(p)
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
+    p = shipped(
+        "training.optimizer.lr=2.0",
+        "training.optimizer.warmup=0.2",
+        "training.optimizer.final_lr=0.5",
+    ).training.optimizer
+    rates = [learning_rate(p, progress) for progress in (0.1, 0.2, 0.6, 1.0)]
+    assert rates == pytest.approx([1.0, 2.0, 1.25, 0.5])
+    assert learning_rate(p.model_copy(update={"warmup": 0.0}), 0.0) == 2.0
+    assert learning_rate(p.model_copy(update={"warmup": 1.0}), 1.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sgd", torch.optim.SGD),
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
+    ],
+)
+def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind):
+    p = miniature(f"training.optimizer.name={name}", "training.optimizer.momentum=0.7")
+    model = build_model(p, ["a", "b"], CPU)
+    optimizer = build_optimizer(model, p.training.optimizer)
+    assert type(optimizer) is kind
+    groups = optimizer.param_groups
+    if name == "sgd":
+        assert groups[0]["momentum"] == 0.7
+    held = sum(w.numel() for group in groups for w in group["params"])
+    modules = model.encoder, model.criterion
+    assert held == sum(w.numel() for m in modules for w in m.parameters())
+    assert [group["weight_decay"] for group in groups] == [2e-4, 0]
+
+
+def test_margin_grows_over_its_share_of_the_steps(miniature):
+    p = miniature("loss.arcface.ramp=0.5")
+    splits = prepare(p)
+    model = build_model(p, splits.speakers, CPU)
+    assert isinstance(model.criterion, AngularMarginLoss)
+    state = State(model, build_optimizer(model, p.training.optimizer))
+    batch = next(TrainingBatches(splits, p, CPU).epoch(0))
+    shares = []
+    for _ in range(8):
+        training.training_step(state, torch.nn.Identity(), batch, num_steps=8)
+        shares.append(model.criterion.margin_share.item())
+    assert shares == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+
+
+def test_gradient_is_clipped(miniature):
+    p = miniature(
+        "training.optimizer.clip_norm=0.001",
+        "training.optimizer.name=sgd",
+        "training.optimizer.lr=1.0",
+        "training.optimizer.warmup=0",
+        "training.optimizer.momentum=0",
+        "training.optimizer.weight_decay=0",
+    )
+    splits = prepare(p)
+    model = build_model(p, splits.speakers, CPU)
+    state = State(model, build_optimizer(model, p.training.optimizer))
+    trained = [*model.encoder.parameters(), *model.criterion.parameters()]
+    before = [w.detach().clone() for w in trained]
+    batch = next(TrainingBatches(splits, p, CPU).epoch(0))
+    _, norm = training.training_step(state, torch.nn.Identity(), batch, 10**6)
+    assert norm > 0.001
+    moved = [(w - b).square().sum() for w, b in zip(trained, before, strict=True)]
+    assert sum(moved).sqrt().item() == pytest.approx(0.001, rel=1e-2)
+
+
+def command(tmp_path, *overrides: str) -> int:
+    folders = (
+        f"dataset.packs={tmp_path / 'packs'}",
+        f"run.directory={tmp_path / 'runs'}",
+    )
+    shipped = str(REPOSITORY / "parameters.yml")
+    return main(["-p", shipped, *MINIATURE, *folders, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.epochs=none"], "training.epochs: expected a whole number"),
+        (["dataset.name=folder", "dataset.root=nowhere"], "nowhere"),
+        (["dataset.test_fraction=1"], "at least two speakers to train on, got 0"),
+        (["run.name=a/b"], "run.name: expected text matching"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_run(tmp_path, capsys, overrides, message):
+    assert command(tmp_path, *overrides) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_existing_run_is_refused_on_the_command_line(tmp_path, capsys):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    assert command(tmp_path, "run.name=mine") == 2
+    assert "this run exists" in capsys.readouterr().err
+
+
+def test_bad_files_among_good_ones(tmp_path, capsys):
+    root = tmp_path / "corpus"
+    rng = np.random.default_rng(0)
+    for speaker in "abcdef":
+        (root / speaker).mkdir(parents=True)
+        for number, rate in enumerate((8000, 16_000, 48_000)):
+            samples = rng.normal(0, 0.1, (2 * rate, 1 + number % 2))
+            soundfile.write(root / speaker / f"{number}.flac", samples, rate)
+    (root / "a" / "bad.wav").write_text("no audio")
+    with open(root / "b" / "0.flac", "r+b") as file:
+        file.truncate(9000)
+    folder = "dataset.name=folder", f"dataset.root={root}"
+    assert command(tmp_path, *folder, "training.epochs=1", "run.name=mine") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("warning: skipped") == 2
+    assert "bad.wav" in shown
+    assert "0.flac" in shown
+    assert (tmp_path / "runs" / "mine" / "report.json").exists()
+
+
+def test_real_speech(tmp_path, miniature, shared):
+    p = miniature(
+        "dataset.name=librispeech",
+        f"dataset.root={shared / 'data'}",
+        "training.epochs=1",
+        "training.batch_size=64",
+    )
+    run = train(p)
+    report = json.loads((run / "report.json").read_text())
+    assert report["verification"]["test"]["trained"]["num_targets"] == 450
+    assert report["verification"]["test"]["trained"]["num_non_targets"] == 4500
+    assert report["identification"]["num_classes"] == 251
