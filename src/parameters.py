@@ -43,6 +43,7 @@ def _as_tuple(value: Any) -> Any:
 PathLike = Annotated[Path, BeforeValidator(_as_path)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+SyntheticSeconds = Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)]
 Durations = Annotated[
     tuple[Seconds, ...], Field(min_length=1), BeforeValidator(_as_tuple)
 ]
@@ -57,8 +58,8 @@ class SyntheticParameters(Section):
 
     num_speakers: Annotated[int, Field(ge=2)]
     utterances_per_speaker: Annotated[int, Field(ge=2)]
-    min_seconds: Seconds
-    max_seconds: Seconds
+    min_seconds: SyntheticSeconds
+    max_seconds: SyntheticSeconds
 
 
 class LibriSpeechParameters(Section):

@@ -15,7 +15,7 @@ d'Alessandro & Henrich, Acta Acustica 92 (2006) 1026, for a glottal pulse that i
 resonance and a tilt.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,14 +27,13 @@ VERSION = 1  # raised when the sound changes: part of an utterance's repr
 
 RATE = 16_000  # Hz, at which speech is made; other rates are resampled from it
 HOP = 128  # samples: a frame of 8 ms
-WINDOW = np.hanning(2 * HOP + 1)[:-1].astype(np.float32)
+WINDOW = np.hanning(2 * HOP + 1)[:-1]
 N_FFT = 4 * HOP  # a window and 16 ms for its response to ring
 FREQUENCIES = np.fft.rfftfreq(N_FFT, 1 / RATE)
 DELAYS = np.exp(-2j * np.pi * FREQUENCIES / RATE) ** np.arange(15)[:, None]  # z^-k
 
 NO_ZERO = 270.0  # Hz, where the nasal zero cancels the nasal pole
 NASAL_WIDTH = np.array([100.0])  # Hz, of both
-HIGH_FORMANTS = (3500.0, 4500.0, 5500.0)  # Hz, the same for all phones
 BANDWIDTHS = np.array([70.0, 90.0, 130.0, 200.0, 270.0, 350.0])  # Hz, F1 to F6
 
 
@@ -53,7 +52,9 @@ class Phone(NamedTuple):
     zero: float = NO_ZERO
 
 
-SILENCE = (Phone(500, 1500, 2500, 0.2),)
+Sound = tuple[Phone, ...]
+
+SILENCE: Sound = (Phone(500, 1500, 2500, 0.2),)
 VOWELS = tuple(
     (Phone(f1, f2, f3, seconds, voice=1.0),)
     for f1, f2, f3, seconds in [
@@ -69,9 +70,6 @@ VOWELS = tuple(
         (490, 1350, 1690, 0.12),  # heard
     ]
 )
-
-
-Sound = tuple[Phone, ...]
 
 
 def _plosive(
@@ -90,19 +88,17 @@ def _fricative(
 ) -> tuple[Sound, Sound]:
     """The voiceless and the voiced fricative of one place of articulation."""
     voiceless = Phone(320, f2, f3, 0.09, 0, 0.01, gain, centre, width)
-    return (
-        (voiceless,),
-        (voiceless._replace(seconds=0.06, voice=0.2, noise=0.5 * gain),),
-    )
+    voiced = voiceless._replace(seconds=0.06, voice=0.2, noise=0.5 * gain)
+    return (voiceless,), (voiced,)
 
 
 CONSONANTS = (
-    *_plosive(900, 2200, 1000, 900, 0.3),  # p b
-    *_plosive(1700, 2650, 4500, 1500, 0.4),  # t d
-    *_plosive(1900, 2300, 2000, 600, 0.5),  # k g
-    *_fricative(1000, 2200, 5000, 3500, 0.08),  # f v
-    *_fricative(1400, 2600, 6300, 1000, 0.5),  # s z
-    *_fricative(1800, 2500, 3300, 800, 0.5),  # sh zh
+    *_plosive(900, 2200, 1000, 900, 0.5),  # p b
+    *_plosive(1700, 2650, 4500, 1500, 0.6),  # t d
+    *_plosive(1900, 2300, 2000, 600, 0.8),  # k g
+    *_fricative(1000, 2200, 5000, 3500, 0.13),  # f v
+    *_fricative(1400, 2600, 6300, 1000, 0.8),  # s z
+    *_fricative(1800, 2500, 3300, 800, 0.8),  # sh zh
     (Phone(500, 1500, 2500, 0.06, breath=0.15),),  # h
     (Phone(300, 1000, 2200, 0.07, voice=0.35, zero=900),),  # m
     (Phone(300, 1500, 2500, 0.06, voice=0.35, zero=1500),),  # n
@@ -114,6 +110,7 @@ CONSONANTS = (
 SOUNDS = (SILENCE, *VOWELS, *CONSONANTS)
 PHONES = np.array([phone for sound in SOUNDS for phone in sound])  # [P, 10]
 ROWS = np.split(np.arange(len(PHONES)), np.cumsum([len(sound) for sound in SOUNDS]))
+FORMANTS = np.hstack([PHONES[:, :3], np.tile([3500, 4500, 5500], (len(PHONES), 1))])
 VOWEL_ROWS = ROWS[1 : 1 + len(VOWELS)]
 CONSONANT_ROWS = ROWS[1 + len(VOWELS) : len(SOUNDS)]
 
@@ -130,7 +127,6 @@ class Voice:
     rate: float  # of speaking, 1 is usual
     glottal_formant: float  # Hz
     tilt: float  # Hz, above which the pulses lose another 6 dB per octave
-    tract: float  # formant scale: 1 is a 17.5 cm vocal tract, more is shorter
     formants: np.ndarray  # Hz, [P, R]
     bandwidths: np.ndarray  # Hz, [R]
     zeros: np.ndarray  # Hz, of the nose, [P]
@@ -145,13 +141,12 @@ def draw_voice(seed: int, speaker: int) -> Voice:
     """The voice of a speaker, the same whatever the size of the corpus."""
     random = np.random.default_rng([seed, speaker])
     female = _gender(speaker) == "f"
-    pitch = (205.0 if female else 118.0) * np.exp(random.normal(0, 0.18))
-    tract = (1.16 if female else 1.0) * np.exp(random.normal(0, 0.06))
-    high = np.broadcast_to(HIGH_FORMANTS, (len(PHONES), len(HIGH_FORMANTS)))
-    habits = random.normal(0, 0.08, (len(PHONES), len(BANDWIDTHS)))
-    habits[:, 3:] = habits[0, 3:]  # high formants belong to the tract, not to the phone
-    formants = np.hstack([PHONES[:, :3], high]) * tract * np.exp(habits)
-    louder, lift, broaden, nose = np.exp(random.normal(0, [0.4, 0.15, 0.25, 0.2]))
+    pitch = (205.0 if female else 118.0) * np.exp(random.normal(0, 0.2))
+    tract = (1.16 if female else 1.0) * np.exp(random.normal(0, 0.07))  # 1 / length
+    anatomy = random.normal(0, 0.1, len(BANDWIDTHS))
+    accent = random.normal(0, 0.04, FORMANTS.shape)
+    formants = FORMANTS * tract * np.exp(anatomy + accent)
+    louder, lift, broaden, nose = np.exp(random.normal(0, [0.4, 0.18, 0.25, 0.2]))
     gain, centre, width, zero = np.hsplit(PHONES[:, 6:], 4)  # [P, 1] each
     offsets = (FREQUENCIES - centre * lift) / (width * broaden)  # [P, K]
     return Voice(
@@ -163,11 +158,10 @@ def draw_voice(seed: int, speaker: int) -> Voice:
         rate=np.exp(random.normal(0, 0.15)),
         glottal_formant=pitch * random.uniform(0.8, 1.8),
         tilt=np.exp(random.uniform(np.log(1500), np.log(6000))),
-        tract=tract,
         formants=np.minimum(formants, 0.49 * RATE),
         bandwidths=BANDWIDTHS * np.exp(random.normal(0, 0.25, len(BANDWIDTHS))),
         zeros=np.where(zero > NO_ZERO, zero * nose, NO_ZERO)[:, 0],
-        noises=(louder * gain * np.exp(-0.5 * offsets**2)).astype(np.float32),
+        noises=louder * gain * np.exp(-0.5 * offsets**2),
     )
 
 
@@ -180,7 +174,7 @@ def _draw_phones(
         num_syllables = random.integers(4, 11)
         for fall in np.linspace(2.0, -2.0, num_syllables):
             semitones = fall + voice.liveliness * random.normal()
-            loudness = 10 ** (random.normal(0, 2.5) / 20)
+            loudness = 10 ** (random.normal(0, 4) / 20)
             sounds = [VOWEL_ROWS[random.integers(len(VOWEL_ROWS))]]
             if random.random() < 0.85:
                 sounds.insert(0, CONSONANT_ROWS[random.integers(len(CONSONANT_ROWS))])
@@ -190,9 +184,7 @@ def _draw_phones(
                 stretch = np.exp(random.normal(0, 0.15)) / voice.rate
                 said.append((row, PHONES[row, 3] * stretch, semitones, loudness))
         said.append((0, random.uniform(0.1, 0.4), -2.0, 1.0))
-    rows, durations, semitones, loudness = (
-        np.array(x) for x in zip(*said, strict=True)
-    )
+    rows, durations, semitones, loudness = map(np.array, zip(*said, strict=True))
     return rows, durations * seconds / durations.sum(), semitones, loudness
 
 
@@ -227,27 +219,25 @@ def _pulses(
 
 
 def _resonances(centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """1 / response [F, K] of resonators in cascade, 1 at 0 Hz; Hz [F, R], [R]."""
+    """1 / response of resonators in cascade, 1 at 0 Hz: Hz [F, R], [R] -> [F, K]."""
     radii = np.exp(-np.pi * widths / RATE)
     polynomial = np.zeros((len(centres), 2 * len(widths) + 1))
     polynomial[:, 0] = 1
     for radius, centre in zip(radii, centres.T, strict=True):
         once, twice = polynomial[:, :-1].copy(), polynomial[:, :-2].copy()
-        polynomial[:, 1:] -= (
-            2 * radius * np.cos(2 * np.pi * centre / RATE)[:, None] * once
-        )
+        cosine = np.cos(2 * np.pi * centre / RATE)[:, None]
+        polynomial[:, 1:] -= 2 * radius * cosine * once
         polynomial[:, 2:] += radius**2 * twice
     polynomial /= polynomial.sum(1, keepdims=True)
     delays = DELAYS[: polynomial.shape[1]].view(float)  # a real product is faster
-    return (polynomial @ delays).view(complex).astype(np.complex64)
+    return (polynomial @ delays).view(complex)
 
 
 def _glottis(voice: Voice) -> np.ndarray:
     """Response [K] that turns pulses into the pressure that glottal flow radiates."""
     peak, hz = voice.glottal_formant, FREQUENCIES
-    return (
-        1j * hz * peak / (peak**2 - hz**2 + 1j * hz * peak) / (1 + 1j * hz / voice.tilt)
-    )
+    pulse = 1j * hz * peak / (peak**2 - hz**2 + 1j * hz * peak)
+    return pulse / (1 + 1j * hz / voice.tilt)
 
 
 def _draw_channel(random: np.random.Generator) -> np.ndarray:
@@ -260,14 +250,14 @@ def _draw_channel(random: np.random.Generator) -> np.ndarray:
 def _spectra(samples: np.ndarray) -> np.ndarray:
     """Half-overlapping windows of a signal in the frequency domain, [F, K]."""
     windows = sliding_window_view(samples, len(WINDOW))[::HOP]
-    return np.fft.rfft(windows.astype(np.float32) * WINDOW, N_FFT)
+    return np.fft.rfft(windows * WINDOW, N_FFT)
 
 
 def _overlap_add(spectra: np.ndarray) -> np.ndarray:
-    """[F, K] -> samples [(F + 5) * HOP]."""
+    """[F, K] -> samples [(F + 3) * HOP]."""
     blocks = np.fft.irfft(spectra, N_FFT).reshape(len(spectra), -1, HOP)
     num_frames, num_blocks, _ = blocks.shape
-    samples = np.zeros((num_frames + num_blocks - 1, HOP), np.float32)
+    samples = np.zeros((num_frames + num_blocks - 1, HOP))
     for k in range(num_blocks):
         samples[k : k + num_frames] += blocks[:, k]
     return samples.ravel()
@@ -318,6 +308,8 @@ def _synthesise(
     random: np.random.Generator, voice: Voice, seconds: float
 ) -> np.ndarray:
     """Random speech at RATE, [at least seconds * RATE], of no particular level."""
+    effort = np.exp(random.normal(0, 0.5))
+    voice = replace(voice, tilt=voice.tilt * effort, breath=voice.breath / effort)
     rows, durations, semitones, loudness = _draw_phones(random, seconds, voice)
     num_frames = int(np.ceil(seconds * RATE / HOP)) + 1
     times = np.arange(num_frames) * HOP / RATE
@@ -325,7 +317,7 @@ def _synthesise(
     rows, loudness = rows[said], _smooth(loudness[said], 0.05)
     formants = np.exp(_smooth(np.log(voice.formants[rows]), 0.08))  # [F, R]
     zeros = np.exp(_smooth(np.log(voice.zeros[rows]), 0.03))  # [F]
-    semitones = _smooth(semitones[said], 0.2) + random.normal()
+    semitones = _smooth(semitones[said], 0.2) + 0.7 * random.normal()
     pitch = voice.pitch * 2 ** (semitones / 12)
     voiced = loudness * PHONES[rows, 4]
     breath = voiced * voice.breath + loudness * PHONES[rows, 5]
@@ -339,7 +331,8 @@ def _synthesise(
         * _resonances(zeros[:, None], NASAL_WIDTH)
         / _resonances(poles, np.append(voice.bandwidths, NASAL_WIDTH))
     )
-    background = 10 ** (random.uniform(-65, -40) / 20) / np.sqrt(1 + FREQUENCIES / 300)
+    background = (1 + FREQUENCIES / 300) ** random.uniform(-1, 0)
+    background *= 10 ** (random.uniform(-54, -32) / 20)
     at_constriction = hiss * (voice.noises[rows] * loudness[:, None] + background)
     return _overlap_add((through_tract + at_constriction) * _draw_channel(random))
 
@@ -357,17 +350,10 @@ def synthetic_utterances(
             "dataset.synthetic.min_seconds: expected at most "
             f"dataset.synthetic.max_seconds, {longest}, got {shortest}"
         )
-    return [
-        SyntheticUtterance(
-            speaker,
-            index,
-            float(
-                np.random.default_rng([seed, speaker, 1 + index, 1]).uniform(
-                    shortest, longest
-                )
-            ),
-            seed,
-        )
-        for speaker in range(parameters.num_speakers)
-        for index in range(parameters.utterances_per_speaker)
-    ]
+    utterances = []
+    for speaker in range(parameters.num_speakers):
+        for index in range(parameters.utterances_per_speaker):
+            random = np.random.default_rng([seed, speaker, 1 + index, 1])
+            seconds = float(random.uniform(shortest, longest))
+            utterances.append(SyntheticUtterance(speaker, index, seconds, seed))
+    return utterances

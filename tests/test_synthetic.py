@@ -175,11 +175,13 @@ def test_vowels_fall_with_frequency(voiced):
 
 
 def test_fricatives_and_bursts_live_above_4_khz(corpus):
+    num_loud = dict.fromkeys(range(24), 0)
     for utterance, waveform in corpus:
         windows = sliding_window_view(waveform, 400)[::160] * np.hanning(400)
         power = np.abs(np.fft.rfft(windows)) ** 2
         low, high = np.split(power, [100], axis=1)
-        assert (high.sum(1) > low.sum(1)).mean() > 0.01, utterance
+        num_loud[utterance.speaker] += (high.sum(1) > low.sum(1)).sum()
+    assert min(num_loud.values()) >= 5  # windows
 
 
 def test_an_average_spectrum_does_not_tell_the_speakers_apart(corpus):
