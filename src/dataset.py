@@ -75,12 +75,13 @@ class Batch:
 def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
     """Changes with every name, size and time of change of the sources."""
     digest = hashlib.sha256(f"{PACK_VERSION} {sample_rate}".encode())
-    for utterance in corpus:
-        state = ""
-        if isinstance(utterance.source, Path):
-            stat = utterance.source.stat()
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
-        digest.update(f"{utterance!r} {state}\n".encode())
+    for u in corpus:
+        source = u.source
+        if isinstance(source, Path):
+            state = source.stat()
+            source = f"{os.path.abspath(source)} {state.st_size} {state.st_mtime_ns}"
+        row = (u.id, u.speaker, u.split, u.gender, source)
+        digest.update(f"{row!r}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -263,24 +263,31 @@ def _train_epochs(state: State, splits: Splits, run: Run) -> None:
         f"{parameters.loss.name} on {device}: {epochs} epochs of {len(batches)} steps"
     )
     while state.epoch < epochs:
-        metrics = training_epoch(state, batches, spec_augment, epochs * len(batches))
-        found = identify(state.model, splits)
-        if found is not None:
-            metrics["validation/loss"] = found.loss
-            metrics["validation/accuracy"] = found.accuracy
+        trained = training_epoch(state, batches, spec_augment, epochs * len(batches))
         state.epoch += 1
+        metrics = {"epoch": state.epoch, "step": state.step, **trained}
         # Without validation utterances the last epoch is as good a choice as any.
-        best = found is None or found.loss < state.best_loss
-        if best and found is not None:
-            state.best_loss = found.loss
-        run.log_epoch({"epoch": state.epoch, "step": state.step, **metrics})
-        if best:
+        loss = -state.epoch
+        if found := identify(state.model, splits):
+            metrics["validation/loss"] = loss = found.loss
+            metrics["validation/accuracy"] = found.accuracy
+        if not math.isfinite(loss):
+            raise TrainingError(f"step {state.step}: the validation loss is {loss}")
+        run.log_epoch(metrics)
+        if loss < state.best_loss:
+            state.best_loss = loss
             state.save(run.directory / "best.pt")
         state.save(run.directory / "last.pt")
-        print(
-            f"epoch {state.epoch}/{epochs}  "
-            + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        )
+        print(_epoch_line(metrics, epochs))
+
+
+def _epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
+    line = f"epoch {metrics['epoch']}/{epochs}"
+    for split in ("train", "validation"):
+        if f"{split}/loss" in metrics:
+            loss, accuracy = metrics[f"{split}/loss"], metrics[f"{split}/accuracy"]
+            line += f"  {split} loss {loss:.3f} accuracy {accuracy:.1%}"
+    return f"{line}  {metrics['train/audio_seconds_per_second']:.0f} audio s/s"
 
 
 def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
@@ -379,6 +386,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; --resume RUN goes on after the last finished epoch")
+        return 130
     return 0
 
 
