@@ -68,6 +68,7 @@ def draw_embeddings(
 
     embeddings [U, E]; at most 24 speakers are drawn, those first in order.
     """
+    num_speakers = len(set(speakers))
     names = sorted(set(speakers))[:MAX_SPEAKERS]
     drawn = np.isin(speakers, names)
     embeddings, speakers = embeddings[drawn], np.array(speakers)[drawn]
@@ -92,7 +93,8 @@ def draw_embeddings(
                     label=name,
                 )
             axes.set(title=method, xlabel="component 1", ylabel="component 2")
-        figure.suptitle(f"{title}: {len(names)} speakers", x=0.01, ha="left")
+        count = f"{len(names)} of {num_speakers} speakers"
+        figure.suptitle(f"{title}: {count}", x=0.01, ha="left")
         figure.legend(
             *axes.get_legend_handles_labels(),
             loc="outside right upper",
