@@ -28,6 +28,8 @@ from parameters import DatasetParameters, Parameters
 
 FULL_SCALE = 32768  # of an int16 sample
 PACK_VERSION = 1
+MAX_WARNINGS = 10  # shown; a pack's index holds them all
+SPLIT_STREAM = 2**32 - 1  # an epoch that no training reaches: a stream of its own
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class Pack:
     warnings: list[str]  # one line for each file skipped or read with a reservation
 
     @property
-    def hours(self) -> float:
-        return len(self.samples) / self.sample_rate / 3600
+    def digest(self) -> str:
+        """The same wherever the same utterances were packed."""
+        rows = [(entry.id, entry.speaker, entry.samples) for entry in self.entries]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
     for u in corpus:
         source = u.source
         if isinstance(source, Path):
-            state = source.stat()
-            source = f"{os.path.abspath(source)} {state.st_size} {state.st_mtime_ns}"
+            state = source.stat() if source.exists() else None
+            known = (state.st_size, state.st_mtime_ns) if state else "missing"
+            source = (os.path.abspath(source), known)
         row = (u.id, u.speaker, u.split, u.gender, source)
         digest.update(f"{row!r}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -159,10 +164,10 @@ def _write_pack(
             for utterance, recording in _recordings(corpus, sample_rate):
                 progress.update()
                 if isinstance(recording, AudioError):
-                    warnings.append(f"skipped {utterance.source}: {recording}")
+                    warnings.append(f"skipped {utterance.id}: {recording}")
                     continue
                 if recording.warning:
-                    warnings.append(f"{utterance.source}: {recording.warning}")
+                    warnings.append(f"{utterance.id}: {recording.warning}")
                 file.write(recording.samples.tobytes())
                 length = len(recording.samples)
                 u = utterance
@@ -215,8 +220,12 @@ class Splits:
                 f"{', '.join(sorted(heard & unseen)[:5])} are"
             )
 
+    def speakers_of(self, indices: Sequence[int]) -> list[str]:
+        """The speaker of each of these entries."""
+        return [self.pack.entries[i].speaker for i in indices]
+
     def summary(self) -> str:
-        """A line for each split that is not empty."""
+        """A line for each split that is not empty, then the files with a fault."""
         lines = []
         for name in ("train", "validation", "development", "test"):
             entries = [self.pack.entries[i] for i in getattr(self, name)]
@@ -227,6 +236,11 @@ class Splits:
                     f"{name:12}{speakers:6} speakers {len(entries):7} utterances"
                     f"{minutes:9.1f} min"
                 )
+        warnings = self.pack.warnings
+        if warnings:
+            lines.append(f"warning: {len(warnings)} files skipped or cut short:")
+            lines += [f"  {line}" for line in warnings[:MAX_WARNINGS]]
+            lines += ["  ..."] * (len(warnings) > MAX_WARNINGS)
         return "\n".join(lines)
 
 
@@ -241,7 +255,7 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
     free = sorted(
         {e.speaker for e in entries if e.split not in ("development", "test")}
     )
-    rng = np.random.default_rng(parameters.seed)
+    rng = np.random.default_rng([parameters.seed, SPLIT_STREAM])
     shuffled = [free[i] for i in rng.permutation(len(free))]
     num_test = num_development = 0
     if "test" not in named and parameters.test_fraction > 0:
@@ -264,8 +278,9 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
             parts[part].append(i)
     for _, own in sorted(of_training_speaker.items()):
         num_validation = 0
-        if len(own) > 1:
-            num_validation = max(1, round(parameters.validation_fraction * len(own)))
+        if len(own) > 1 and parameters.validation_fraction > 0:
+            wanted = max(1, round(parameters.validation_fraction * len(own)))
+            num_validation = min(wanted, len(own) - 1)
         own = rng.permutation(own).tolist()
         parts["validation"] += own[:num_validation]
         parts["train"] += own[num_validation:]
@@ -273,7 +288,7 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
 
 
 def corpus_key(parameters: DatasetParameters) -> list:
-    """Equal where the same corpus is read, however it is split."""
+    """What a pack is named after: the corpus, wherever the speakers go."""
     p = parameters
     source = {
         "synthetic": [p.seed, p.synthetic.model_dump()],
@@ -319,12 +334,10 @@ class TrainingBatches:
         """Batches of an epoch."""
         return len(self._plan(0))
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `first` on; a function of (seed,
-        epoch)."""
-        plan = self._plan(epoch)
-        for number in range(first, len(plan)):
-            yield self._batch(epoch, number, plan[number])
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, a function of (seed, epoch) alone."""
+        for number, chosen in enumerate(self._plan(epoch)):
+            yield self._batch(epoch, number, chosen)
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """Which training utterances stand in which batch."""
@@ -357,7 +370,8 @@ class TrainingBatches:
         return [several[i] for i in rng.permutation(len(several))]
 
     def _batch(self, epoch: int, number: int, chosen: np.ndarray) -> Batch:
-        rng = np.random.default_rng([self.parameters.seed, epoch, number])
+        # 1 +: NumPy takes [seed, epoch] and [seed, epoch, 0] for the same seed
+        rng = np.random.default_rng([self.parameters.seed, epoch, 1 + number])
         seconds = rng.choice(self.parameters.model.crop_seconds)
         size = round(seconds * self.sample_rate)
         offsets, lengths = self.offsets[chosen], self.lengths[chosen]
@@ -377,8 +391,8 @@ class TrainingBatches:
 
 
 def _even_parts(order: np.ndarray, largest: int) -> list[np.ndarray]:
-    """As few parts as hold at most `largest` each, alike in size and none of one alone
-    (batch norm has no variance of one)."""
+    """As few parts of at most `largest` as there can be, alike in size; rather one part
+    more than that large than one of one alone, of which batch norm has no variance."""
     num_parts = max(1, min(-(-len(order) // largest), len(order) // 2))
     return np.array_split(order, num_parts)
 

@@ -27,8 +27,7 @@ PALETTE = (
 )
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 STYLE = {
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
+    "figure.dpi": 150,
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,7 +40,8 @@ MAX_SPEAKERS = 24  # drawn; more could not be told apart
 
 def project_svd(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """The two directions of greatest variance of unit embeddings, [U, E] -> [U, 2]."""
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    unit = embeddings / np.maximum(lengths, np.finfo(np.float32).tiny)
     centred = unit - unit.mean(0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     return left[:, :2] * singular[:2]

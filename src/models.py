@@ -208,9 +208,9 @@ class TitaNet(nn.Module):
 class DVector(nn.Module):
     """The d-vector: an LSTM's last output in windows of 160 frames, half overlapping.
 
-    An utterance shorter than a window is one window. The mean of the windows'
-    normalised embeddings gives the direction; its length is their mean length, so that
-    a classifier trained on single windows reads whole utterances at the scale it knows.
+    An utterance shorter than a window is one window. The embedding is the mean of the
+    windows' normalised embeddings times their mean length, so that a classifier trained
+    on single windows reads whole utterances at about the scale it knows.
     """
 
     WINDOW = 160  # frames
@@ -233,24 +233,25 @@ class DVector(nn.Module):
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
         """[B, M, T], [B] -> [B, E]"""
-        if frames is None:
-            frames = torch.full((len(features),), features.shape[2]).to(features.device)
         missing = max(0, self.WINDOW - features.shape[2])
         x = F.pad(features, (0, missing)).transpose(1, 2)  # [B, T, M]
         windows = x.unfold(1, self.WINDOW, self.HOP).transpose(2, 3)  # [B, W, 160, M]
-        count = (frames - self.WINDOW).clamp(min=0) // self.HOP + 1  # [B]
-        valid = valid_positions(count, windows.shape[1])  # [B, W]
-        utterance = valid.nonzero()[:, 0]  # of each valid window
-        last = frames.clamp(max=self.WINDOW)[utterance] - 1
-        outputs, _ = self.lstm(windows[valid])  # [valid windows, 160, projection]
-        outputs = outputs[torch.arange(len(outputs), device=outputs.device), last]
-        embeddings = self.embedding(outputs).float()  # [valid windows, E]
-        lengths = embeddings.norm(dim=1, keepdim=True)
-        shape = (len(features), embeddings.shape[1])
-        zeros = embeddings.new_zeros(shape)
-        direction = zeros.index_add(0, utterance, F.normalize(embeddings))
-        length = zeros[:, :1].index_add(0, utterance, lengths)
-        return direction * length / count[:, None].square()
+        if frames is None:
+            frames = torch.full_like(features[:, 0, 0], features.shape[2]).long()
+        last = frames.clamp(max=self.WINDOW) - 1  # of a window, [B]
+        count = (frames - self.WINDOW).clamp(min=0) // self.HOP + 1  # of windows, [B]
+        valid = valid_positions(count, windows.shape[1])[..., None]  # [B, W, 1]
+        # torch's autocast would run cuDNN's LSTM in float16, whose gradients underflow.
+        with torch.autocast(x.device.type, enabled=False):
+            outputs, _ = self.lstm(windows.flatten(0, 1).float())  # [B * W, 160, ...]
+        outputs = outputs.unflatten(0, windows.shape[:2])  # [B, W, 160, projection]
+        index = last[:, None, None, None].expand(
+            -1, *outputs.shape[1:2], 1, outputs.shape[3]
+        )
+        embeddings = self.embedding(outputs.gather(2, index)[:, :, 0]).float() * valid
+        lengths = embeddings.norm(dim=2, keepdim=True)  # [B, W, 1]
+        mean_direction = F.normalize(embeddings, dim=2).sum(1) / count[:, None]
+        return mean_direction * lengths.sum(1) / count[:, None]
 
 
 def build_encoder(parameters: ModelParameters, num_mels: int) -> nn.Module:

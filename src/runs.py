@@ -32,6 +32,9 @@ WANDB_START_SECONDS = 20  # that W&B may delay a run's start
 WANDB_END_SECONDS = 30  # and its end
 
 
+MODULES = ("front_end", "encoder", "criterion")
+
+
 class RunError(UserError):
     """A run directory or checkpoint that cannot be used."""
 
@@ -40,22 +43,21 @@ class RunError(UserError):
 class SpeakerModel:
     """All that embeds and identifies speakers, and what it was trained with.
 
-    `speakers` are the training speakers in the order of the classifier's rows.
+    `speakers` are the training speakers in the order of the classifier's rows; `corpus`
+    is the digest of the pack that they were heard in.
     """
 
     parameters: Parameters
     speakers: list[str]
+    corpus: str
     front_end: FrontEnd
     encoder: nn.Module
     criterion: nn.Module
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        return {
-            "front_end": self.front_end,
-            "encoder": self.encoder,
-            "criterion": self.criterion,
-        }
+        """The parts that a checkpoint holds the weights of."""
+        return {name: getattr(self, name) for name in MODULES}
 
     def train(self, mode: bool = True) -> "SpeakerModel":
         """Switch all modules to training mode, or to evaluation mode."""
@@ -71,7 +73,7 @@ class SpeakerModel:
 
 
 def build_model(
-    parameters: Parameters, speakers: list[str], device: torch.device
+    parameters: Parameters, speakers: list[str], corpus: str, device: torch.device
 ) -> SpeakerModel:
     """An untrained model whose weights are drawn from `seed`, the same on any
     device."""
@@ -79,7 +81,8 @@ def build_model(
     front_end = FrontEnd(parameters.front_end)
     encoder = build_encoder(parameters.model, parameters.front_end.num_mels)
     criterion = build_loss(parameters.loss, encoder.embedding_size, len(speakers))
-    return SpeakerModel(parameters, speakers, front_end, encoder, criterion).to(device)
+    model = SpeakerModel(parameters, speakers, corpus, front_end, encoder, criterion)
+    return model.to(device)
 
 
 def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
@@ -88,6 +91,7 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
         "version": CHECKPOINT_VERSION,
         "parameters": model.parameters.as_dict(),
         "speakers": model.speakers,
+        "corpus": model.corpus,
         **{name: module.state_dict() for name, module in model.modules.items()},
         **training,
     }
@@ -109,11 +113,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path}: expected a checkpoint, got no such file") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.PickleError) as error:
+    # What torch raises depends on where foreign bytes stop looking like a checkpoint.
+    except (
+        *(OSError, RuntimeError, EOFError, ValueError, LookupError),
+        *(AttributeError, TypeError, pickle.PickleError),
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: not a readable checkpoint: {reason}") from None
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise RunError(f"{path}: not a checkpoint of this program")
+    missing = {"parameters", "speakers", "corpus", *MODULES} - set(state)
+    if missing:
+        raise RunError(f"{path}: the checkpoint lacks {min(missing)}")
     return state
 
 
@@ -123,10 +134,10 @@ def restore_model(
     """The model in a checkpoint's state; `path` is named where it does not fit."""
     try:
         parameters = check_parameters(state["parameters"])
-        model = build_model(parameters, state["speakers"], device)
+        model = build_model(parameters, state["speakers"], state["corpus"], device)
         for name, module in model.modules.items():
             module.load_state_dict(state[name])
-    except (KeyError, RuntimeError, UserError) as error:
+    except (RuntimeError, TypeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path}: the checkpoint does not fit: {reason}") from None
     return model
@@ -138,13 +149,12 @@ def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:
     return restore_model(load_checkpoint(path), path, device)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(parameters: Parameters) -> torch.device:
     """The device that `training.device` names; auto takes the fastest there is."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    name = parameters.training.device
+    # torch has no LSTM with projections on mps.
+    mps = torch.backends.mps.is_available() and parameters.model.name != "dvector"
+    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if name == "auto":
         name = next(device for device, there in available.items() if there)
     if not available[name]:
@@ -197,7 +207,9 @@ class Run:
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error}") from None
         _replace_text(path, "".join(f"{line}\n" for line in lines))
-        return cls(directory, parameters, wandb_id)
+        run = cls(directory, parameters, wandb_id)
+        run._step = epoch
+        return run
 
     def log_epoch(self, metrics: Mapping[str, float]) -> None:
         """Append one epoch's metrics, `epoch` among them, to `metrics.jsonl`."""
@@ -231,16 +243,19 @@ class Run:
         )
         self._mirror(lambda wandb, page: page.summary.update(report))
 
-    def finish(self) -> None:
-        """Hand the best checkpoint to W&B and close the page."""
+    def log_model(self) -> None:
+        """Hand the best checkpoint to W&B."""
 
-        def close(wandb: Any, page: Any) -> None:
+        def upload(wandb: Any, page: Any) -> None:
             artifact = wandb.Artifact(f"model-{self.wandb_id}", type="model")
             artifact.add_file(str(self.directory / "best.pt"))
             page.log_artifact(artifact)
-            page.finish()
 
-        self._mirror(close)
+        self._mirror(upload)
+
+    def finish(self) -> None:
+        """Close the page on W&B."""
+        self._mirror(lambda wandb, page: page.finish())
         self._wandb = None
 
     def _mirror(self, action: Callable[[Any, Any], None]) -> None:
@@ -249,7 +264,10 @@ class Run:
         try:
             action(*self._wandb)
         except Exception as error:  # whatever W&B does, training goes on
-            print(f"W&B: {type(error).__name__}, no longer logging there")
+            print(
+                f"W&B: {type(error).__name__}, no longer logging there; "
+                f"what it has is in {self.directory / 'wandb'}, for wandb sync"
+            )
             self._wandb = None
 
 
@@ -288,8 +306,8 @@ def _start_wandb(
         return None
     try:
         import wandb
-    except ImportError:
-        print("W&B: wandb is not installed, not logging there")
+    except Exception as error:  # missing, or broken by another package
+        print(f"W&B: wandb cannot be imported ({error}), not logging there")
         return None
     key = _read_api_key(chosen.api_key_file)
     online = chosen.mode != "offline" and key is not None
@@ -310,6 +328,7 @@ def _start_wandb(
                 api_key=key if mode == "online" else None,
                 init_timeout=WANDB_START_SECONDS,
                 finish_timeout=WANDB_END_SECONDS,
+                finish_timeout_raises=True,
                 console="off",
                 silent=True,
             ),

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Batch, Splits, TrainingBatches, prepare
-from eval import as_report, as_table, evaluate, identify, print_table
+from eval import as_report, as_table, evaluate, identify, make_split_trials, print_table
 from figures import draw_embeddings
 from losses import AngularMarginLoss, LossOutput
 from parameters import (
@@ -49,7 +49,6 @@ from transforms import SpecAugment
 from trials import write_trials
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
-MAX_WARNINGS = 10  # printed; all stand in the pack's index
 MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
 MAY_CHANGE = ("dataset.packs", "dataset.download", "training.device", "run", "wandb")
 
@@ -85,8 +84,10 @@ class State:
     def restore(
         cls, path: Path, parameters: Parameters, device: torch.device
     ) -> "State":
-        """The state that `save` wrote."""
+        """The state that `save` wrote; raise `ParameterError` where the parameters are
+        not those of the run."""
         saved = load_checkpoint(path)
+        _refuse_changes(saved["parameters"], parameters.as_dict())
         model = restore_model(
             {**saved, "parameters": parameters.as_dict()}, path, device
         )
@@ -121,6 +122,11 @@ def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
     return parameters.final_lr + (parameters.lr - parameters.final_lr) * share
 
 
+def _has_bfloat16(device: str) -> bool:
+    # Older chips emulate it, more slowly than they compute in float32.
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def training_step(
     state: State, spec_augment: SpecAugment, batch: Batch, num_steps: int
 ) -> tuple[LossOutput, Tensor]:
@@ -138,7 +144,7 @@ def training_step(
     features, frames = model.front_end(batch.waveforms, batch.lengths)  # [B, M, T]
     features = spec_augment(features)
     device = batch.waveforms.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device)):
         embeddings = model.encoder(features, frames)  # [B, E]
     output = model.criterion(embeddings, batch.speakers)
 
@@ -203,12 +209,12 @@ def training_epoch(
     tally = Tally()
     title = f"epoch {state.epoch + 1}"
     with tqdm(total=len(batches), desc=title, unit="step", leave=False) as progress:
-        for batch in batches.epoch(state.epoch):
+        for number, batch in enumerate(batches.epoch(state.epoch), 1):
             output, norm = training_step(state, spec_augment, batch, num_steps)
             tally.add(output, norm, batch.speakers)
             tally.audio_seconds += batch.waveforms.numel() / batches.sample_rate
             progress.update()
-            if len(tally.pending) == STEPS_PER_READING or progress.n == len(batches):
+            if len(tally.pending) == STEPS_PER_READING or number == progress.total:
                 tally.read(state.step)
                 progress.set_postfix_str(
                     "loss {:.3f}, accuracy {:.1%}, {:.0f} audio s/s".format(
@@ -226,28 +232,33 @@ def train(parameters: Parameters, resume: Path | None = None) -> Path:
     for where it runs. Raises `UserError` for whatever the user can mend.
     """
     _keep_freed_memory()
-    device = choose_device(parameters.training.device)
+    device = choose_device(parameters)
     splits = prepare(parameters)
-    _announce(splits)
+    print(splits.summary())
     if len(splits.speakers) < 2:
         raise TrainingError(
             "dataset: expected at least two speakers to train on, got "
             f"{len(splits.speakers)} after those held out"
         )
+    make_split_trials(splits, parameters)  # what cannot be tested is said beforehand
     if resume is None:
-        run = Run.create(parameters)
-        model = build_model(parameters, splits.speakers, device)
+        digest = splits.pack.digest
+        model = build_model(parameters, splits.speakers, digest, device)
         optimizer = build_optimizer(model, parameters.training.optimizer)
+        run = Run.create(parameters)
         state = State(model, optimizer, wandb_id=run.wandb_id)
     else:
         state = State.restore(resume / "last.pt", parameters, device)
-        if state.model.speakers != splits.speakers:
-            raise RunError(f"{resume}: the corpus has other speakers than it had")
+        if state.model.corpus != splits.pack.digest:
+            raise RunError(f"{resume}: the corpus has changed since the run began")
         run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
-    _train_epochs(state, splits, run)
-    model = load_model(run.directory, device)
-    _report(replace(model, parameters=parameters), splits, run)
-    run.finish()
+    try:
+        _train_epochs(state, splits, run)
+        model = load_model(run.directory, device)
+        _report(replace(model, parameters=parameters), splits, run)
+        run.log_model()
+    finally:
+        run.finish()
     return run.directory
 
 
@@ -311,15 +322,6 @@ def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
     print(f"run: {run.directory}")
 
 
-def _announce(splits: Splits) -> None:
-    """Print what is in the splits and which files were skipped."""
-    print(splits.summary())
-    for line in splits.pack.warnings[:MAX_WARNINGS]:
-        print(f"warning: {line}")
-    if len(splits.pack.warnings) > MAX_WARNINGS:
-        print(f"warning: and {len(splits.pack.warnings) - MAX_WARNINGS} files more")
-
-
 def _keep_freed_memory() -> None:
     """Have glibc reuse large blocks: to map and clear fresh pages for every activation
     takes a third of a training step on a CPU."""
@@ -377,7 +379,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.resume:
             old = load_checkpoint(options.resume / "last.pt")["parameters"]
             parameters = check_parameters(override_values(old, options.overrides))
-            _refuse_changes(old, parameters.as_dict())
         else:
             parameters = load_parameters(
                 *options.parameters, overrides=options.overrides
@@ -387,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; --resume RUN goes on after the last finished epoch")
+        print("stopped; a run with finished epochs goes on with --resume")
         return 130
     return 0
 

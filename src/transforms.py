@@ -76,19 +76,17 @@ class FrontEnd(nn.Module):
         """
         x = self.log_mel(waveforms, lengths)  # [B, M, T]
         if lengths is None:
-            return self._normalize(x, x.shape[2] * x.new_ones(len(x)), 1), None
-        frames = lengths // self.hop
-        valid = valid_positions(frames, x.shape[2])[:, None]  # [B, 1, T]
-        return self._normalize(x, frames, valid), frames
-
-    def _normalize(self, x: Tensor, frames: Tensor, valid: Tensor | int) -> Tensor:
-        count = frames[:, None, None]
-        x = x - (x * valid).sum(2, keepdim=True) / count
-        x = x * valid
+            frames, count = None, x.shape[2]
+            x = x - x.mean(2, keepdim=True)
+        else:
+            frames = lengths // self.hop
+            count = frames[:, None, None]
+            valid = valid_positions(frames, x.shape[2])[:, None]  # [B, 1, T]
+            x = (x - (x * valid).sum(2, keepdim=True) / count) * valid
         if self.parameters.normalization == "per_feature":
-            variance = x.square().sum(2, keepdim=True) / (count - 1).clamp(min=1)
+            variance = x.square().sum(2, keepdim=True) / (count - 1)
             x = x / (variance.sqrt() + DEVIATION_FLOOR)
-        return x
+        return x, frames
 
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Log power in mel bands, not normalised: [B, N], [B] samples -> [B, M, T]."""

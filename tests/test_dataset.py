@@ -100,7 +100,7 @@ def test_bad_files_are_skipped_and_listed(tmp_path, corpus):
     packed = pack(corpus, tmp_path / "pack", 16_000)
     assert [entry.speaker for entry in packed.entries] == ["a", "c"]
     assert len(packed.warnings) == 1
-    assert str(corpus[1].source) in packed.warnings[0]
+    assert packed.warnings[0].startswith("skipped b/x.wav: ")
     assert pack(corpus, tmp_path / "pack", 16_000).warnings == packed.warnings
 
 

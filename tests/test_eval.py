@@ -21,7 +21,9 @@ def prepared(miniature):
     def build(*overrides: str):
         p = miniature(*overrides)
         splits = prepare(p)
-        return build_model(p, splits.speakers, CPU).train(False), splits
+        return build_model(p, splits.speakers, splits.pack.digest, CPU).train(
+            False
+        ), splits
 
     return build
 
