@@ -405,9 +405,53 @@ def _explain(error: ValidationError) -> str:
 def check_parameters(values: Mapping[str, Any]) -> Parameters:
     """Plain nested values -> `Parameters`; raise `ParameterError` naming the key."""
     try:
-        return Parameters.model_validate(values)
+        parameters = Parameters.model_validate(values)
     except ValidationError as error:
         raise ParameterError(_explain(error)) from None
+    _check_together(parameters)
+    return parameters
+
+
+def _check_together(parameters: Parameters) -> None:
+    """Refuse values that are each in range but cannot go with another."""
+    front_end, model = parameters.front_end, parameters.model
+    window, hop = front_end.window_seconds, front_end.hop_seconds
+    crop, synthetic = min(model.crop_seconds), parameters.dataset.synthetic
+    for key, value, fits, expected in (
+        ("front_end.hop_seconds", hop, hop <= window, "at most the window's"),
+        (
+            "front_end.hop_seconds",
+            hop,
+            hop * front_end.sample_rate >= 1,
+            "at least a sample",
+        ),
+        (
+            "front_end.n_fft",
+            front_end.n_fft,
+            front_end.n_fft >= window * front_end.sample_rate,
+            f"at least the window's {window * front_end.sample_rate:g} samples",
+        ),
+        (
+            f"model.{model.name}.crop_seconds",
+            crop,
+            crop >= 2 * window,
+            f"at least two windows of {window} s",
+        ),
+        (
+            "model.dvector.projection_size",
+            model.dvector.projection_size,
+            model.dvector.projection_size < model.dvector.hidden_size,
+            f"less than the hidden_size of {model.dvector.hidden_size}",
+        ),
+        (
+            "dataset.synthetic.min_seconds",
+            synthetic.min_seconds,
+            synthetic.min_seconds <= synthetic.max_seconds,
+            f"at most the max_seconds of {synthetic.max_seconds}",
+        ),
+    ):
+        if not fits:
+            raise ParameterError(f"{key}: expected {expected}, got {value}")
 
 
 def load_parameters(*paths: Path, overrides: Sequence[str] = ()) -> Parameters:

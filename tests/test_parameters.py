@@ -85,6 +85,29 @@ def test_parameters_are_frozen(shipped):
             r"run.name: expected text matching ^[\w][\w.+-]*$ or null, got '../x'",
         ),
         (
+            "front_end.hop_seconds=0.05",
+            "front_end.hop_seconds: expected at most the window's, got 0.05",
+        ),
+        (
+            "front_end.n_fft=256",
+            "front_end.n_fft: expected at least the window's 400 samples, got 256",
+        ),
+        (
+            "model.titanet.crop_seconds=[1.0, 0.01]",
+            "model.titanet.crop_seconds: expected at least two windows of 0.025 s, "
+            "got 0.01",
+        ),
+        (
+            "model.dvector.projection_size=768",
+            "model.dvector.projection_size: expected less than the hidden_size of 768, "
+            "got 768",
+        ),
+        (
+            "dataset.synthetic.min_seconds=9",
+            "dataset.synthetic.min_seconds: expected at most the max_seconds of 4.0, "
+            "got 9.0",
+        ),
+        (
             "loss.arcface={a: 1, a: 2}",
             "loss.arcface:1: a: expected once, given twice",
         ),
