@@ -104,6 +104,20 @@ def test_bad_files_are_skipped_and_listed(tmp_path, corpus):
     assert pack(corpus, tmp_path / "pack", 16_000).warnings == packed.warnings
 
 
+def test_link_to_nowhere_is_skipped_and_listed(tmp_path, corpus):
+    corpus[1].source.unlink()
+    corpus[1].source.symlink_to(tmp_path / "nowhere")
+    packed = pack(corpus, tmp_path / "pack", 16_000)
+    assert [entry.speaker for entry in packed.entries] == ["a", "c"]
+    assert packed.warnings[0].startswith("skipped b/x.wav: ")
+
+
+def test_digest_is_that_of_what_was_packed(tmp_path, corpus):
+    packed = pack(corpus, tmp_path / "pack", 16_000)
+    assert packed.digest == pack(corpus, tmp_path / "other", 16_000).digest
+    assert packed.digest != pack(corpus[1:], tmp_path / "other", 16_000).digest
+
+
 def test_nothing_left_is_an_error_that_leaves_nothing(tmp_path, corpus):
     for utterance in corpus:
         utterance.source.write_bytes(b"")
@@ -171,6 +185,15 @@ def test_validation_is_a_tenth_at_least_one_of_two_or_more(shipped):
     splits = split(packed, shipped("dataset.test_fraction=0").dataset)
     found = Counter(packed.entries[i].speaker for i in splits.validation)
     assert found == {"two": 1, "thirty": 3}
+
+
+@pytest.mark.parametrize(("fraction", "validated"), [(0, 0), (0.5, 2), (1, 3)])
+def test_validation_leaves_something_to_train_on(shipped, fraction, validated):
+    packed = made_up_pack({"a": 4, "b": 4})
+    overrides = f"dataset.validation_fraction={fraction}", "dataset.test_fraction=0"
+    splits = split(packed, shipped(*overrides).dataset)
+    assert len(splits.validation) == 2 * validated
+    assert names(packed, splits.train) == {"a", "b"}
 
 
 def test_speakers_that_the_corpus_names_stay_where_they_are(shipped):

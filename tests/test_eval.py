@@ -170,6 +170,11 @@ def test_command_on_another_corpus(checkpoint, capsys):
     ("arguments", "message"),
     [
         (["dataset.test_fraction=1"], "the model was not trained on, but it heard 4"),
+        (["dataset.development_fraction=0.5"], "the model was not trained on"),
+        (
+            ["dataset.synthetic.num_speakers=9", "dataset.test_fraction=1"],
+            "the model was not trained on",
+        ),
         (["model.titanet.size=l"], "expected a key of dataset or evaluation"),
         (["seed=3"], "expected a key of dataset or evaluation"),
         (["dataset.nam=x"], "dataset.nam: unknown key; did you mean dataset.name?"),
