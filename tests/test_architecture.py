@@ -64,8 +64,8 @@ def test_a_library_has_one_owner(library):
 
 def test_every_library_is_a_pinned_requirement():
     lines = (REPOSITORY / "init" / "requirements.txt").read_text().splitlines()
-    pinned = {line.split("==")[0] for line in lines if "==" in line}
-    assert len(pinned) == len(lines)
+    assert all("==" in line for line in lines)
+    pinned = {line.split("==")[0] for line in lines}
     packages = {"yaml": "pyyaml", "umap": "umap-learn", "sklearn": "scikit-learn"}
     used = set().union(*map(imports, MODULES)) - set(MODULES)
     libraries = {name for name in used if name not in sys.stdlib_module_names}
