@@ -332,7 +332,7 @@ def _synthesise(
         / _resonances(poles, np.append(voice.bandwidths, NASAL_WIDTH))
     )
     background = (1 + FREQUENCIES / 300) ** random.uniform(-1, 0)
-    background *= 10 ** (random.uniform(-54, -32) / 20)
+    background *= 10 ** (random.uniform(-48, -26) / 20)
     at_constriction = hiss * (voice.noises[rows] * loudness[:, None] + background)
     return _overlap_add((through_tract + at_constriction) * _draw_channel(random))
 
