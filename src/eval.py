@@ -27,6 +27,7 @@ from tqdm import tqdm
 from dataset import Splits, UtteranceBatches, prepare
 from losses import AngularMarginLoss, GE2ELoss
 from metrics import equal_error_rate, min_dcf
+from nemo_checkpoint import load_any_model
 from parameters import (
     DatasetParameters,
     EvaluationParameters,
@@ -36,7 +37,7 @@ from parameters import (
     check_parameters,
     override_values,
 )
-from runs import SpeakerModel, build_model, choose_device, load_model
+from runs import SpeakerModel, build_model, choose_device
 from transforms import FrontEnd, valid_positions
 from trials import TrialError, Trials, make_trials
 
@@ -282,13 +283,10 @@ def print_table(rows: list[list[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def _closed(
-    model: SpeakerModel, splits: Splits, trained_on: DatasetParameters
-) -> Splits:
-    """The splits as an evaluation may use them: identification only on the very split
-    of training, verification only on speakers that were not in it."""
-    p = model.parameters.dataset
-    same_corpus = splits.pack.digest == model.corpus
+def refuse_heard(model: SpeakerModel, splits: Splits, p: DatasetParameters) -> None:
+    """Raise `ParameterError` where speakers to be tested are those that the model was
+    trained on; names alone, of another corpus, are only noted."""
+    trained_on = model.parameters.dataset
     unseen = set(splits.speakers_of(splits.development + splits.test))
     heard = unseen & set(model.speakers)
     same_names = p.name == trained_on.name and (
@@ -296,18 +294,23 @@ def _closed(
         or (p.name == "synthetic" and p.seed == trained_on.seed)
         or (p.name == "folder" and p.root.resolve() == trained_on.root.resolve())
     )
-    if heard and (same_corpus or same_names):
+    if heard and (splits.pack.digest == model.corpus or same_names):
         raise ParameterError(
             "dataset: expected to test speakers that the model was not trained on, "
             f"but it heard {len(heard)} of them, {min(heard)} among them"
         )
     if heard:
         print(f"note: {len(heard)} speakers tested have names of training speakers")
+
+
+def _is_split_of_training(
+    model: SpeakerModel, splits: Splits, p: DatasetParameters
+) -> bool:
     dealt = ("seed", "validation_fraction", "development_fraction", "test_fraction")
-    same_split = same_corpus and all(
+    trained_on = model.parameters.dataset
+    return splits.pack.digest == model.corpus and all(
         getattr(p, key) == getattr(trained_on, key) for key in dealt
     )
-    return splits if same_split else replace(splits, validation=[])
 
 
 OVERRIDABLE = ("dataset.", "evaluation.", "training.device=")
@@ -319,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="src/eval.py", description="Evaluate a checkpoint on any corpus."
     )
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a run or a checkpoint file"
+        "--checkpoint", type=Path, required=True, help="a run, checkpoint or .nemo file"
     )
     parser.add_argument(
         "overrides",
@@ -335,14 +338,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"{override}: expected a key of dataset or evaluation, or "
                     "training.device; the rest is the checkpoint's own"
                 )
-        trained = load_model(options.checkpoint, torch.device("cpu"))
+        trained = load_any_model(options.checkpoint, torch.device("cpu"))
         values = override_values(trained.parameters.as_dict(), options.overrides)
         parameters = check_parameters(values)
         device = choose_device(parameters)
         model = replace(trained, parameters=parameters).to(device)
         splits = prepare(parameters)
         print(splits.summary())
-        splits = _closed(model, splits, trained.parameters.dataset)
+        refuse_heard(trained, splits, parameters.dataset)
+        if not _is_split_of_training(trained, splits, parameters.dataset):
+            splits = replace(splits, validation=[])
         print_table(as_table(evaluate(model, splits)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+SHIPPED = Path(__file__).parents[1] / "parameters.yml"
+
 
 class UserError(Exception):
     """A mistake that the user can mend: commands print it in one line and exit with
@@ -196,6 +198,7 @@ class TrainingParameters(Section):
     """The training loop."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
+    init_from: PathLike | None
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     optimizer: OptimizerParameters
@@ -247,7 +250,12 @@ class Parameters(Section):
 
     def as_yaml(self) -> str:
         """The text of a parameter file."""
-        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+        return dump_yaml(self.as_dict())
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """The YAML text of plain values, in their order."""
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
@@ -282,7 +290,9 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain values of a YAML text, nothing executed; raise `ParameterError` with
+    `where` and the line."""
     try:
         return yaml.load(text, _Loader)  # a SafeLoader: builds plain types only
     except yaml.MarkedYAMLError as error:
@@ -301,7 +311,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise ParameterError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ParameterError(f"{path}: not readable as YAML: not UTF-8") from None
-    values = _parse_yaml(text, str(path))
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ParameterError(
             f"{path}: expected sections such as `training:`, got {values!r}"
@@ -325,7 +335,7 @@ def _parse_override(override: str) -> dict[str, Any]:
             f"{override}: expected section.key=value, "
             "such as training.epochs=5, got no value"
         )
-    value = _parse_yaml(text, key)
+    value = parse_yaml(text, key)
     for name in reversed(names):
         value = {name: value}
     return value
@@ -430,6 +440,12 @@ def _check_together(parameters: Parameters) -> None:
             front_end.n_fft,
             front_end.n_fft >= window * front_end.sample_rate,
             f"at least the window's {window * front_end.sample_rate:g} samples",
+        ),
+        (
+            "front_end.num_mels",
+            front_end.num_mels,
+            front_end.num_mels <= front_end.n_fft // 2 + 1,
+            f"at most the {front_end.n_fft // 2 + 1} bins of n_fft",
         ),
         (
             f"model.{model.name}.crop_seconds",

@@ -11,11 +11,12 @@ import json
 import netrc
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import torch
@@ -95,10 +96,18 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
         **{name: module.state_dict() for name, module in model.modules.items()},
         **training,
     }
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A file that replaces `path` when it is whole; raise `RunError` where it cannot be
+    written."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with open(partial, "wb") as file:
-            torch.save(state, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -107,19 +116,25 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
         raise RunError(f"{path}: cannot be written: {error}") from None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU; executes nothing it reads."""
+def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
+    """What `torch.save` wrote, on the CPU; executes nothing it reads, and raises
+    `RunError` with the name where it is not readable."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise RunError(f"{path}: expected a checkpoint, got no such file") from None
+        raise RunError(f"{name}: expected a checkpoint, got no such file") from None
     # What torch raises depends on where foreign bytes stop looking like a checkpoint.
     except (
         *(OSError, RuntimeError, EOFError, ValueError, LookupError),
         *(AttributeError, TypeError, pickle.PickleError),
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path}: not a readable checkpoint: {reason}") from None
+        raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU; executes nothing it reads."""
+    state = load_tensors(path, path)
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise RunError(f"{path}: not a checkpoint of this program")
     missing = {"parameters", "speakers", "corpus", *MODULES} - set(state)
@@ -206,7 +221,8 @@ class Run:
             lines = path.read_text(encoding="utf-8").splitlines()[:epoch]
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error}") from None
-        _replace_text(path, "".join(f"{line}\n" for line in lines))
+        with atomic_write(path) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
         run = cls(directory, parameters, wandb_id)
         run._step = epoch
         return run
@@ -236,7 +252,8 @@ class Run:
     def log_report(self, report: Mapping[str, Any], table: list[list]) -> None:
         """Write `report.json`; W&B shows the table, whose first row names its
         columns."""
-        _replace_text(self.directory / "report.json", json.dumps(report, indent=2))
+        with atomic_write(self.directory / "report.json") as file:
+            file.write(json.dumps(report, indent=2).encode())
         rows = {"columns": table[0], "data": table[1:]}
         self._mirror(
             lambda wandb, page: page.log({"results": wandb.Table(**rows)}, self._step)
@@ -269,15 +286,6 @@ class Run:
                 f"what it has is in {self.directory / 'wandb'}, for wandb sync"
             )
             self._wandb = None
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error}") from None
 
 
 def _read_api_key(path: Path | None) -> str | None:

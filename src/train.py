@@ -22,9 +22,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import Batch, Splits, TrainingBatches, prepare
-from eval import as_report, as_table, evaluate, identify, make_split_trials, print_table
+from eval import (
+    as_report,
+    as_table,
+    evaluate,
+    identify,
+    make_split_trials,
+    print_table,
+    refuse_heard,
+)
 from figures import draw_embeddings
 from losses import AngularMarginLoss, LossOutput
+from nemo_checkpoint import load_any_model
 from parameters import (
     OptimizerParameters,
     ParameterError,
@@ -50,7 +59,14 @@ from trials import write_trials
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
 MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
+# When a run is resumed, and when an encoder is fine-tuned:
 MAY_CHANGE = ("dataset.packs", "dataset.download", "training.device", "run", "wandb")
+MAY_DIFFER = (
+    "front_end.dither",
+    "model.titanet.dropout",
+    "model.titanet.crop_seconds",
+    "model.dvector.crop_seconds",
+)
 
 
 class TrainingError(UserError):
@@ -87,7 +103,8 @@ class State:
         """The state that `save` wrote; raise `ParameterError` where the parameters are
         not those of the run."""
         saved = load_checkpoint(path)
-        _refuse_changes(saved["parameters"], parameters.as_dict())
+        old, new = saved["parameters"], parameters.as_dict()
+        _refuse_changes(path.parent, old, new, MAY_CHANGE)
         model = restore_model(
             {**saved, "parameters": parameters.as_dict()}, path, device
         )
@@ -244,6 +261,8 @@ def train(parameters: Parameters, resume: Path | None = None) -> Path:
     if resume is None:
         digest = splits.pack.digest
         model = build_model(parameters, splits.speakers, digest, device)
+        if parameters.training.init_from is not None:
+            _start_from(parameters.training.init_from, model, splits)
         optimizer = build_optimizer(model, parameters.training.optimizer)
         run = Run.create(parameters)
         state = State(model, optimizer, wandb_id=run.wandb_id)
@@ -334,19 +353,41 @@ def _keep_freed_memory() -> None:
 
 
 def _refuse_changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], path: str = ""
+    source: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    allowed: Sequence[str],
+    path: str = "",
 ) -> None:
-    """Raise `ParameterError` for the first key of a resumed run that differs."""
+    """Raise `ParameterError` for the first key that differs and is not allowed to."""
     for name, value in new.items():
         key = path + name
-        if key in MAY_CHANGE:
+        if key in allowed:
             continue
         if isinstance(value, dict):
-            _refuse_changes(old[name], value, f"{key}.")
+            _refuse_changes(source, old[name], value, allowed, f"{key}.")
         elif value != old[name]:
             raise ParameterError(
-                f"{key}: expected {old[name]!r}, which the run has, got {value!r}"
+                f"{key}: expected {old[name]!r}, which {source} has, got {value!r}"
             )
+
+
+def _architecture(parameters: Parameters) -> dict[str, Any]:
+    """All that a front end's and an encoder's weights depend on, and little else."""
+    values, name = parameters.as_dict(), parameters.model.name
+    model = {"name": name, name: values["model"][name]}
+    return {"front_end": values["front_end"], "model": model}
+
+
+def _start_from(source: Path, model: SpeakerModel, splits: Splits) -> None:
+    """Take over the front end and the encoder of another model, not its classifier."""
+    other = load_any_model(source, torch.device("cpu"))
+    refuse_heard(other, splits, model.parameters.dataset)
+    old, new = _architecture(other.parameters), _architecture(model.parameters)
+    _refuse_changes(source, old, new, MAY_DIFFER)
+    for name in ("front_end", "encoder"):
+        model.modules[name].load_state_dict(other.modules[name].state_dict())
+    print(f"starting from the encoder of {source}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

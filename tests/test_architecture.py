@@ -20,6 +20,7 @@ ORDER = [
     "losses",
     "figures",
     "runs",
+    "nemo_checkpoint",
     "eval",
     "train",
 ]

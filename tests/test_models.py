@@ -1,13 +1,10 @@
-"""TitaNet against NeMo's numbers, both encoders against their laws."""
+"""Both encoders against their laws; against NeMo's numbers, see its checkpoints."""
 
-import tarfile
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from models import AttentiveStatisticsPooling, DVector, TitaNet, build_encoder
+from models import AttentiveStatisticsPooling, DVector, build_encoder
 
 MINIATURE = (
     "model.titanet.channels=16",
@@ -15,88 +12,6 @@ MINIATURE = (
     "model.dvector.hidden_size=32",
     "model.dvector.projection_size=16",
 )
-
-
-def nemo_weights(path) -> dict[str, torch.Tensor]:
-    """NeMo's tensors under our names; its checkpoint is a tar of a flat state dict."""
-    with tarfile.open(path) as archive:
-        state = torch.load(
-            archive.extractfile("./model_weights.ckpt"), weights_only=True
-        )
-    renamed = {}
-    for key, tensor in state.items():
-        part, _, rest = key.partition(".")
-        if part == "encoder":
-            _, block, place, rest = rest.split(".", 3)
-            if place == "res":  # 0.0.conv.weight, 0.1.*
-                names = f"skip.{rest.split('.')[1]}", rest.rpartition(".")[2]
-            else:
-                index, rest = rest.split(".", 1)
-                sub_block, part_of = divmod(int(index), 5)
-                if rest.startswith("fc"):
-                    linear = {"fc.0": "squeeze", "fc.2": "excite"}[rest[:4]]
-                    names = f"squeeze_excitation.{linear}", rest[5:]
-                else:
-                    kind = ("depthwise", "pointwise", "norm")[part_of]
-                    names = f"sub_blocks.{sub_block}.{kind}", rest.rpartition(".")[2]
-            if ".".join(names).endswith("pointwise.weight") or names == (
-                "skip.0",
-                "weight",
-            ):
-                tensor = tensor.squeeze(2)
-            renamed[".".join(("blocks", block, *names))] = tensor
-        elif part == "decoder" and not rest.startswith("final"):
-            for theirs, ours in (
-                ("_pooling.attention_layer.0.conv_layer", "pooling.hidden"),
-                ("_pooling.attention_layer.0.bn", "pooling.norm"),
-                ("_pooling.attention_layer.2", "pooling.scores"),
-                ("emb_layers.0.0", "norm"),
-                ("emb_layers.0.1", "embedding"),
-            ):
-                rest = rest.replace(theirs, ours)
-            renamed[rest] = tensor.squeeze(2) if tensor.ndim == 3 else tensor
-    return renamed
-
-
-@pytest.fixture
-def reference(shared) -> dict[str, torch.Tensor]:
-    arrays = np.load(shared / "reference" / "nemo" / "titanet-tiny.npz")
-    return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-@pytest.fixture
-def tiny(shared, shipped) -> TitaNet:
-    p = shipped("model.titanet.channels=64", "model.titanet.epilog_channels=192")
-    encoder = TitaNet(p.model.titanet, 80).eval()
-    path = shared / "reference" / "nemo" / "titanet-tiny.nemo"
-    encoder.load_state_dict(nemo_weights(path), strict=True)
-    return encoder
-
-
-@torch.inference_mode()
-def test_encoder_and_embeddings_are_nemos(tiny, reference):
-    outputs = []
-    tiny.blocks[-1].register_forward_hook(lambda *call: outputs.append(call[2]))
-    frames = reference["feature_lengths"]
-    embeddings = tiny(reference["features"], frames)
-    assert (embeddings - reference["embeddings"]).abs().max() < 1e-5
-    for output, expected, length in zip(
-        outputs[0], reference["encoded"], frames, strict=True
-    ):
-        assert (output[:length].T - expected[:, :length]).abs().max() < 1e-5
-
-
-@torch.inference_mode()
-def test_embeddings_one_by_one_are_nemos(tiny, reference):
-    for features, length, expected in zip(
-        reference["features"],
-        reference["feature_lengths"],
-        reference["embeddings"],
-        strict=True,
-    ):
-        embedding = tiny(features[None, :, :length], length[None])
-        assert (embedding[0] - expected).abs().max() < 1e-5
-        assert (tiny(features[None, :, :length])[0] - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_resume_on_the_command_line(miniature, capsys):
     assert all(map(torch.equal, before, weights(run)))
     assert main(["--resume", str(run), "training.batch_size=3"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: training.batch_size: expected 6, which the run has, got 3"
+        f"error: training.batch_size: expected 6, which {run} has, got 3"
     )
 
 
