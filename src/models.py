@@ -230,6 +230,19 @@ class DVector(nn.Module):
             proj_size=parameters.projection_size,
         )
         self.embedding = nn.Linear(parameters.projection_size, self.embedding_size)
+        # torch's own weights are so small that embeddings of any two utterances are
+        # almost the same; these, and a forget gate that starts open, learn at once.
+        for name, weight in self.lstm.named_parameters():
+            gates = weight.data.chunk(1 if name.startswith("weight_hr") else 4)
+            for gate in gates:
+                if name.startswith("bias"):
+                    nn.init.zeros_(gate)
+                elif name.startswith("weight_ih"):
+                    nn.init.xavier_uniform_(gate)
+                else:
+                    nn.init.orthogonal_(gate)
+            if name.startswith("bias_ih"):
+                nn.init.ones_(gates[1])
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
         """[B, M, T], [B] -> [B, E]"""

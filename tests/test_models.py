@@ -128,3 +128,11 @@ def test_d_vector_is_the_mean_of_normalised_windows(shipped):
     )
     assert torch.allclose(whole, mean * vectors.norm(dim=1).mean(), atol=1e-5)
     assert torch.allclose(encoder(windows[0])[0], vectors[0], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_untrained_d_vectors_tell_utterances_apart(shipped):
+    encoder = DVector(shipped().model.dvector, 80).eval()
+    embeddings = encoder(2 * torch.randn(8, 80, 160))
+    spread = (embeddings - embeddings.mean(0)).norm(dim=1).mean()
+    assert spread > 0.2 * embeddings.norm(dim=1).mean()
