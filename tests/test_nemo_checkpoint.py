@@ -106,11 +106,18 @@ def test_import_of_an_export_is_the_identity(tmp_path, build, overrides):
     assert arcface.margin == model.parameters.loss.arcface.margin
 
 
-@pytest.mark.parametrize(("size", "epilog"), [("s", 1536), ("s", 3072), ("m", 3072)])
-def test_full_sizes_come_back(tmp_path, shipped, size, epilog):
-    sizes = f"model.titanet.size={size}", f"model.titanet.epilog_channels={epilog}"
-    p = shipped(*(sizes if (size, epilog) == ("s", 3072) else sizes[:1]))
-    model = build_model(p, [f"speaker {i}" for i in range(1211)], "digest", CPU)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.titanet.size=s",),
+        ("model.titanet.size=s", "model.titanet.epilog_channels=3072"),
+        ("model.titanet.size=m",),
+        ("model.titanet.size=l",),
+    ],
+)
+def test_full_sizes_come_back(tmp_path, shipped, overrides):
+    speakers = [f"speaker {number}" for number in range(1211)]
+    model = build_model(shipped(*overrides), speakers, "digest", CPU)
     save_nemo(tmp_path / "x.nemo", model)
     assert_same(model, load_nemo(tmp_path / "x.nemo"))
 
