@@ -8,28 +8,22 @@ only module that decodes audio files.
 """
 
 import csv
-import hashlib
 import os
 import re
 import struct
-import tarfile
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
-from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import numpy as np
 import soundfile
 import torch
 from torchaudio.functional import resample
-from tqdm import tqdm
 
+from downloads import unpacked
 from parameters import DatasetParameters, UserError
 from synthetic import SyntheticUtterance, synthetic_utterances
 
@@ -56,8 +50,9 @@ LIBRISPEECH_SHA256 = {  # subset: sum of its archive, as torchaudio publishes it
         "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2"
     ),
 }
-TIMEOUT = 60  # seconds without an answer from the server
-CHUNK = 2**20  # bytes on their way to disk, samples on their way from it
+OPENSLR28_URL = "https://www.openslr.org/resources/28/rirs_noises.zip"
+OPENSLR28_MD5 = "e6f48e257286e05de56413b4779d8ffb"
+CHUNK = 2**20  # samples on their way from disk
 
 
 class CorpusError(UserError):
@@ -263,82 +258,57 @@ def _known_genders(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _download_librispeech(root: Path, subset: str) -> None:
-    """Fetch, check and unpack a subset: afterwards its folder is whole or not there."""
-    if not hasattr(tarfile, "data_filter"):
-        raise CorpusError(
-            "dataset.download: expected a Python that unpacks safely, "
-            "3.10.12, 3.11.4 or newer"
-        )
-    home = root / "LibriSpeech"
-    home.mkdir(parents=True, exist_ok=True)
-    partial = root / f"{subset}.tar.gz.partial"
+    """Fetch a subset: afterwards its folder is whole or not there."""
     url = f"{LIBRISPEECH_URL}/{subset}.tar.gz"
-    _fetch(url, partial)
-    if _sha256(partial) != LIBRISPEECH_SHA256[subset]:
-        partial.unlink()
-        raise CorpusError(
-            f"{url}: expected the published SHA-256, found another; "
-            "the download was deleted"
-        )
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=home) as scratch:
-        try:
-            with tarfile.open(partial, "r:gz") as archive:
-                archive.extractall(scratch, filter="data")
-        except tarfile.TarError as error:
-            raise CorpusError(f"{partial}: cannot be unpacked: {error}") from None
-        unpacked = Path(scratch) / "LibriSpeech"
+    with unpacked(url, "sha256", LIBRISPEECH_SHA256[subset], root) as scratch:
+        home, fresh = root / "LibriSpeech", scratch / "LibriSpeech"
+        home.mkdir(exist_ok=True)
         if not (home / "SPEAKERS.TXT").exists():
-            os.rename(unpacked / "SPEAKERS.TXT", home / "SPEAKERS.TXT")
-        os.rename(unpacked / subset, home / subset)  # last and atomic
-    partial.unlink()
+            os.rename(fresh / "SPEAKERS.TXT", home / "SPEAKERS.TXT")
+        os.rename(fresh / subset, home / subset)  # last and atomic
 
 
-def _fetch(url: str, partial: Path) -> None:
-    """Download what is missing of a file; raise `CorpusError` if some still is."""
-    start = partial.stat().st_size if partial.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+def noise_recordings(root: Path) -> list[Utterance]:
+    """Recordings below a folder, to be added to speech; raise `CorpusError` for none.
+
+    Of MUSAN (arXiv 1510.08484: music, noise and speech), speech is left out: a second
+    talker is no noise.
+    """
+    _expect_folder(root, "the folder of augmentation.noise.root")
+    folders = {folder.name for folder in _folders(root)}
+    left_out = {"speech"} if {"music", "noise", "speech"} <= folders else set()
+    return _recordings_below(root, lambda path: path.parts[0] not in left_out)
+
+
+def response_recordings(root: Path, download: bool) -> list[Utterance]:
+    """Room impulse responses below a folder; raise `CorpusError` for none.
+
+    Of OpenSLR 28, which may be downloaded, the point-source and isotropic noises are
+    left out; it keeps the latter beside responses, told apart by their names alone.
+    """
+    home = root / "RIRS_NOISES"
+    if download and not home.exists():
+        with unpacked(OPENSLR28_URL, "md5", OPENSLR28_MD5, root) as scratch:
+            os.rename(scratch / "RIRS_NOISES", home)
+    _expect_folder(root, "the folder of augmentation.reverberation.root")
+    return _recordings_below(
+        root,
+        lambda path: (
+            "pointsource_noises" not in path.parts and "noise" not in path.stem.lower()
+        ),
+    )
+
+
+def _recordings_below(root: Path, wanted: Callable[[Path], bool]) -> list[Utterance]:
     try:
-        with urlopen(request, timeout=TIMEOUT) as response:
-            if response.status != 206:  # the server starts over, so do we
-                start = 0
-            missing = response.headers["Content-Length"]
-            total = missing and start + int(missing)
-            with (
-                partial.open("ab" if start else "wb") as file,
-                tqdm(
-                    desc=url.rpartition("/")[2],
-                    initial=start,
-                    total=total,
-                    unit="B",
-                    unit_scale=True,
-                ) as bar,
-            ):
-                while chunk := response.read(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-                if total and file.tell() < total:
-                    raise ConnectionError(
-                        f"closed after {file.tell()} of {total} bytes"
-                    )
-    except HTTPError as error:
-        error.close()
-        if not (error.code == 416 and start):  # 416: nothing is missing
-            raise CorpusError(
-                f"{url}: expected a file, got HTTP {error.code} {error.reason}"
-            ) from None
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise CorpusError(
-            f"{url}: download to {partial} stopped: {reason}; the same command resumes"
-        ) from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        paths = [path.relative_to(root) for path in _audio_files(root)]
+    except OSError as error:
+        where = error.filename or root
+        raise CorpusError(f"{where}: cannot be used: {error.strerror}") from None
+    names = sorted(path for path in paths if wanted(path))
+    if not names:
+        raise CorpusError(f"{root}: expected {', '.join(EXTENSIONS)} files, found none")
+    return [Utterance(_quote(n.as_posix()), n.parts[0], root / n) for n in names]
 
 
 def load_recording(source: Path | SyntheticUtterance, sample_rate: int) -> Recording:

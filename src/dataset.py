@@ -66,7 +66,8 @@ class Batch:
 
     `indices` [B] are entries of the pack. Training batches know their `speakers` [B],
     as places among the training speakers, and bring the `seed` of all chance in their
-    step.
+    step. They may be longer than the `crop` samples that are trained on, since speech
+    that is sped up becomes shorter.
     """
 
     waveforms: Tensor
@@ -74,6 +75,7 @@ class Batch:
     indices: Tensor
     speakers: Tensor | None = None
     seed: int | None = None
+    crop: int | None = None
 
 
 def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
@@ -306,11 +308,80 @@ def prepare(parameters: Parameters) -> Splits:
     return split(pack(utterances(p), directory, parameters.front_end.sample_rate), p)
 
 
+class Clips:
+    """Some entries of a pack, or simulated sounds, of which pieces are cut.
+
+    All samples live on the device where they fit into half of its free memory.
+    """
+
+    def __init__(
+        self,
+        samples: Tensor,
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.samples, self.device = samples, device  # int16, end to end
+        self.offsets, self.lengths = np.array(offsets), np.array(lengths)  # [clips]
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if samples.nbytes < free / 2:
+                self.samples = samples.to(device)
+
+    @classmethod
+    def of(cls, packed: Pack, indices: Sequence[int], device: torch.device) -> "Clips":
+        """These entries of a pack."""
+        entries = [packed.entries[i] for i in indices]
+        offsets, lengths = zip(*((e.offset, e.samples) for e in entries), strict=True)
+        return cls(packed.samples, offsets, lengths, device)
+
+    @classmethod
+    def simulated(cls, waveforms: Tensor, device: torch.device) -> "Clips":
+        """Rows of [clips, N], each scaled to its peak."""
+        peaks = waveforms.abs().amax(1, keepdim=True).clamp(min=1e-9)
+        samples = (waveforms / peaks * (FULL_SCALE - 1)).round().to(torch.int16)
+        count, size = waveforms.shape
+        return cls(
+            samples.flatten(), range(0, count * size, size), [size] * count, device
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def whole(self, chosen: np.ndarray, size: int) -> Tensor:
+        """These clips from their beginnings, zeros after their ends, float32 [B, size]
+        in [-1, 1]."""
+        pieces = self._pieces(
+            self.offsets[chosen], np.minimum(self.lengths[chosen], size)
+        )
+        padded = [nn.functional.pad(piece, (0, size - len(piece))) for piece in pieces]
+        return torch.stack(padded).to(self.device).float() / FULL_SCALE
+
+    def cut(self, chosen: np.ndarray, places: np.ndarray, size: int) -> Tensor:
+        """A piece of each of these clips, float32 [B, size] in [-1, 1].
+
+        `places` [B], 0 up to 1, say where it begins, of the places where it fits; a
+        clip that is shorter is repeated.
+        """
+        lengths = self.lengths[chosen]
+        starts = (places * (np.maximum(lengths - size, 0) + 1)).astype(np.int64)
+        pieces = self._pieces(self.offsets[chosen] + starts, np.minimum(lengths, size))
+        filled = [piece.repeat(-(-size // len(piece)))[:size] for piece in pieces]
+        return torch.stack(filled).to(self.device).float() / FULL_SCALE
+
+    def _pieces(self, begins: np.ndarray, lengths: np.ndarray) -> list[Tensor]:
+        return [
+            self.samples[begin : begin + length]
+            for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)
+        ]
+
+
 class TrainingBatches:
     """Epochs of training crops: one of every training utterance in each.
 
     A batch's crop duration is drawn from the encoder's; an utterance shorter than that
-    is repeated to fill it, so nothing is padded. Under GE2E a batch holds several
+    is repeated to fill it, so nothing is padded. Crops are as much longer as speed
+    augmentation may need. Under GE2E a batch holds several
     utterances of each of its speakers.
     """
 
@@ -319,16 +390,11 @@ class TrainingBatches:
     ) -> None:
         self.splits, self.parameters, self.device = splits, parameters, device
         self.sample_rate = splits.pack.sample_rate
-        self.samples = splits.pack.samples
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            if self.samples.nbytes < free / 2:
-                self.samples = self.samples.to(device)
-        entries = splits.pack.entries
+        self.clips = Clips.of(splits.pack, splits.train, device)
         class_of = {speaker: c for c, speaker in enumerate(splits.speakers)}
-        self.speakers = np.array([class_of[entries[i].speaker] for i in splits.train])
-        self.offsets = np.array([entries[i].offset for i in splits.train])
-        self.lengths = np.array([entries[i].samples for i in splits.train])
+        self.speakers = np.array(
+            [class_of[s] for s in splits.speakers_of(splits.train)]
+        )
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -374,16 +440,12 @@ class TrainingBatches:
         rng = np.random.default_rng([self.parameters.seed, epoch, 1 + number])
         seconds = rng.choice(self.parameters.model.crop_seconds)
         size = round(seconds * self.sample_rate)
-        offsets, lengths = self.offsets[chosen], self.lengths[chosen]
-        starts = rng.integers(np.maximum(lengths - size, 0) + 1)
-        crops = [
-            self.samples[begin : begin + min(size, length)]
-            for begin, length in zip(offsets + starts, lengths, strict=True)
-        ]
-        crops = [crop.repeat(-(-size // len(crop)))[:size] for crop in crops]
+        speed = self.parameters.augmentation.speed
+        longer = -(-size * (100 + speed.steps) // 100)
         return Batch(
-            waveforms=torch.stack(crops).to(self.device).float() / FULL_SCALE,
+            waveforms=self.clips.cut(chosen, rng.random(len(chosen)), longer),
             lengths=None,
+            crop=size,
             indices=torch.tensor([self.splits.train[i] for i in chosen]),
             speakers=torch.from_numpy(self.speakers[chosen]).to(self.device),
             seed=int(rng.integers(2**63)),

@@ -1,13 +1,14 @@
 """Pictures of what a run found: data in, a matplotlib `Figure` out, nothing shown.
 
 embeddings [U, E], speakers [U] -> `draw_embeddings` -> Figure
+waveforms [N] by name -> `draw_sounds` -> Figure
 
-U utterances, E embedding size. One style and one palette serve the whole project; a
-colour belongs to one speaker throughout a figure. UMAP is arXiv 1802.03426.
+U utterances, E embedding size, N samples. One style and one palette serve the whole
+project; a colour belongs to one speaker throughout a figure. UMAP is arXiv 1802.03426.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -36,6 +37,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 MAX_SPEAKERS = 24  # drawn; more could not be told apart
+DYNAMIC_RANGE = 80  # dB, of a spectrogram
 
 
 def project_svd(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -101,4 +103,46 @@ def draw_embeddings(
             fontsize=7,
             frameon=False,
         )
+    return figure
+
+
+def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> Figure:
+    """Waveform and spectrogram of each sound, side by side on common scales.
+
+    Sounds are [N] in [-1, 1] and of any lengths, such as speech before and after an
+    augmentation.
+    """
+    window, hop = round(0.025 * sample_rate), round(0.01 * sample_rate)
+    loudest = max(np.abs(sound).max() for sound in sounds.values()) or 1.0
+    longest = max(map(len, sounds.values())) / sample_rate
+    top_level = 20 * np.log10(loudest / 2)  # of the loudest possible sine, in dB
+    with matplotlib.rc_context(STYLE), np.errstate(divide="ignore"):
+        figure = Figure(figsize=(4 * len(sounds), 3.6))
+        rows = figure.subplots(
+            2,
+            len(sounds),
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+            height_ratios=(1, 2),
+        )
+        for (name, sound), (above, below) in zip(sounds.items(), rows.T, strict=True):
+            seconds = np.arange(len(sound)) / sample_rate
+            above.plot(seconds, sound, color=PALETTE[0], linewidth=0.4)
+            above.set(title=name, ylim=(-loudest, loudest))
+            *_, image = below.specgram(
+                sound,
+                NFFT=window,
+                noverlap=window - hop,
+                Fs=sample_rate,
+                mode="magnitude",
+                vmin=top_level - DYNAMIC_RANGE,
+                vmax=top_level,
+                cmap="magma",
+            )
+            below.yaxis.set_major_formatter(lambda hertz, _: f"{hertz / 1000:g}")
+            below.set(xlabel="time (s)", xlim=(0, longest), facecolor=image.cmap(0.0))
+        rows[0, 0].set_ylabel("amplitude")
+        rows[1, 0].set_ylabel("frequency (kHz)")
+        figure.colorbar(image, ax=rows[1], label="level (dB)")
     return figure

@@ -49,6 +49,14 @@ SyntheticSeconds = Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)]
 Durations = Annotated[
     tuple[Seconds, ...], Field(min_length=1), BeforeValidator(_as_tuple)
 ]
+Range = Annotated[
+    tuple[
+        Annotated[float, Field(allow_inf_nan=False)],
+        Annotated[float, Field(allow_inf_nan=False)],
+    ],
+    BeforeValidator(_as_tuple),
+]
+HeldOut = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -110,9 +118,46 @@ class SpecAugmentParameters(Section):
     time_fraction: Fraction
 
 
-class AugmentationParameters(Section):
-    """What is done to training batches and to nothing else."""
+class SpeedParameters(Section):
+    """Faster or slower speech, the pitch with it."""
 
+    probability: Fraction
+    max_change: Annotated[float, Field(ge=0, le=0.5)]
+
+    @property
+    def steps(self) -> int:
+        """Hundredths by which speech may become faster or slower."""
+        return round(100 * self.max_change) if self.probability else 0
+
+
+class ReverberationParameters(Section):
+    """Rooms, from a folder of impulse responses or simulated."""
+
+    probability: Fraction
+    root: PathLike | None
+    download: bool
+    held_out: HeldOut
+    max_seconds: Seconds
+    num_rooms: Count
+    rt60_seconds: Range
+
+
+class NoiseParameters(Section):
+    """Added noise, from a folder of recordings or coloured."""
+
+    probability: Fraction
+    root: PathLike | None
+    held_out: HeldOut
+    snr_db: Range
+
+
+class AugmentationParameters(Section):
+    """What is done to training batches and to nothing else; each of the first three to
+    an utterance of its own `probability`."""
+
+    speed: SpeedParameters
+    reverberation: ReverberationParameters
+    noise: NoiseParameters
     spec_augment: SpecAugmentParameters
 
 
@@ -427,6 +472,8 @@ def _check_together(parameters: Parameters) -> None:
     front_end, model = parameters.front_end, parameters.model
     window, hop = front_end.window_seconds, front_end.hop_seconds
     crop, synthetic = min(model.crop_seconds), parameters.dataset.synthetic
+    rt60 = parameters.augmentation.reverberation.rt60_seconds
+    snr = parameters.augmentation.noise.snr_db
     for key, value, fits, expected in (
         ("front_end.hop_seconds", hop, hop <= window, "at most the window's"),
         (
@@ -458,6 +505,18 @@ def _check_together(parameters: Parameters) -> None:
             model.dvector.projection_size,
             model.dvector.projection_size < model.dvector.hidden_size,
             f"less than the hidden_size of {model.dvector.hidden_size}",
+        ),
+        (
+            "augmentation.reverberation.rt60_seconds",
+            rt60,
+            0.1 <= rt60[0] <= rt60[1] <= 10,
+            "two numbers in order, from 0.1 to 10",
+        ),
+        (
+            "augmentation.noise.snr_db",
+            snr,
+            -100 <= snr[0] <= snr[1] <= 100,
+            "two numbers in order, from -100 to 100",
         ),
         (
             "dataset.synthetic.min_seconds",

@@ -54,7 +54,7 @@ from runs import (
     restore_model,
     save_checkpoint,
 )
-from transforms import SpecAugment
+from transforms import Augmentation
 from trials import write_trials
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
@@ -145,7 +145,10 @@ def _has_bfloat16(device: str) -> bool:
 
 
 def training_step(
-    state: State, spec_augment: SpecAugment, batch: Batch, num_steps: int
+    state: State,
+    augmentation: Augmentation,
+    batch: Batch,
+    num_steps: int,
 ) -> tuple[LossOutput, Tensor]:
     """One step of the optimizer; the loss, the predictions and the gradient's norm
     []."""
@@ -158,11 +161,12 @@ def training_step(
         ramp = getattr(p.loss, p.loss.name).ramp
         model.criterion.margin_share.fill_(min(1.0, progress / ramp) if ramp else 1.0)
 
-    features, frames = model.front_end(batch.waveforms, batch.lengths)  # [B, M, T]
-    features = spec_augment(features)
+    waveforms = augmentation(batch.waveforms, batch.crop)  # [B, N]
+    features, _ = model.front_end(waveforms)  # [B, M, T]
+    features = augmentation.spec_augment(features)
     device = batch.waveforms.device.type
     with torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device)):
-        embeddings = model.encoder(features, frames)  # [B, E]
+        embeddings = model.encoder(features)  # [B, E]
     output = model.criterion(embeddings, batch.speakers)
 
     state.optimizer.zero_grad()
@@ -219,7 +223,7 @@ class Tally:
 
 
 def training_epoch(
-    state: State, batches: TrainingBatches, spec_augment: SpecAugment, num_steps: int
+    state: State, batches: TrainingBatches, augmentation: Augmentation, num_steps: int
 ) -> dict[str, float]:
     """One crop of every training utterance; the epoch's metrics."""
     state.model.train()
@@ -227,9 +231,10 @@ def training_epoch(
     title = f"epoch {state.epoch + 1}"
     with tqdm(total=len(batches), desc=title, unit="step", leave=False) as progress:
         for number, batch in enumerate(batches.epoch(state.epoch), 1):
-            output, norm = training_step(state, spec_augment, batch, num_steps)
+            output, norm = training_step(state, augmentation, batch, num_steps)
             tally.add(output, norm, batch.speakers)
-            tally.audio_seconds += batch.waveforms.numel() / batches.sample_rate
+            seconds = len(batch.indices) * batch.crop / batches.sample_rate
+            tally.audio_seconds += seconds
             progress.update()
             if len(tally.pending) == STEPS_PER_READING or number == progress.total:
                 tally.read(state.step)
@@ -248,7 +253,7 @@ def train(parameters: Parameters, resume: Path | None = None) -> Path:
     `resume` is the directory of a run to go on with; its parameters must be these, but
     for where it runs. Raises `UserError` for whatever the user can mend.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     device = choose_device(parameters)
     splits = prepare(parameters)
     print(splits.summary())
@@ -285,7 +290,7 @@ def _train_epochs(state: State, splits: Splits, run: Run) -> None:
     parameters = state.model.parameters
     device = next(state.model.encoder.parameters()).device
     batches = TrainingBatches(splits, parameters, device)
-    spec_augment = SpecAugment(parameters.augmentation.spec_augment)
+    augmentation = Augmentation(parameters, device)
     epochs = parameters.training.epochs
     num_weights = sum(w.numel() for w in state.model.encoder.parameters())
     print(
@@ -293,7 +298,7 @@ def _train_epochs(state: State, splits: Splits, run: Run) -> None:
         f"{parameters.loss.name} on {device}: {epochs} epochs of {len(batches)} steps"
     )
     while state.epoch < epochs:
-        trained = training_epoch(state, batches, spec_augment, epochs * len(batches))
+        trained = training_epoch(state, batches, augmentation, epochs * len(batches))
         state.epoch += 1
         metrics = {"epoch": state.epoch, "step": state.step, **trained}
         # Without validation utterances the last epoch is as good a choice as any.
@@ -341,7 +346,7 @@ def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
     print(f"run: {run.directory}")
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc reuse large blocks: to map and clear fresh pages for every activation
     takes a third of a training step on a CPU."""
     if sys.platform == "linux":

@@ -1,21 +1,35 @@
-"""Waveforms to features: the log-mel front end of TitaNet, and SpecAugment.
+"""Waveforms to features: augmentation of training batches, and the log-mel front end.
 
+waveforms [B, N] -> `Speed`, `Reverberation`, `Noise` -> waveforms [B, N]
 waveforms [B, N], lengths [B] samples -> `FrontEnd` -> features [B, M, T], frames [B]
+features [B, M, T] -> `SpecAugment` -> features [B, M, T]
 
-B utterances, N samples, M mel bands, T frames, F frequency bins, K masks. The front end
-is that of NeMo's published TitaNet (arXiv 2110.04410, section 3.1); SpecAugment is
-arXiv 1904.08779. Chance comes from torch's default generator, which training seeds anew
-for every batch.
+B utterances, N samples, M mel bands, T frames, F frequency bins, K taps or masks, R
+samples of a response. The front end is that of NeMo's published TitaNet (arXiv
+2110.04410, section 3.1); SpecAugment is arXiv 1904.08779. Chance comes from torch's
+default generator, which training seeds anew for every batch.
 """
+
+import hashlib
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parameters import FrontEndParameters, SpecAugmentParameters
+from acoustics import coloured_noise, simulate_rooms
+from corpora import CorpusError, Utterance, noise_recordings, response_recordings
+from dataset import Clips, pack
+from parameters import (
+    FrontEndParameters,
+    Parameters,
+    SpecAugmentParameters,
+    SpeedParameters,
+)
 
 LOG_FLOOR = 2.0**-24
 DEVIATION_FLOOR = 1e-5
+NUM_COLOURS, COLOURED_SECONDS = 64, 10.0  # of noise where none is recorded
 
 
 def _hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
@@ -92,7 +106,8 @@ class FrontEnd(nn.Module):
         """Log power in mel bands, not normalised: [B, N], [B] samples -> [B, M, T]."""
         x = waveforms
         if self.training and self.parameters.dither > 0:
-            x = x + self.parameters.dither * torch.randn_like(x)
+            # The same for all of a batch: at this level nothing can learn from that.
+            x = x + self.parameters.dither * torch.randn_like(x[:1])
         x = torch.cat([x[:, :1], x[:, 1:] - self.parameters.preemphasis * x[:, :-1]], 1)
         if lengths is not None:
             x = x * valid_positions(lengths, x.shape[1])
@@ -106,9 +121,243 @@ class FrontEnd(nn.Module):
             pad_mode="constant",
             return_complex=True,
         )  # [B, F, N // hop + 1]
-        power = torch.view_as_real(spectrum[..., : x.shape[1] // self.hop])
-        power = power.square().sum(-1)  # [B, F, T]
+        spectrum = spectrum[..., : x.shape[1] // self.hop]
+        power = spectrum.real.square() + spectrum.imag.square()  # [B, F, T]
         return torch.log(self.filterbank @ power + LOG_FLOOR)
+
+
+def _chosen(probability: float, batch_size: int) -> Tensor:
+    """Each row of a batch with this probability, as their numbers; drawn on the CPU, so
+    that every device augments alike and none is waited for."""
+    return (torch.rand(batch_size) < probability).nonzero().flatten()
+
+
+def _power(x: Tensor) -> Tensor:
+    return x.square().mean(1, keepdim=True)
+
+
+class Speed(nn.Module):
+    """Speech made faster or slower by whole hundredths, the pitch following.
+
+    At a speed of p / 100 output sample 100 m + r is input time p m + r p / 100, so 100
+    windowed-sinc filters serve all outputs, and the outputs of a block m are one matrix
+    product (Crochiere and Rabiner, 1983, chapter 4). The band ends where the lower of
+    both sample rates has its half, less the filters' transition.
+    """
+
+    ZERO_CROSSINGS = 32  # of a filter, to either side
+    ATTENUATION = 70.0  # dB, of what would alias
+
+    def __init__(self, parameters: SpeedParameters) -> None:
+        super().__init__()
+        self.probability = parameters.probability
+        steps = parameters.steps
+        self.percents = torch.arange(100 - steps, 101 + steps)  # [P]
+        half = self.ZERO_CROSSINGS
+        # Kaiser's formulas (1974) for the window and for its transition's half width.
+        beta = 0.1102 * (self.ATTENUATION - 8.7)
+        transition = (self.ATTENUATION - 8) / (2.285 * 2 * half) / torch.pi / 2
+        percents = self.percents[:, None, None].double()
+        offsets = torch.arange(100) * percents / 100  # of r, in input samples
+        taps = torch.arange(int(offsets.max()) + 2 * half + 2)[:, None]
+        distance = taps - half - offsets  # [P, K, 100]
+        cutoff = torch.clamp(100 / percents, max=1) - transition
+        cutoff[percents == 100] = 1  # then the filters are units
+        window = torch.i0(beta * (1 - (distance / half).square()).clamp(min=0).sqrt())
+        filters = torch.sinc(cutoff * distance) * window * (distance.abs() <= half)
+        filters = filters / filters.sum(1, keepdim=True)
+        self.register_buffer("filters", filters.float(), persistent=False)
+
+    def forward(self, waveforms: Tensor, size: int) -> Tensor:
+        """[B, N'] -> [B, size]; N' must be `size` times the greatest speed."""
+        x = waveforms[:, :size]
+        rows = _chosen(self.probability, len(waveforms))
+        drawn = torch.randint(len(self.percents), (len(rows),))
+        if len(rows) == 0:
+            return x
+        rows, drawn = rows.to(x.device), drawn.to(x.device)
+        num_blocks, num_taps = -(-size // 100), self.filters.shape[1]
+        begins = self.percents.to(x.device)[drawn, None] * torch.arange(
+            num_blocks, device=x.device
+        )
+        places = begins[..., None] + torch.arange(num_taps, device=x.device)
+        padded = F.pad(waveforms[rows], (self.ZERO_CROSSINGS, num_taps))
+        blocks = padded.gather(1, places.flatten(1)).view(places.shape)  # [R, m, K]
+        changed = (blocks @ self.filters[drawn]).flatten(1)[:, :size]
+        return x.index_copy(0, rows, changed)
+
+
+class Reverberation(nn.Module):
+    """Speech as it sounds in a room: convolved with an impulse response.
+
+    The direct sound stays in its place, and the power is kept.
+    """
+
+    def __init__(self, probability: float, responses: Clips, size: int) -> None:
+        super().__init__()
+        self.probability, self.responses = probability, responses
+        self.size = size  # samples of a response
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """[B, N] -> [B, N]"""
+        rows = _chosen(self.probability, len(waveforms))
+        drawn = torch.randint(len(self.responses), (len(rows),))
+        if len(rows) == 0:
+            return waveforms
+        responses = self.responses.whole(drawn.numpy(), self.size)
+        rows = rows.to(waveforms.device)
+        dry = waveforms[rows]
+        wet = reverberate(dry, responses)
+        power = _power(wet)
+        # A response of silence leaves the speech as it is.
+        kept = torch.where(power > 0, wet * (_power(dry) / power).sqrt(), dry)
+        return waveforms.index_copy(0, rows, kept)
+
+
+def reverberate(waveforms: Tensor, responses: Tensor) -> Tensor:
+    """Linear convolution, aligned so that the direct sound of a response, its first
+    sample of at least half its peak, falls on time 0: [B, N], [B, R] -> [B, N]."""
+    num_samples, size = waveforms.shape[1], responses.shape[1]
+    levels = responses.abs()
+    direct = (levels >= levels.amax(1, keepdim=True) / 2).int().argmax(1)  # [B]
+    # What precedes the direct sound is at negative times, that is, at the end.
+    times = torch.arange(num_samples + size, device=waveforms.device) + direct[:, None]
+    padded = F.pad(responses, (0, num_samples))
+    aligned = padded.gather(1, times % (num_samples + size))
+    spectra = torch.fft.rfft(waveforms, num_samples + size) * torch.fft.rfft(aligned)
+    return torch.fft.irfft(spectra, num_samples + size)[:, :num_samples]
+
+
+class Noise(nn.Module):
+    """Speech with noise added at a drawn signal-to-noise ratio."""
+
+    def __init__(
+        self, probability: float, recordings: Clips, snr_db: tuple[float, float]
+    ) -> None:
+        super().__init__()
+        self.probability, self.recordings, self.snr_db = probability, recordings, snr_db
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """[B, N] -> [B, N]"""
+        rows = _chosen(self.probability, len(waveforms))
+        drawn = torch.randint(len(self.recordings), (len(rows),))
+        places, uniform = torch.rand(2, len(rows), dtype=torch.float64)
+        if len(rows) == 0:
+            return waveforms
+        size = waveforms.shape[1]
+        noise = self.recordings.cut(drawn.numpy(), places.numpy(), size)
+        low, high = self.snr_db
+        snr = (low + uniform * (high - low)).float().to(noise.device)[:, None]  # dB
+        rows = rows.to(waveforms.device)
+        speech = waveforms[rows]
+        power = _power(noise)
+        # Where the noise is silent, there is none to scale.
+        ratio = torch.where(power > 0, _power(speech) / power, 0) * 10 ** (-snr / 10)
+        return waveforms.index_copy(0, rows, speech + ratio.sqrt() * noise)
+
+
+def _is_held_out(name: str, share: float) -> bool:
+    """Dealt by the name alone, so that it stays where it is whatever comes or goes."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _clips(
+    key: str,
+    recordings: list[Utterance],
+    share: float,
+    held_out: bool,
+    parameters: Parameters,
+    device: torch.device,
+) -> Clips:
+    """Pack recordings, and take those that are held out or the others."""
+    names = "\n".join(str(recording.source) for recording in recordings)
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
+    directory = parameters.dataset.packs / f"{key}-{digest}"
+    packed = pack(recordings, directory, parameters.front_end.sample_rate)
+    entries = enumerate(packed.entries)
+    indices = [i for i, e in entries if _is_held_out(e.id, share) == held_out]
+    skipped = len(recordings) - len(packed.entries)
+    print(
+        f"{key}: {len(indices)} of {len(packed.entries)} recordings"
+        + (f", {skipped} files skipped: {packed.warnings[0]}" if skipped else "")
+    )
+    if not indices:
+        raise CorpusError(
+            f"augmentation.{key}.held_out: expected recordings on both sides, got "
+            f"{share} of {len(packed.entries)}"
+        )
+    return Clips.of(packed, indices, device)
+
+
+def _generator(parameters: Parameters, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(8 * parameters.seed + stream)
+
+
+def load_responses(
+    parameters: Parameters, device: torch.device, held_out: bool = False
+) -> Clips:
+    """Room impulse responses for training, or those held out from it: from the folder
+    where one is named, else simulated."""
+    p, rate = parameters.augmentation.reverberation, parameters.front_end.sample_rate
+    if p.root is not None:
+        recordings = response_recordings(p.root, p.download)
+        return _clips(
+            "reverberation", recordings, p.held_out, held_out, parameters, device
+        )
+    generator = _generator(parameters, 2 + held_out)
+    low, high = p.rt60_seconds
+    rt60 = low + torch.rand(p.num_rooms, generator=generator) * (high - low)
+    size = round(p.max_seconds * rate)
+    return Clips.simulated(simulate_rooms(rt60, rate, size, generator), device)
+
+
+def load_noise(
+    parameters: Parameters, device: torch.device, held_out: bool = False
+) -> Clips:
+    """Noise for training, or what is held out from it: from the folder where one is
+    named, else coloured, from white to brown."""
+    p, rate = parameters.augmentation.noise, parameters.front_end.sample_rate
+    if p.root is not None:
+        recordings = noise_recordings(p.root)
+        return _clips("noise", recordings, p.held_out, held_out, parameters, device)
+    generator = _generator(parameters, 4 + held_out)
+    exponents = 2 * torch.rand(NUM_COLOURS, generator=generator)
+    size = round(COLOURED_SECONDS * rate)
+    return Clips.simulated(coloured_noise(exponents, size, generator), device)
+
+
+class Augmentation(nn.Module):
+    """All that is done to a training batch: to waveforms in the order of nature, where
+    a talker speaks, in a room, with noise around; then to features, `spec_augment`."""
+
+    def __init__(self, parameters: Parameters, device: torch.device) -> None:
+        super().__init__()
+        p = parameters.augmentation
+        self.speed = self.reverberation = self.noise = None
+        if p.speed.steps:
+            self.speed = Speed(p.speed)
+        if p.reverberation.probability:
+            size = round(p.reverberation.max_seconds * parameters.front_end.sample_rate)
+            responses = load_responses(parameters, device)
+            probability = p.reverberation.probability
+            self.reverberation = Reverberation(probability, responses, size)
+        if p.noise.probability:
+            recordings = load_noise(parameters, device)
+            self.noise = Noise(p.noise.probability, recordings, p.noise.snr_db)
+        self.spec_augment = SpecAugment(p.spec_augment)
+        self.to(device)
+
+    def forward(self, waveforms: Tensor, size: int) -> Tensor:
+        """[B, N'] as `TrainingBatches` cuts them -> [B, size]"""
+        x = waveforms
+        if self.speed is not None:
+            x = self.speed(x, size)
+        if self.reverberation is not None:
+            x = self.reverberation(x)
+        if self.noise is not None:
+            x = self.noise(x)
+        return x
 
 
 class SpecAugment(nn.Module):

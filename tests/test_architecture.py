@@ -12,6 +12,8 @@ ORDER = [
     "parameters",
     "metrics",
     "synthetic",
+    "acoustics",
+    "downloads",
     "corpora",
     "trials",
     "dataset",

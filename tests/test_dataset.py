@@ -13,6 +13,7 @@ import torch
 import dataset
 from corpora import CorpusError, Utterance, utterances
 from dataset import (
+    Clips,
     Entry,
     Pack,
     Splits,
@@ -248,13 +249,38 @@ def test_crops_are_stretches_of_their_own_utterance(batches):
     for epoch in range(10):
         for batch in b.epoch(epoch):
             assert batch.lengths is None
-            durations.add(batch.waveforms.shape[1])
+            durations.add(batch.crop)
+            assert batch.waveforms.shape[1] == round(batch.crop * 1.05)
             for waveform, index in zip(batch.waveforms, batch.indices, strict=True):
                 values = (waveform * 32768).int()
                 assert (values.diff().remainder(30_000) == 1).all()
                 offset = (values[0] - entries[index].offset).remainder(30_000)
                 assert offset + len(values) <= 60_000
     assert durations == {24_000, 32_000, 48_000}
+
+
+def test_crops_are_no_longer_than_needed_where_speed_stays(batches):
+    b = batches({"a": 8, "b": 8}, 60_000, "augmentation.speed.probability=0")
+    assert all(batch.waveforms.shape[1] == batch.crop for batch in b.epoch(0))
+
+
+def test_clips_are_cut_where_they_are_and_repeated_where_they_end():
+    clips = Clips(torch.arange(-5, 15).short(), [0, 5], [5, 15], CPU)
+    cut = clips.cut(np.array([0, 1, 1]), np.array([0.9, 0.0, 0.999]), 12) * 32768
+    assert cut.int().tolist() == [
+        [-5, -4, -3, -2, -1, -5, -4, -3, -2, -1, -5, -4],
+        list(range(12)),
+        list(range(3, 15)),
+    ]
+    whole = clips.whole(np.array([1, 0]), 7) * 32768
+    assert whole.int().tolist() == [list(range(7)), [-5, -4, -3, -2, -1, 0, 0]]
+
+
+def test_simulated_clips_fill_their_scale_and_survive_silence():
+    clips = Clips.simulated(torch.tensor([[0.0, 0.1, -0.2], [0, 0, 0]]), CPU)
+    expected = torch.tensor([[0, 0.5, -1], [0, 0, 0]])
+    found = clips.whole(np.arange(2), 3)
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_speakers_are_places_in_the_list_of_speakers(batches):

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn.decomposition import TruncatedSVD
 
-from figures import MAX_SPEAKERS, draw_embeddings, project_svd, project_umap
+from figures import (
+    MAX_SPEAKERS,
+    draw_embeddings,
+    draw_sounds,
+    project_svd,
+    project_umap,
+)
 
 
 @pytest.fixture
@@ -49,3 +55,21 @@ def test_every_utterance_of_24_speakers_is_drawn(clusters):
         for c in figure.axes[0].collections
     }
     assert len(looks) == MAX_SPEAKERS
+
+
+def test_sounds_are_drawn_on_common_scales():
+    times = np.arange(16_000) / 16_000
+    loud = np.sin(2 * np.pi * 2000 * times).astype(np.float32)
+    quiet = np.concatenate([np.zeros(4000, np.float32), 0.1 * loud])
+    figure = draw_sounds({"before": loud, "after": quiet}, 16_000)
+    waves, spectrograms = figure.axes[:2], figure.axes[2:4]
+    assert [axes.get_title(loc="left") for axes in waves] == ["before", "after"]
+    assert waves[0].get_ylim() == waves[1].get_ylim()
+    assert waves[0].get_xlim() == spectrograms[1].get_xlim() == (0, 1.25)
+    levels = [axes.images[0].get_array() for axes in spectrograms]
+    for image, loudest in zip(levels, (0, -20), strict=True):
+        rows = np.ma.filled(image, -np.inf).max(1)[::-1]  # drawn from the top
+        assert rows.argmax() == pytest.approx(2000 / 8000 * (len(rows) - 1), abs=1)
+        assert rows.max() == pytest.approx(20 * np.log10(0.5) + loudest, abs=0.5)
+    assert spectrograms[0].images[0].get_clim() == spectrograms[1].images[0].get_clim()
+    assert spectrograms[0].get_xlabel() == "time (s)"

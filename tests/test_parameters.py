@@ -77,8 +77,8 @@ def test_parameters_are_frozen(shipped):
         ),
         (
             "training=3",
-            "training: expected a section with device, epochs, batch_size, optimizer, "
-            "got 3",
+            "training: expected a section with device, init_from, epochs, batch_size, "
+            "optimizer, got 3",
         ),
         (
             "run.name=../x",

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from losses import AngularMarginLoss
 from parameters import load_parameters
 from runs import RunError, build_model, load_checkpoint, load_model
 from train import State, TrainingError, build_optimizer, learning_rate, main, train
+from transforms import Augmentation, Noise, Reverberation, SpecAugment, Speed
 from trials import read_trials
 
 CPU = torch.device("cpu")
@@ -97,6 +100,8 @@ def test_training_tells_speakers_apart(miniature):
         "model.titanet.epilog_channels=64",
         "model.titanet.dropout=0",
         "loss.name=cross_entropy",
+        "augmentation.reverberation.probability=0",
+        "augmentation.noise.probability=0",
     )
     rows = metrics(train(p))
     assert rows[-1]["train/loss"] < rows[0]["train/loss"] / 2
@@ -175,6 +180,27 @@ def test_resume_of_a_corpus_with_other_speakers(tmp_path, miniature):
         train(p, resume=run)
 
 
+def test_augmentation_touches_training_batches_and_nothing_else(miniature, monkeypatch):
+    stages = []
+
+    def spy(module: torch.nn.Module, *arguments) -> torch.Tensor:
+        assert sys._getframe(1).f_globals["__name__"] in ("transforms", "train")
+        stages.append(type(module).__name__)
+        return originals[type(module)](module, *arguments)
+
+    kinds = (Speed, Reverberation, Noise, SpecAugment)
+    originals = {kind: kind.__call__ for kind in kinds}
+    for kind in kinds:
+        monkeypatch.setattr(kind, "__call__", spy)
+    p = miniature("dataset.development_fraction=0.25")
+    run = train(p)
+    num_steps = load_checkpoint(run / "last.pt")["step"]
+    assert Counter(stages) == {kind.__name__: num_steps for kind in kinds}
+    stages.clear()
+    assert evaluate(load_model(run, CPU), prepare(p)).verification
+    assert stages == []
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_loss_that_is_not_finite_stops_at_its_step(miniature, monkeypatch, value):
     p = miniature("training.epochs=3", "run.name=mine")
@@ -243,9 +269,9 @@ def test_margin_grows_over_its_share_of_the_steps(miniature):
     assert isinstance(model.criterion, AngularMarginLoss)
     state = State(model, build_optimizer(model, p.training.optimizer))
     batch = next(TrainingBatches(splits, p, CPU).epoch(0))
-    shares = []
+    augmentation, shares = Augmentation(p, CPU), []
     for _ in range(8):
-        training.training_step(state, torch.nn.Identity(), batch, num_steps=8)
+        training.training_step(state, augmentation, batch, num_steps=8)
         shares.append(model.criterion.margin_share.item())
     assert shares == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
 
@@ -265,7 +291,7 @@ def test_gradient_is_clipped(miniature):
     trained = [*model.encoder.parameters(), *model.criterion.parameters()]
     before = [w.detach().clone() for w in trained]
     batch = next(TrainingBatches(splits, p, CPU).epoch(0))
-    _, norm = training.training_step(state, torch.nn.Identity(), batch, 10**6)
+    _, norm = training.training_step(state, Augmentation(p, CPU), batch, 10**6)
     assert norm > 0.001
     moved = [(w - b).square().sum() for w, b in zip(trained, before, strict=True)]
     assert sum(moved).sqrt().item() == pytest.approx(0.001, rel=1e-2)

@@ -1,11 +1,28 @@
-"""The front end against NeMo's numbers and its own laws; SpecAugment's bounds."""
+"""The front end against NeMo's numbers, augmentation by measurement, and their laws."""
 
 import numpy as np
 import pytest
+import scipy.signal
+import soundfile
 import torch
 import torchaudio
 
-from transforms import FrontEnd, SpecAugment, slaney_filterbank
+from corpora import CorpusError
+from dataset import Clips, TrainingBatches, prepare
+from transforms import (
+    Augmentation,
+    FrontEnd,
+    Noise,
+    Reverberation,
+    SpecAugment,
+    Speed,
+    load_noise,
+    load_responses,
+    reverberate,
+    slaney_filterbank,
+)
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -126,3 +143,299 @@ def test_spec_augment_of_no_masks_changes_nothing(shipped):
     ).augmentation.spec_augment
     features = torch.randn(4, 80, 100)
     assert torch.equal(SpecAugment(p)(features), features)
+
+
+# Augmentation
+
+
+def tone(hertz: float, size: int) -> torch.Tensor:
+    times = torch.arange(size, dtype=torch.float64) / 16_000
+    return torch.sin(2 * torch.pi * hertz * times).float()
+
+
+def spectrum(x: torch.Tensor) -> torch.Tensor:
+    """Levels in dB at every 1 Hz, a full-scale sine at 0, of more than a second."""
+    window = torch.signal.windows.kaiser(len(x), beta=20, dtype=torch.float64)
+    bins = torch.fft.rfft(x.double() * window, n=16_000 * -(-len(x) // 16_000))
+    levels = 20 * torch.log10(bins.abs() / window.sum() * 2 + 1e-12)
+    return levels[:: -(-len(x) // 16_000)]
+
+
+@pytest.fixture
+def speed_of(shipped, monkeypatch):
+    def change(waveforms: torch.Tensor, percent: int) -> torch.Tensor:
+        speed = Speed(shipped("augmentation.speed.probability=1").augmentation.speed)
+        chosen = speed.percents.tolist().index(percent)
+        monkeypatch.setattr(
+            torch, "randint", lambda high, size: torch.full(size, chosen)
+        )
+        return speed(waveforms, waveforms.shape[1] * 100 // 105)
+
+    return change
+
+
+@pytest.mark.parametrize("percent", range(95, 106))
+@pytest.mark.parametrize("hertz", [200, 1000, 6000])
+def test_speed_moves_a_tone_without_aliases(speed_of, percent, hertz):
+    levels = spectrum(speed_of(tone(hertz, 67_200)[None], percent)[0][200:-200])
+    moved = hertz * percent // 100
+    assert levels.argmax() == moved
+    assert abs(levels[moved]) < 0.3
+    away = (torch.arange(len(levels)) - moved).abs() > 20
+    assert levels[away].max() < -60
+
+
+@pytest.mark.parametrize("hertz", [7620, 7800, 7990])
+def test_speed_removes_what_would_alias(speed_of, hertz):
+    """At 1.05 a tone above 7619 Hz lands beyond half the sample rate."""
+    assert spectrum(speed_of(tone(hertz, 67_200)[None], 105)[0][200:-200]).max() < -60
+
+
+def test_speed_of_one_changes_no_bit(speed_of):
+    x = torch.randn(3, 33_600)
+    assert torch.equal(speed_of(x, 100), x[:, :32_000])
+
+
+def test_speed_agrees_with_resampling(speed_of):
+    x = torchaudio.functional.lowpass_biquad(torch.randn(2, 33_600), 16_000, 3000)
+    x = torchaudio.functional.lowpass_biquad(x, 16_000, 3000)
+    for percent in (96, 103):
+        expected = torchaudio.functional.resample(
+            x, percent, 100, lowpass_filter_width=64
+        )
+        found = speed_of(x, percent)
+        middle = slice(200, 31_000)
+        error = (found - expected[:, : found.shape[1]])[:, middle]
+        assert error.square().mean() < 1e-5 * x.square().mean()
+
+
+def clips(*waveforms: torch.Tensor) -> Clips:
+    lengths = [len(waveform) for waveform in waveforms]
+    samples = (torch.cat(waveforms) * 32768).round().clamp(-32768, 32767)
+    offsets = np.cumsum([0, *lengths[:-1]])
+    return Clips(samples.to(torch.int16), offsets, lengths, CPU)
+
+
+def test_convolution_is_scipys():
+    x, responses = torch.randn(4, 5000), torch.randn(4, 900) * 0.95 ** torch.arange(900)
+    responses[:, 30] = 20  # the direct sound
+    found = reverberate(x, responses)
+    for row, response, wet in zip(x, responses, found, strict=True):
+        full = scipy.signal.fftconvolve(row.double(), response.double())[30:5030]
+        assert np.abs(wet.numpy() - full).max() < 1e-5 * np.abs(full).max()
+
+
+@pytest.mark.parametrize("place", [0, 5, 999])
+def test_a_unit_impulse_leaves_speech_as_it_is(place):
+    response = torch.zeros(1000)
+    response[place] = 0.5
+    x = torch.randn(2, 8000)
+    found = Reverberation(1.0, clips(response), 1000)(x)
+    assert (found - x).abs().max() < 1e-5
+
+
+def test_rooms_keep_the_power_and_the_place_of_speech():
+    x = torch.zeros(2, 8000)
+    x[:, 3000] = 1.0
+    response = 0.9 * 0.99 ** torch.arange(2000.0)
+    found = Reverberation(1.0, clips(response), 2000)(x)
+    assert torch.allclose(found.square().mean(1), x.square().mean(1), rtol=1e-4)
+    assert found.abs().argmax(1).tolist() == [3000, 3000]
+    assert found[:, :3000].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("snr", [-5.0, 0.0, 12.5])
+@pytest.mark.parametrize("length", [900, 16_000, 50_000])
+def test_noise_has_the_ratio_that_was_drawn(snr, length):
+    speech = torch.randn(5, 16_000) * torch.tensor([1, 0.1, 0.01, 3, 1e-4])[:, None]
+    noise = Noise(1.0, clips(0.1 * torch.randn(length)), (snr, snr))
+    added = noise(speech) - speech
+    found = 10 * torch.log10(speech.square().mean(1) / added.square().mean(1))
+    assert (found - snr).abs().max() < 0.1
+
+
+def test_ratios_fill_their_range():
+    speech = torch.randn(400, 2000)
+    added = Noise(1.0, clips(0.1 * torch.randn(9000)), (0.0, 15.0))(speech) - speech
+    found = 10 * torch.log10(speech.square().mean(1) / added.square().mean(1))
+    assert found.min() + 0.01 >= 0
+    assert found.max() <= 15.01
+    assert found.mean() == pytest.approx(7.5, abs=1)
+
+
+def test_silence_divides_nothing():
+    speech = torch.randn(2, 4000)
+    speech[1] = 0
+    for silent in (
+        Noise(1.0, clips(torch.zeros(500)), (0.0, 0.0)),
+        Reverberation(1.0, clips(torch.zeros(500)), 500),
+    ):
+        assert torch.equal(silent(speech), speech)
+    for sound in (
+        Noise(1.0, clips(torch.rand(500)), (0.0, 0.0)),
+        Reverberation(1.0, clips(torch.rand(500)), 500),
+    ):
+        found = sound(speech)
+        assert found.isfinite().all()
+        assert not found[1].any()
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_each_utterance_is_changed_with_its_own_probability(shipped, probability):
+    x = torch.randn(300, 2100)
+    speed = shipped(f"augmentation.speed.probability={max(probability, 0.01)}")
+    noise, room = clips(0.5 * torch.randn(3000)), clips(0.9 * torch.rand(100))
+    for changed in (
+        Noise(probability, noise, (0.0, 5.0))(x) != x,
+        Reverberation(probability, room, 100)(x) != x,
+    ):
+        share = changed.any(1).float().mean()
+        assert share == pytest.approx(probability, abs=0.08)
+    moved = Speed(speed.augmentation.speed)(x, 2000) != x[:, :2000]
+    # One speed in eleven is that of the utterance.
+    share = moved.any(1).float().mean()
+    assert share == pytest.approx(probability * 10 / 11, abs=0.08)
+
+
+@pytest.fixture
+def augment(miniature):
+    def run(*overrides: str) -> torch.Tensor:
+        p = miniature(*overrides)
+        batch = next(TrainingBatches(prepare(p), p, CPU).epoch(1))
+        augmentation = Augmentation(p, CPU)
+        torch.manual_seed(batch.seed)
+        return augmentation(batch.waveforms, batch.crop)
+
+    return run
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_batch(augment):
+    first = augment()
+    torch.rand(9)
+    assert torch.equal(augment(), first)
+    other = augment("seed=2")
+    assert other.shape != first.shape or not torch.equal(other, first)
+
+
+def test_all_is_switched_off(augment, miniature):
+    off = [f"augmentation.{k}.probability=0" for k in ("speed", "noise")]
+    off += ["augmentation.reverberation.probability=0"]
+    p = miniature(*off)
+    batch = next(TrainingBatches(prepare(p), p, CPU).epoch(1))
+    assert torch.equal(augment(*off), batch.waveforms)
+
+
+def write_sounds(root, *names: str, seconds: float = 0.5, rate: int = 16_000, **kind):
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(number)
+        shape = (round(seconds * rate), kind.get("channels", 1))
+        soundfile.write(path, 0.1 * rng.standard_normal(shape), rate)
+
+
+@pytest.mark.parametrize(
+    ("kind", "load"), [("noise", load_noise), ("reverberation", load_responses)]
+)
+class TestRecordings:
+    def test_any_rate_and_channels(self, tmp_path, miniature, kind, load):
+        write_sounds(tmp_path / "x", "a/1.wav", "2.flac", rate=44_100, channels=2)
+        loaded = load(miniature(f"augmentation.{kind}.root={tmp_path / 'x'}"), CPU)
+        assert loaded.lengths.tolist() == [8000, 8000]
+
+    def test_some_are_held_out_by_name(self, tmp_path, miniature, kind, load):
+        names = [f"{number}.wav" for number in range(40)]
+        write_sounds(tmp_path / "x", *names, seconds=0.05)
+        p = miniature(
+            f"augmentation.{kind}.root={tmp_path / 'x'}",
+            f"augmentation.{kind}.held_out=0.5",
+        )
+        mine, held_out = load(p, CPU), load(p, CPU, held_out=True)
+        assert len(mine) + len(held_out) == 40
+        assert not set(mine.offsets) & set(held_out.offsets)
+        assert 10 < len(mine) < 30
+        (tmp_path / "x" / "0.wav").unlink()
+        assert len(mine) - 1 <= len(load(p, CPU)) <= len(mine)
+
+    @pytest.mark.parametrize(
+        ("prepare_folder", "message"),
+        [
+            (lambda root: None, "expected the folder of augmentation"),
+            (lambda root: root.mkdir(), "expected .wav, .flac"),
+            (lambda root: root.write_text("x"), "found a file"),
+            (
+                lambda root: (root.mkdir(), (root / "a.wav").write_text("no audio")),
+                "none of the 1 files of the corpus can be used",
+            ),
+        ],
+    )
+    def test_unusable_folders(
+        self, tmp_path, miniature, kind, load, prepare_folder, message
+    ):
+        prepare_folder(tmp_path / "x")
+        with pytest.raises(CorpusError, match=message):
+            load(miniature(f"augmentation.{kind}.root={tmp_path / 'x'}"), CPU)
+
+    def test_nothing_left_to_train_with(self, tmp_path, miniature, kind, load):
+        write_sounds(tmp_path / "x", "a.wav")
+        p = miniature(
+            f"augmentation.{kind}.root={tmp_path / 'x'}",
+            f"augmentation.{kind}.held_out=0.999999",
+        )
+        with pytest.raises(CorpusError, match=f"augmentation.{kind}.held_out: expec"):
+            load(p, CPU)
+
+    def test_an_unreadable_file_among_others(
+        self, tmp_path, miniature, kind, load, capsys
+    ):
+        write_sounds(tmp_path / "x", "a.wav", "b.wav")
+        (tmp_path / "x" / "a.wav").write_text("no audio")
+        loaded = load(miniature(f"augmentation.{kind}.root={tmp_path / 'x'}"), CPU)
+        assert len(loaded) == 1
+        assert "1 files skipped: skipped a.wav: not readable" in capsys.readouterr().out
+
+    def test_simulated_where_there_is_no_folder(self, miniature, kind, load):
+        first, same = load(miniature(), CPU), load(miniature(), CPU)
+        assert torch.equal(first.samples, same.samples)
+        for other in (
+            load(miniature("seed=2"), CPU),
+            load(miniature(), CPU, held_out=True),
+        ):
+            assert not torch.equal(first.samples, other.samples)
+
+
+def test_musans_speech_is_no_noise(tmp_path, miniature):
+    names = ("music/fma/a.wav", "noise/free-sound/b.wav", "speech/librivox/c.wav")
+    write_sounds(tmp_path / "musan", *names)
+    p = miniature(f"augmentation.noise.root={tmp_path / 'musan'}")
+    assert len(load_noise(p, CPU)) == 2
+
+
+def test_noises_of_openslr_28_are_no_responses(tmp_path, miniature):
+    root = tmp_path / "data"
+    write_sounds(
+        root / "RIRS_NOISES",
+        "pointsource_noises/noise-free-sound-0000.wav",
+        "real_rirs_isotropic_noises/RVB2014_type1_noise_largeroom1_1.wav",
+        "real_rirs_isotropic_noises/RVB2014_type1_rir_largeroom1_far_angla.wav",
+        "real_rirs_isotropic_noises/air_type1_air_binaural_booth_0_0_1.wav",
+        "simulated_rirs/smallroom/Room001/Room001-00001.wav",
+    )
+    p = miniature(f"augmentation.reverberation.root={root}")
+    assert len(load_responses(p, CPU)) == 3
+
+
+@torch.inference_mode()
+def test_real_rooms_and_noise(shared, miniature):
+    p = miniature(
+        f"augmentation.noise.root={shared / 'data' / 'noise'}",
+        f"augmentation.reverberation.root={shared / 'data' / 'rirs'}",
+    )
+    augmentation = Augmentation(p, CPU)
+    assert len(augmentation.noise.recordings) == 400
+    assert len(augmentation.reverberation.responses) == 60
+    for seed in range(20):
+        torch.manual_seed(seed)
+        found = augmentation(0.1 * torch.randn(16, 16_800), 16_000)
+        assert found.shape == (16, 16_000)
+        assert found.isfinite().all()

@@ -1,0 +1,91 @@
+"""EER on a run's test speakers, as recorded and with rooms and noise added.
+
+    python benchmarks/robustness.py RUN [RUN ...] [key=value ...]
+
+Every test utterance is put into a room and gets noise at 5 dB, both of the recordings
+that `augmentation.reverberation.held_out` and `augmentation.noise.held_out` keep out of
+training; all runs hear the same.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from dataset import UtteranceBatches, prepare
+from eval import embed, make_split_trials, print_table, verify
+from parameters import UserError, check_parameters, override_values
+from runs import SpeakerModel, choose_device, load_model
+from transforms import Noise, Reverberation, load_noise, load_responses
+
+SNR_DB = 5.0
+
+
+def degraded(model: SpeakerModel, device: torch.device) -> Callable:
+    """A front end that hears every utterance in a room with noise."""
+    p = model.parameters
+    size = round(p.augmentation.reverberation.max_seconds * p.front_end.sample_rate)
+    room = Reverberation(1.0, load_responses(p, device, held_out=True), size)
+    noise = Noise(1.0, load_noise(p, device, held_out=True), (SNR_DB, SNR_DB))
+    torch.manual_seed(p.seed)
+
+    def features(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        heard = torch.zeros_like(waveforms)
+        for row, length in enumerate(lengths.tolist()):
+            heard[row, :length] = noise(room(waveforms[row : row + 1, :length]))
+        return model.front_end(heard, lengths)
+
+    return features
+
+
+def measure(run: Path, overrides: list[str]) -> dict[str, float]:
+    """EER of a run's best checkpoint, clean and degraded."""
+    model = load_model(run, torch.device("cpu"))
+    values = override_values(model.parameters.as_dict(), overrides)
+    p = check_parameters(values)
+    device = choose_device(p)
+    model = replace(model, parameters=p).to(device).train(False)
+    splits = prepare(p)
+    trials = make_split_trials(splits, p)["test"]
+    batches = UtteranceBatches(
+        splits.pack, splits.test, p.evaluation.batch_seconds, device
+    )
+    speakers = splits.speakers_of(splits.test)
+    front_ends = {"clean": model.front_end, "degraded": degraded(model, device)}
+    return {
+        name: verify(
+            embed(front_end, model.encoder, batches), speakers, trials, p.evaluation
+        ).eer
+        for name, front_end in front_ends.items()
+    }
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("arguments", nargs="+", metavar="RUN or key=value")
+    arguments = parser.parse_args().arguments
+    overrides = [argument for argument in arguments if "=" in argument]
+    runs = [Path(argument) for argument in arguments if "=" not in argument]
+    try:
+        found = {str(run): measure(run, overrides) for run in runs}
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = [
+        [run, *(f"{eer:.2%}" for eer in eers.values())] for run, eers in found.items()
+    ]
+    print_table([["run", "clean", f"room and noise at {SNR_DB:g} dB"], *rows])
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Rooms and noise, simulated where none were recorded.
+
+RT60 [K] -> `simulate_rooms` -> responses [K, R];  exponents [K] -> `coloured_noise` ->
+noise [K, R]
+
+K rooms or clips, R samples of each, I image sources. Rooms are shoeboxes: early
+reflections by the image method (Allen and Berkley, JASA 1979), late ones as noise that
+decays with the same reverberation time.
+"""
+
+import torch
+from torch import Tensor
+
+SPEED_OF_SOUND = 343.0  # m/s
+SMALLEST, LARGEST = (3.0, 2.5, 2.3), (10.0, 8.0, 4.0)  # rooms, in m
+FROM_WALLS = 0.4  # m, at least, of talker and microphone
+EARLY_SECONDS = 0.05  # whose reflections are images; the ear hears later ones as a tail
+MATCHED_SECONDS = 0.02  # at their end, over which the tail's level is found
+MOST_CELLS = 4  # of mirrored rooms to either side, beyond which images are not early
+
+
+def simulate_rooms(
+    rt60: Tensor, sample_rate: int, num_samples: int, generator: torch.Generator
+) -> Tensor:
+    """Impulse responses of rooms of these reverberation times (s), [K] -> [K, R].
+
+    The direct sound is at sample 0 with amplitude 1. Sizes and places are drawn.
+    """
+    smallest, largest = torch.tensor(SMALLEST), torch.tensor(LARGEST)
+    uniform = torch.rand(3, len(rt60), 3, generator=generator)
+    sizes = smallest + uniform[0] * (largest - smallest)  # [K, 3]
+    talker, microphone = FROM_WALLS + uniform[1:] * (sizes - 2 * FROM_WALLS)
+
+    # Along each axis images lie at 2 n L + s after |2 n| reflections, and at 2 n L - s
+    # after |2 n - 1|.
+    n = torch.arange(-MOST_CELLS, MOST_CELLS + 1)
+    axis = torch.cartesian_prod(n, torch.arange(2))  # n, and whether s is mirrored
+    chosen = torch.cartesian_prod(*3 * [torch.arange(len(axis))])  # [I, 3]
+    cells, mirrored = axis[chosen].unbind(2)  # [I, 3]
+    images = 2 * cells * sizes[:, None] + (1 - 2 * mirrored) * talker[:, None]
+    distances = (images - microphone[:, None]).norm(dim=2)  # [K, I]
+    reflections = (2 * cells - mirrored).abs().sum(1)  # [I]
+
+    volume = sizes.prod(1)
+    surface = 2 * (volume[:, None] / sizes).sum(1)
+    # Eyring: RT60 = 0.161 V / (-S ln(1 - absorption)); a reflection keeps the square
+    # root of 1 - absorption.
+    log_kept = -0.161 * volume / (2 * surface * rt60)  # [K]
+    amplitudes = torch.exp(log_kept[:, None] * reflections) / distances
+    direct = (talker - microphone).norm(dim=1, keepdim=True)  # [K, 1]
+    delays = (distances - direct) / SPEED_OF_SOUND * sample_rate
+    early = min(round(EARLY_SECONDS * sample_rate), num_samples)
+    places = delays.round().long()
+    within = places < early
+    responses = torch.zeros(len(rt60), num_samples)
+    places = places.clamp(max=early - 1)
+    responses.scatter_add_(1, places, amplitudes * direct * within)
+
+    seconds = torch.arange(num_samples) / sample_rate
+    decay = 10 ** (-3 * seconds / rt60[:, None])  # [K, R], 60 dB in RT60
+    matched = slice(early - round(MATCHED_SECONDS * sample_rate), early)
+    level = (
+        responses[:, matched].square().sum(1) / decay[:, matched].square().sum(1)
+    ).sqrt()
+    tail = torch.randn(responses.shape, generator=generator) * decay * level[:, None]
+    responses[:, early:] = tail[:, early:]
+    return responses
+
+
+def coloured_noise(
+    exponents: Tensor, num_samples: int, generator: torch.Generator
+) -> Tensor:
+    """Noise of unit power whose spectrum falls as 1 / f^exponent, [K] -> [K, R].
+
+    0 is white, 1 pink, 2 brown noise.
+    """
+    white = torch.randn(len(exponents), num_samples, generator=generator)
+    spectrum = torch.fft.rfft(white)
+    bins = torch.arange(spectrum.shape[1]).clamp(min=1)
+    shaped = spectrum * bins ** (-exponents[:, None] / 2)
+    shaped[:, 0] = 0
+    noise = torch.fft.irfft(shaped, num_samples)
+    return noise / noise.square().mean(1, keepdim=True).sqrt()

@@ -1,0 +1,112 @@
+"""Archives from the web, each there whole or not at all.
+
+URL, published checksum -> `unpacked` -> a folder of its members
+
+A download that was cut off goes on where it stopped. Members are unpacked into a
+scratch folder, none outside it, so that what the caller renames out of it is whole.
+"""
+
+import hashlib
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from parameters import UserError
+
+TIMEOUT = 60  # seconds without an answer from the server
+CHUNK = 2**20  # bytes on their way to disk
+
+
+class DownloadError(UserError):
+    """An archive that cannot be fetched or is not what was published."""
+
+
+@contextmanager
+def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Path]:
+    """A folder below `root` with the members of a tar or zip, deleted afterwards.
+
+    The download itself is kept in `root` until the folder has been used. Raises
+    `DownloadError` where it stops, differs from the checksum or cannot be unpacked.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise DownloadError(
+            "download: expected a Python that unpacks safely, 3.10.12, 3.11.4 or newer"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    partial = root / f"{url.rpartition('/')[2]}.partial"
+    _fetch(url, partial)
+    if _digest(partial, algorithm) != checksum:
+        partial.unlink()
+        raise DownloadError(
+            f"{url}: expected the published {algorithm.upper()}, found another; "
+            "the download was deleted"
+        )
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
+        try:
+            if url.endswith(".zip"):
+                with zipfile.ZipFile(partial) as archive:
+                    archive.extractall(scratch)  # drops absolute and parent paths
+            else:
+                with tarfile.open(partial, "r:gz") as archive:
+                    archive.extractall(scratch, filter="data")
+        except (tarfile.TarError, zipfile.BadZipFile) as error:
+            reason = str(error).splitlines()[0]
+            raise DownloadError(f"{partial}: cannot be unpacked: {reason}") from None
+        yield Path(scratch)
+    partial.unlink()
+
+
+def _fetch(url: str, partial: Path) -> None:
+    """Download what is missing of a file; raise `DownloadError` if some still is."""
+    start = partial.stat().st_size if partial.exists() else 0
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urlopen(request, timeout=TIMEOUT) as response:
+            if response.status != 206:  # the server starts over, so do we
+                start = 0
+            missing = response.headers["Content-Length"]
+            total = missing and start + int(missing)
+            with (
+                partial.open("ab" if start else "wb") as file,
+                tqdm(
+                    desc=url.rpartition("/")[2],
+                    initial=start,
+                    total=total,
+                    unit="B",
+                    unit_scale=True,
+                ) as bar,
+            ):
+                while chunk := response.read(CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                if total and file.tell() < total:
+                    raise ConnectionError(
+                        f"closed after {file.tell()} of {total} bytes"
+                    )
+    except HTTPError as error:
+        error.close()
+        if not (error.code == 416 and start):  # 416: nothing is missing
+            raise DownloadError(
+                f"{url}: expected a file, got HTTP {error.code} {error.reason}"
+            ) from None
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise DownloadError(
+            f"{url}: download to {partial} stopped: {reason}; the same command resumes"
+        ) from None
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
