@@ -1,6 +1,8 @@
 """What the tests share: the shipped parameters, cut down, and optional real data."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,49 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        wanted = self.headers["Range"]
+        server.requests.append((self.path, wanted))
+        resumes = wanted and server.knows_ranges
+        start = int(wanted[len("bytes=") : -1]) if resumes else 0
+        if server.status:
+            self.send_error(server.status)
+        elif resumes and start >= len(server.archive):
+            self.send_error(416)
+        else:
+            body = server.archive[start:]
+            self.send_response(206 if resumes else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: server.cut_after])
+            server.cut_after = None
+
+
+class ArchiveServer(ThreadingHTTPServer):
+    """Serves one archive as kindly or as badly as a test wants."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/resources"
+        self.archive = b""
+        self.requests = []
+        self.knows_ranges = True
+        self.cut_after = None  # bytes, once
+        self.status = None
+
+
+@pytest.fixture
+def archive_server(monkeypatch) -> Iterator[ArchiveServer]:
+    """A server on loopback."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ArchiveServer() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield server
+        server.shutdown()

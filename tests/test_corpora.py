@@ -7,9 +7,7 @@ import math
 import os
 import struct
 import tarfile
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -484,8 +482,8 @@ class TestLoadRecording:
                 assert len(load_recording(path, RATE).samples) >= 400
 
 
-def pack_archive(*others):
-    """dev-clean in miniature, and other members, each a `TarInfo`."""
+def pack_archive():
+    """dev-clean in miniature."""
     contents = {"LibriSpeech/SPEAKERS.TXT": b"1 | F | dev-clean | 8 | A\n2 | M | | |\n"}
     for speaker in "12":
         file = io.BytesIO()
@@ -498,71 +496,22 @@ def pack_archive(*others):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-        for member in others:
-            archive.addfile(member)
     return packed.getvalue()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        server = self.server
-        wanted = self.headers["Range"]
-        server.requests.append((self.path, wanted))
-        resumes = wanted and server.knows_ranges
-        start = int(wanted[len("bytes=") : -1]) if resumes else 0
-        if server.status:
-            self.send_error(server.status)
-        elif resumes and start >= len(server.archive):
-            self.send_error(416)
-        else:
-            body = server.archive[start:]
-            self.send_response(206 if resumes else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: server.cut_after])
-            server.cut_after = None
-
-
-class Server(ThreadingHTTPServer):
-    """Serves one archive as kindly or as badly as a test wants."""
-
-    def __init__(self, monkeypatch):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.monkeypatch = monkeypatch
-        self.url = f"http://127.0.0.1:{self.server_port}/resources/12"
-        monkeypatch.setattr(corpora, "LIBRISPEECH_URL", self.url)
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        self.requests = []
-        self.knows_ranges = True
-        self.cut_after = None  # bytes, once
-        self.status = None
-        self.offer(pack_archive())
-
-    def offer(self, archive):
-        self.archive = archive
-        digest = hashlib.sha256(archive).hexdigest()
-        self.monkeypatch.setitem(corpora.LIBRISPEECH_SHA256, "dev-clean", digest)
 
 
 class TestDownload:
     @pytest.fixture
-    def server(self, monkeypatch):
-        with Server(monkeypatch) as server:
-            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-            yield server
-            server.shutdown()
+    def server(self, monkeypatch, archive_server):
+        archive_server.archive = pack_archive()
+        digest = hashlib.sha256(archive_server.archive).hexdigest()
+        monkeypatch.setattr(corpora, "LIBRISPEECH_URL", archive_server.url)
+        monkeypatch.setitem(corpora.LIBRISPEECH_SHA256, "dev-clean", digest)
+        return archive_server
 
     @pytest.fixture
     def parameters(self, tmp_path):
         root = tmp_path / "deep" / "data"
         return dataset("librispeech", root, train=("dev-clean",), download=True)
-
-    @pytest.fixture
-    def partial(self, parameters):
-        return parameters.root / "dev-clean.tar.gz.partial"
 
     @staticmethod
     def names(parameters):
@@ -583,82 +532,13 @@ class TestDownload:
             "LibriSpeech/SPEAKERS.TXT",
             "LibriSpeech/dev-clean",
         ]
-        assert server.requests == [("/resources/12/dev-clean.tar.gz", None)]
+        assert server.requests == [("/resources/dev-clean.tar.gz", None)]
         assert utterances(parameters) == found
         assert len(server.requests) == 1
 
-    def test_resumes_after_a_cut_connection(self, server, parameters, partial):
-        server.cut_after = 50_000
-        size = len(server.archive)
-        said = refusal(parameters)
-        assert said == (
-            f"{server.url}/dev-clean.tar.gz: download to {partial} stopped: "
-            f"closed after 50000 of {size} bytes; the same command resumes"
-        )
-        assert partial.stat().st_size == 50_000
-        assert len(utterances(parameters)) == 2
-        assert server.requests[-1][1] == "bytes=50000-"
-
-    def test_starts_over_where_ranges_are_ignored(self, server, parameters, partial):
-        server.knows_ranges = False
-        partial.parent.mkdir(parents=True)
-        partial.write_bytes(b"left behind")
-        assert len(utterances(parameters)) == 2
-
-    def test_a_complete_partial_is_only_unpacked(self, server, parameters, partial):
-        partial.parent.mkdir(parents=True)
-        partial.write_bytes(server.archive)
-        assert len(utterances(parameters)) == 2
-
-    @pytest.mark.parametrize("length", [9, 10**6])
-    def test_wrong_checksum(self, server, parameters, partial, length):
-        partial.parent.mkdir(parents=True)
-        partial.write_bytes(b"x" * length)
-        assert refusal(parameters) == (
-            f"{server.url}/dev-clean.tar.gz: expected the published SHA256, "
-            "found another; the download was deleted"
-        )
-        assert not partial.exists()
-        assert self.names(parameters) == []
-        assert len(utterances(parameters)) == 2
-
-    @pytest.mark.parametrize("status", [404, 416, 503])
-    def test_http_errors(self, server, parameters, status):
-        server.status = status
-        url = f"{server.url}/dev-clean.tar.gz"
-        said = refusal(parameters)
-        assert said.startswith(f"{url}: expected a file, got HTTP {status} ")
-
-    def test_no_server(self, monkeypatch, server, parameters):
-        monkeypatch.setattr(corpora, "LIBRISPEECH_URL", "http://127.0.0.1:1")
-        said = refusal(parameters)
-        assert " stopped: " in said
-        assert said.endswith("; the same command resumes")
-
-    def test_escaping_members_are_refused(self, server, parameters, partial):
-        server.offer(pack_archive(tarfile.TarInfo("../../../../escaped")))
-        said = refusal(parameters)
-        assert said.startswith(f"{partial}: cannot be unpacked: ")
-        assert "escaped" in said
-        assert self.names(parameters) == []
-
-    def test_escaping_links_are_refused(self, server, parameters):
-        link = tarfile.TarInfo("LibriSpeech/dev-clean/link")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
-        server.offer(pack_archive(link))
-        assert "cannot be unpacked" in refusal(parameters)
-        assert self.names(parameters) == []
-
-    def test_absolute_members_stay_inside(self, server, parameters, tmp_path):
-        outside = tmp_path / "absolute"
-        server.offer(pack_archive(tarfile.TarInfo(str(outside))))
-        assert len(utterances(parameters)) == 2
-        assert not outside.exists()
-        assert os.listdir(parameters.root) == ["LibriSpeech"]
-
-    def test_no_archive(self, server, parameters, partial):
-        server.offer(b"not an archive")
-        assert refusal(parameters).startswith(f"{partial}: cannot be unpacked: ")
+    def test_what_is_not_what_was_published(self, server, parameters):
+        server.archive = b"another"
+        assert "expected the published SHA256" in refusal(parameters)
         assert self.names(parameters) == []
 
     def test_what_is_there_is_never_overwritten(self, server, parameters):
@@ -678,12 +558,6 @@ class TestDownload:
         parameters.root.parent.mkdir()
         parameters.root.write_text("no folder")
         assert "cannot be used: " in refusal(parameters)
-
-    def test_a_python_that_unpacks_unsafely(self, monkeypatch, server, parameters):
-        monkeypatch.delattr(tarfile, "data_filter")
-        said = refusal(parameters)
-        assert said.startswith("download: expected a Python that unpacks safely")
-        assert server.requests == []
 
 
 def count(found, split):

@@ -1,5 +1,9 @@
 """The front end against NeMo's numbers, augmentation by measurement, and their laws."""
 
+import hashlib
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -7,6 +11,7 @@ import soundfile
 import torch
 import torchaudio
 
+import corpora
 from corpora import CorpusError
 from dataset import Clips, TrainingBatches, prepare
 from transforms import (
@@ -423,6 +428,24 @@ def test_noises_of_openslr_28_are_no_responses(tmp_path, miniature):
     )
     p = miniature(f"augmentation.reverberation.root={root}")
     assert len(load_responses(p, CPU)) == 3
+
+
+def test_openslr_28_is_downloaded(tmp_path, miniature, monkeypatch, archive_server):
+    write_sounds(tmp_path / "RIRS_NOISES", "simulated_rirs/r/a.wav", "noise.wav")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in (tmp_path / "RIRS_NOISES").rglob("*.wav"):
+            archive.write(path, path.relative_to(tmp_path))
+    archive_server.archive = packed.getvalue()
+    digest = hashlib.md5(packed.getvalue()).hexdigest()
+    monkeypatch.setattr(corpora, "OPENSLR28_URL", f"{archive_server.url}/rirs.zip")
+    monkeypatch.setattr(corpora, "OPENSLR28_MD5", digest)
+    p = miniature(
+        f"augmentation.reverberation.root={tmp_path / 'data'}",
+        "augmentation.reverberation.download=true",
+    )
+    assert len(load_responses(p, CPU)) == len(load_responses(p, CPU)) == 1
+    assert len(archive_server.requests) == 1
 
 
 @torch.inference_mode()
