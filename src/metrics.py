@@ -1,16 +1,28 @@
-"""Error rates of verification scores: EER and minDCF.
+"""What verification scores are worth: error rates, costs, and their intervals.
 
-scores [K], targets [K] -> `error_rates` -> `equal_error_rate`, `min_dcf`
+scores [K], targets [K] -> `error_rates` -> `equal_error_rate`, `min_dcf`, `det_points`
+log likelihood ratios [K], targets [K] -> `actual_dcf`, `cllr`, `min_cllr`
+scores, targets, speakers [K] -> `bootstrap_speakers` -> `Interval`
 
 K trials. A trial is accepted when its score reaches the threshold; a miss is a target
 trial (same speaker) rejected, a false alarm a non-target trial accepted. Every metric
 depends on the set of trials alone, not on their order: trials of equal scores are
 accepted or rejected together. The cost is that of the NIST speaker recognition
-evaluations.
+evaluations; Cllr is Brummer and du Preez, Computer Speech and Language 20 (2006).
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a figure lies with 95 % confidence."""
+
+    low: float
+    high: float
 
 
 def error_rates(
@@ -25,6 +37,17 @@ def error_rates(
     that are not one-dimensional and equally long, scores that are not finite, and
     trials without a target or without a non-target.
     """
+    scores, targets = _checked(scores, targets)
+    target_scores, other_scores = np.sort(scores[targets]), np.sort(scores[~targets])
+    thresholds = np.append(np.unique(scores), np.inf)
+    misses = np.searchsorted(target_scores, thresholds)
+    false_alarms = len(other_scores) - np.searchsorted(other_scores, thresholds)
+    return thresholds, misses / len(target_scores), false_alarms / len(other_scores)
+
+
+def _checked(
+    scores: ArrayLike, targets: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     scores = np.asarray(scores, dtype=np.float64)
     targets = np.asarray(targets, dtype=bool)
     if scores.ndim != 1 or scores.shape != targets.shape:
@@ -38,17 +61,13 @@ def error_rates(
             f"scores: expected finite numbers, got {invalid[0]} "
             f"({len(invalid)} of {len(scores)} are not finite)"
         )
-    target_scores, other_scores = np.sort(scores[targets]), np.sort(scores[~targets])
-    num_targets, num_others = len(target_scores), len(other_scores)
-    if not (num_targets and num_others):
+    num_targets = int(targets.sum())
+    if not 0 < num_targets < len(targets):
         raise ValueError(
             "targets: expected at least one target and one non-target trial, "
-            f"got {num_targets} and {num_others}"
+            f"got {num_targets} and {len(targets) - num_targets}"
         )
-    thresholds = np.append(np.unique(scores), np.inf)
-    misses = np.searchsorted(target_scores, thresholds)
-    false_alarms = num_others - np.searchsorted(other_scores, thresholds)
-    return thresholds, misses / num_targets, false_alarms / num_others
+    return scores, targets
 
 
 def equal_error_rate(scores: ArrayLike, targets: ArrayLike) -> float:
@@ -58,6 +77,10 @@ def equal_error_rate(scores: ArrayLike, targets: ArrayLike) -> float:
     Takes and refuses what `error_rates` does.
     """
     _, miss, false_alarm = error_rates(scores, targets)
+    return _crossing(miss, false_alarm)
+
+
+def _crossing(miss: NDArray[np.float64], false_alarm: NDArray[np.float64]) -> float:
     return float(np.interp(0, miss - false_alarm, miss))
 
 
@@ -75,12 +98,163 @@ def min_dcf(
     1, is the prior of a target; costs are above 0. Takes and refuses what `error_rates`
     does, and raises `ValueError` for a prior or a cost out of range.
     """
+    weights = _cost_weights(p_target, c_miss, c_fa)
+    _, miss, false_alarm = error_rates(scores, targets)
+    return _least_cost(miss, false_alarm, *weights)
+
+
+def _cost_weights(p_target: float, c_miss: float, c_fa: float) -> tuple[float, float]:
+    """Of misses and of false alarms, the smaller being 1."""
     if not (0 < p_target < 1 and c_miss > 0 and c_fa > 0):
         raise ValueError(
             "expected p_target between 0 and 1 and costs above 0, "
             f"got p_target {p_target}, c_miss {c_miss}, c_fa {c_fa}"
         )
-    _, miss, false_alarm = error_rates(scores, targets)
     miss_weight, false_alarm_weight = c_miss * p_target, c_fa * (1 - p_target)
-    costs = miss_weight * miss + false_alarm_weight * false_alarm
-    return float(costs.min() / min(miss_weight, false_alarm_weight))
+    smaller = min(miss_weight, false_alarm_weight)
+    return miss_weight / smaller, false_alarm_weight / smaller
+
+
+def _least_cost(
+    miss: NDArray, false_alarm: NDArray, miss_weight: float, false_alarm_weight: float
+) -> float:
+    return float((miss_weight * miss + false_alarm_weight * false_alarm).min())
+
+
+def rates_at(
+    threshold: float, scores: ArrayLike, targets: ArrayLike
+) -> tuple[float, float]:
+    """Miss and false-alarm rate where trials of at least the threshold are accepted."""
+    scores, targets = _checked(scores, targets)
+    accepted = scores >= threshold
+    return float(1 - accepted[targets].mean()), float(accepted[~targets].mean())
+
+
+def threshold_for(
+    false_alarm_rate: float, scores: ArrayLike, targets: ArrayLike
+) -> float:
+    """The lowest of the scores, or infinity, that accepts no more than this share of
+    the non-target trials."""
+    thresholds, _, false_alarm = error_rates(scores, targets)
+    return float(thresholds[np.argmax(false_alarm <= false_alarm_rate)])
+
+
+def actual_dcf(
+    llrs: ArrayLike,
+    targets: ArrayLike,
+    p_target: float = 0.01,
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+) -> float:
+    """Detection cost of the decisions that log likelihood ratios call for.
+
+    Normalised as `min_dcf`, below which it never is; above 1, accepting or rejecting
+    everything would have been better. The threshold is Bayes's, c_fa (1 - p_target) /
+    (c_miss p_target), in logarithm.
+    """
+    weights = _cost_weights(p_target, c_miss, c_fa)
+    threshold = np.log(c_fa * (1 - p_target) / (c_miss * p_target))
+    miss, false_alarm = rates_at(threshold, llrs, targets)
+    return weights[0] * miss + weights[1] * false_alarm
+
+
+def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
+    """Cost of log likelihood ratios over all priors, in bits: 0 is perfect, 1 is the
+    worth of no information, more is harm."""
+    llrs, targets = _checked(llrs, targets)
+    cost_of_targets = np.logaddexp(0, -llrs[targets]).mean()
+    cost_of_others = np.logaddexp(0, llrs[~targets]).mean()
+    return float((cost_of_targets + cost_of_others) / (2 * np.log(2)))
+
+
+def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
+    """Cllr after the best monotone calibration, which looks at the targets.
+
+    That calibration has as many values as the ROC's convex hull has edges: on an edge
+    the likelihood ratio is that of the shares of targets and non-targets on it.
+    """
+    _, miss, false_alarm = error_rates(scores, targets)
+    hull = _lower_hull(miss, false_alarm)
+    target_share, other_share = np.diff(miss[hull]), -np.diff(false_alarm[hull])
+    # An edge with no targets or no others is certain, and costs nothing.
+    mixed = (target_share > 0) & (other_share > 0)
+    target_share, other_share = target_share[mixed], other_share[mixed]
+    llrs = np.log(target_share / other_share)
+    costs = target_share * np.logaddexp(0, -llrs) + other_share * np.logaddexp(0, llrs)
+    return float(costs.sum() / (2 * np.log(2)))
+
+
+def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
+    """Corners of the convex hull below points whose x rises, y falling (Andrew's
+    monotone chain)."""
+    # Points that are no corner of their own staircase cannot be one of the hull.
+    corner = np.ones(len(x), dtype=bool)
+    corner[1:-1] = (np.diff(y)[:-1] < 0) & (np.diff(x)[1:] > 0)
+    hull: list[int] = []
+    for i in np.flatnonzero(corner).tolist():
+        while len(hull) > 1:
+            j, k = hull[-1], hull[-2]
+            if (x[j] - x[k]) * (y[i] - y[k]) > (y[j] - y[k]) * (x[i] - x[k]):
+                break
+            hull.pop()
+        hull.append(i)
+    return hull
+
+
+def det_points(
+    scores: ArrayLike, targets: ArrayLike, max_points: int = 500
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Miss and false-alarm rates for a DET curve, thinned evenly in both.
+
+    Ends where one of the rates is 0, which the curve's normal-deviate axes lack.
+    """
+    _, miss, false_alarm = error_rates(scores, targets)
+    inner = (miss > 0) & (false_alarm > 0)
+    miss, false_alarm = miss[inner], false_alarm[inner]
+    if len(miss) > max_points:
+        travelled = np.log(miss) - np.log(false_alarm)  # rises along the curve
+        wanted = np.linspace(travelled[0], travelled[-1], max_points)
+        kept = np.unique(np.searchsorted(travelled, wanted).clip(max=len(miss) - 1))
+        miss, false_alarm = miss[kept], false_alarm[kept]
+    return miss, false_alarm
+
+
+def bootstrap_speakers(
+    scores: ArrayLike,
+    targets: ArrayLike,
+    speakers: tuple[ArrayLike, ArrayLike],
+    p_target: float,
+    c_miss: float,
+    c_fa: float,
+    num_resamples: int,
+    seed: int,
+) -> tuple[Interval, Interval]:
+    """95 % intervals of EER and minDCF over the speakers that might have been recorded.
+
+    Trials share speakers, so speakers are drawn with replacement, not trials: where a
+    speaker comes w_i times, its target trials weigh w_i, and non-target trials with
+    another w_i w_j. `speakers` are numbers from 0 of both sides, [K] each. Percentile
+    intervals of those resamples that have target and non-target trials.
+    """
+    scores, targets = _checked(scores, targets)
+    weights = _cost_weights(p_target, c_miss, c_fa)
+    order = np.argsort(scores, kind="stable")
+    scores, targets = scores[order], targets[order]
+    enrolled, tested = (np.asarray(side)[order] for side in speakers)
+    ends = np.flatnonzero(np.append(np.diff(scores) > 0, True))  # of equal scores
+    num_speakers = 1 + int(max(enrolled.max(), tested.max()))
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(num_resamples):
+        drawn = generator.integers(num_speakers, size=num_speakers)
+        counts = np.bincount(drawn, minlength=num_speakers)
+        weight = counts[enrolled]
+        missed = np.cumsum(weight * targets)[ends]
+        rejected = np.cumsum(weight * counts[tested] * ~targets)[ends]
+        if missed[-1] and rejected[-1]:
+            miss = np.append(0, missed / missed[-1])
+            false_alarm = np.append(1, 1 - rejected / rejected[-1])
+            dcf = _least_cost(miss, false_alarm, *weights)
+            found.append((_crossing(miss, false_alarm), dcf))
+    low, high = np.quantile(found, (0.025, 0.975), axis=0)
+    return Interval(low[0], high[0]), Interval(low[1], high[1])

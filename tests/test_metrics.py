@@ -4,9 +4,21 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_curve
 
-from metrics import equal_error_rate, error_rates, min_dcf
+from metrics import (
+    actual_dcf,
+    bootstrap_speakers,
+    cllr,
+    det_points,
+    equal_error_rate,
+    error_rates,
+    min_cllr,
+    min_dcf,
+    rates_at,
+    threshold_for,
+)
 
 PERFECT = [0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]
 WRONG = [0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1]
@@ -123,6 +135,102 @@ def test_gaussian_theory(separation):
     expected = NormalDist().cdf(-separation / 2)
     error = np.sqrt(expected * (1 - expected) / num_trials)
     assert equal_error_rate(scores, targets) == pytest.approx(expected, abs=4 * error)
+
+
+def test_rates_at_a_threshold_by_hand():
+    assert rates_at(3, *MIXED) == (0.5, 2 / 3)
+    assert rates_at(9, *MIXED) == (1, 0)
+    assert threshold_for(1 / 3, *MIXED) == 4
+    assert threshold_for(0.3, *MIXED) == 5
+    assert threshold_for(0.0, [1, 2, 2], [0, 0, 1]) == np.inf
+
+
+def test_cllr_by_hand():
+    assert cllr([0, 0, 0], [0, 1, 1]) == 1  # no information costs one bit
+    # A target at 3 to 1 costs log2(4/3), a non-target there log2(4).
+    expected = (np.log2(4 / 3) + 2) / 2
+    assert cllr([np.log(3), np.log(3)], [1, 0]) == pytest.approx(expected)
+    assert cllr([-900, 900], [0, 1]) == 0
+    assert np.isfinite(cllr([900, -900], [0, 1]))
+
+
+def test_min_cllr_by_hand():
+    assert min_cllr(*PERFECT) == 0
+    assert min_cllr(*WRONG) == pytest.approx(1)
+    assert min_cllr(*TIED) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_min_cllr_is_that_of_pooled_adjacent_violators(seed):
+    scores, targets = tied_trials(seed)
+    weights = np.where(targets, 1 / targets.sum(), 1 / (~targets).sum())
+    posterior = IsotonicRegression(out_of_bounds="clip").fit_transform(
+        scores, targets, sample_weight=weights
+    )
+    with np.errstate(divide="ignore"):
+        costs = -np.log2(np.where(targets, posterior, 1 - posterior))
+    expected = (costs[targets].mean() + costs[~targets].mean()) / 2
+    assert min_cllr(scores, targets) == pytest.approx(expected, abs=1e-9)
+    assert min_cllr(scores, targets) <= cllr(scores, targets)
+
+
+def test_calibrated_gaussian_scores_cost_what_they_must():
+    """Scores of +-d2/2 and variance d2 are their own log likelihood ratios."""
+    generator = np.random.default_rng(1)
+    targets = np.arange(400_000) % 2 == 0
+    llrs = generator.normal(np.where(targets, 2.0, -2.0), 2.0)
+    assert cllr(llrs, targets) == pytest.approx(min_cllr(llrs, targets), abs=2e-3)
+    for p_target in (0.01, 0.5, 0.9):
+        actual = actual_dcf(llrs, targets, p_target)
+        least = min_dcf(llrs, targets, p_target)
+        assert least <= actual <= least + 0.01
+        assert actual_dcf(llrs + 2, targets, p_target) > actual + 0.02
+    assert cllr(llrs + 1, targets) > cllr(llrs, targets) + 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_det_points_lie_on_the_curve(seed):
+    scores, targets = tied_trials(seed)
+    _, miss, false_alarm = error_rates(scores, targets)
+    whole = set(zip(miss.tolist(), false_alarm.tolist(), strict=True))
+    found = list(zip(*det_points(scores, targets, 50), strict=True))
+    assert {(float(m), float(f)) for m, f in found} <= whole
+    assert len(found) <= 50
+    assert all(m > 0 and f > 0 for m, f in found)
+
+
+# Intervals
+
+
+def corpus_scores(
+    generator: np.random.Generator, num_speakers: int, per_speaker: int
+) -> tuple:
+    """Scores of all pairs of utterances of speakers, some of whom vary more than
+    others."""
+    centres = generator.normal(size=(num_speakers, 6))
+    spread = generator.uniform(0.3, 1.2, size=(num_speakers, 1, 1))
+    shape = (num_speakers, per_speaker, 6)
+    x = (centres[:, None] + spread * generator.normal(size=shape)).reshape(-1, 6)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    speakers = np.repeat(np.arange(num_speakers), per_speaker)
+    first, second = np.triu_indices(len(x), 1)
+    targets = speakers[first] == speakers[second]
+    scores = (x[first] * x[second]).sum(1)
+    return scores, targets, (speakers[first], speakers[second])
+
+
+@pytest.mark.parametrize(("num_speakers", "least"), [(50, 0.88), (10, 0.8)])
+def test_intervals_cover_the_truth_as_often_as_they_say(num_speakers, least):
+    generator = np.random.default_rng(3)
+    scores, targets, _ = corpus_scores(generator, 1500, 2)
+    eer, dcf = equal_error_rate(scores, targets), min_dcf(scores, targets, 0.1)
+    covered = np.zeros(2)
+    for seed in range(200):
+        trials = corpus_scores(generator, num_speakers, 6)
+        intervals = bootstrap_speakers(*trials, 0.1, 1, 1, 100, seed)
+        for i, (truth, interval) in enumerate(zip((eer, dcf), intervals, strict=True)):
+            covered[i] += interval.low <= truth <= interval.high
+    assert least <= covered[0] / 200 <= 0.99
 
 
 # Refusals
