@@ -1,17 +1,19 @@
 """Embed, identify and verify: how well a model tells speakers apart.
 
-checkpoint, corpus -> `evaluate` -> report: accuracy on validation, EER and minDCF on
-test
+checkpoint, corpus -> `evaluate` -> `Evaluation`: identification on validation,
+verification on development and test
 
-    python src/eval.py --checkpoint RUN_OR_FILE [dataset.name=... ...]
+    python src/eval.py --checkpoint RUN_OR_FILE [...] [dataset.name=... ...]
+    python src/eval.py --scores scores.txt --trials trials.txt
 
-U utterances, K trials, E embedding size, S training speakers. Verification pairs all
-utterances of speakers never heard in training; scores are cosines. Beside the model
-stand two references: the same encoder untrained, and the mean log-mel spectrum.
+U utterances, K trials, E embedding size, S training speakers. Verification pairs
+utterances of speakers never heard in training. Beside the model stand two references:
+the same encoder untrained, and the mean log-mel spectrum.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,33 +28,57 @@ from tqdm import tqdm
 
 from dataset import Splits, UtteranceBatches, prepare
 from losses import AngularMarginLoss, GE2ELoss
-from metrics import equal_error_rate, min_dcf
+from metrics import (
+    Interval,
+    actual_dcf,
+    bootstrap_speakers,
+    cllr,
+    equal_error_rate,
+    min_cllr,
+    min_dcf,
+    rates_at,
+)
 from nemo_checkpoint import load_any_model
 from parameters import (
+    SHIPPED,
     DatasetParameters,
     EvaluationParameters,
     ParameterError,
     Parameters,
     UserError,
     check_parameters,
+    load_parameters,
     override_values,
 )
 from runs import SpeakerModel, build_model, choose_device
+from scoring import Backend, Calibration, as_norm, calibrate, cosine_scores
 from transforms import FrontEnd, valid_positions
-from trials import TrialError, Trials, make_trials
+from trials import TrialError, Trials, conditions, make_trials, read_scores, read_trials
 
-SCORES_AT_ONCE = 65536  # trials, to bound memory
+FEW_SPEAKERS = 20  # below which an interval over speakers is rough
+TOP = 5  # places of a speaker that count as a hit of the second kind
 
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """Error rates of one list of trials."""
+    """What the scores of a list of trials are worth.
 
-    eer: float
-    min_dcf: float
-    num_speakers: int
+    Intervals are of 95 %. Log likelihood ratios have costs of their own, and rates at
+    the threshold that was stored with the calibration.
+    """
+
     num_targets: int
     num_non_targets: int
+    num_speakers: int | None  # where they are known
+    eer: float
+    min_dcf: float
+    min_cllr: float
+    eer_interval: Interval | None = None
+    min_dcf_interval: Interval | None = None
+    cllr: float | None = None
+    actual_dcf: float | None = None
+    miss: float | None = None
+    false_alarm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +87,7 @@ class IdentificationReport:
 
     loss: float
     accuracy: float
+    top_5_accuracy: float
     num_utterances: int
     num_speakers: int  # that have any of these utterances
     num_classes: int  # that they are told from
@@ -72,7 +99,9 @@ class Verification:
 
     trials: Trials
     embeddings: NDArray[np.float32]  # the model's, [U, E]
+    scores: dict[str, NDArray[np.float64]]  # the model's, by scoring, [K]
     reports: dict[str, VerificationReport]  # by system, the model's first
+    conditions: dict[str, VerificationReport]  # of cosines, by kind of trial
 
 
 @dataclass(frozen=True)
@@ -98,31 +127,73 @@ def embed(front_end: Callable, encoder: Callable, batches: UtteranceBatches) -> 
 
 
 def verify(
-    embeddings: Tensor,
-    speakers: Sequence[str],
+    scores: NDArray[np.float64],
     trials: Trials,
-    parameters: EvaluationParameters,
+    p: EvaluationParameters,
+    speakers: Sequence[str] | None = None,
+    calibration: Calibration | None = None,
 ) -> VerificationReport:
-    """Cosine scores of trials among [U, E] embeddings of [U] speakers, and their error
-    rates."""
-    directions = F.normalize(embeddings)
-    enrolment, test = torch.from_numpy(trials.enrolment), torch.from_numpy(trials.test)
-    scores = torch.cat(
-        [
-            (directions[first] * directions[second]).sum(1)
-            for first, second in zip(
-                enrolment.split(SCORES_AT_ONCE), test.split(SCORES_AT_ONCE), strict=True
-            )
-        ]
-    ).numpy()
-    p = parameters
-    return VerificationReport(
-        eer=equal_error_rate(scores, trials.targets),
-        min_dcf=min_dcf(scores, trials.targets, p.p_target, p.c_miss, p.c_fa),
-        num_speakers=len(set(speakers)),
-        num_targets=int(trials.targets.sum()),
-        num_non_targets=int((~trials.targets).sum()),
+    """What scores [K] of trials are worth; with intervals where the speakers [U] of the
+    utterances are given."""
+    targets, point = trials.targets, (p.p_target, p.c_miss, p.c_fa)
+    report = VerificationReport(
+        num_targets=int(targets.sum()),
+        num_non_targets=int((~targets).sum()),
+        num_speakers=None,
+        eer=equal_error_rate(scores, targets),
+        min_dcf=min_dcf(scores, targets, *point),
+        min_cllr=min_cllr(scores, targets),
     )
+    if speakers is not None:
+        _, codes = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
+        sides = codes[trials.enrolment], codes[trials.test]
+        of_eer, of_dcf = bootstrap_speakers(
+            scores, targets, sides, *point, p.num_resamples, seed=0
+        )
+        report = replace(
+            report,
+            num_speakers=len(np.unique(sides)),
+            eer_interval=of_eer,
+            min_dcf_interval=of_dcf,
+        )
+    if calibration is not None:
+        llrs = calibration.llrs(scores)
+        miss, false_alarm = rates_at(calibration.threshold, llrs, targets)
+        report = replace(
+            report,
+            cllr=cllr(llrs, targets),
+            actual_dcf=actual_dcf(llrs, targets, *point),
+            miss=miss,
+            false_alarm=false_alarm,
+        )
+    return report
+
+
+def _vectors(model: SpeakerModel, splits: Splits, indices: Sequence[int]) -> Tensor:
+    device = next(model.encoder.parameters()).device
+    seconds = model.parameters.evaluation.batch_seconds
+    batches = UtteranceBatches(splits.pack, indices, seconds, device)
+    return embed(model.front_end, model.encoder, batches)
+
+
+def _centroids(model: SpeakerModel, splits: Splits, count: int) -> Tensor:
+    """Mean direction of the first `count` training utterances of each speaker,
+    [S, E]."""
+    enrolled = _first_of_each(splits, count)
+    directions = F.normalize(_vectors(model, splits, enrolled))
+    class_of = {speaker: c for c, speaker in enumerate(splits.speakers)}
+    classes = [class_of[speaker] for speaker in splits.speakers_of(enrolled)]
+    centroids = directions.new_zeros(len(class_of), directions.shape[1])
+    return F.normalize(centroids.index_add_(0, torch.tensor(classes), directions))
+
+
+def _first_of_each(splits: Splits, count: int) -> list[int]:
+    """The first `count` training utterances of every training speaker."""
+    kept: dict[str, list[int]] = {}
+    for index in splits.train:
+        own = kept.setdefault(splits.pack.entries[index].speaker, [])
+        own += [index] if len(own) < count else []
+    return [index for own in kept.values() for index in own]
 
 
 def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None:
@@ -133,48 +204,33 @@ def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None
     """
     if not splits.validation:
         return None
-    p, device = model.parameters, next(model.encoder.parameters()).device
-    entries, seconds = splits.pack.entries, p.evaluation.batch_seconds
+    device = next(model.encoder.parameters()).device
     class_of = {speaker: c for c, speaker in enumerate(splits.speakers)}
-
-    def classes(indices: Sequence[int]) -> Tensor:
-        return torch.tensor([class_of[entries[i].speaker] for i in indices])
-
-    def vectors(indices: Sequence[int]) -> Tensor:
-        batches = UtteranceBatches(splits.pack, indices, seconds, device)
-        return embed(model.front_end, model.encoder, batches).to(device)
-
+    classes = [class_of[speaker] for speaker in splits.speakers_of(splits.validation)]
+    targets = torch.tensor(classes, device=device)
     model.train(False)
     if isinstance(model.criterion, AngularMarginLoss):
         model.criterion.margin_share.fill_(1)  # so that losses of epochs compare
-    embeddings, targets = vectors(splits.validation), classes(splits.validation)
+    embeddings = _vectors(model, splits, splits.validation).to(device)
     with torch.inference_mode():
         if isinstance(model.criterion, GE2ELoss):
-            enrolled = _first_of_each(splits, p.loss.ge2e.utterances_per_speaker)
-            directions = F.normalize(vectors(enrolled))
-            centroids = directions.new_zeros(len(class_of), directions.shape[1])
-            centroids.index_add_(0, classes(enrolled).to(device), directions)
+            count = model.parameters.loss.ge2e.utterances_per_speaker
+            centroids = _centroids(model, splits, count).to(device)
             logits = model.criterion.logits(embeddings, centroids)
-            loss = F.cross_entropy(logits, targets.to(device))
-            predictions = logits.argmax(1)
+            loss = F.cross_entropy(logits, targets)
         else:
-            loss, predictions = model.criterion(embeddings, targets.to(device))
+            logits = model.criterion.logits(embeddings)
+            loss = model.criterion(embeddings, targets).loss
+    places = logits.topk(min(TOP, logits.shape[1]), dim=1).indices  # [B, 5]
+    hits = places == targets[:, None]
     return IdentificationReport(
         loss=loss.item(),
-        accuracy=(predictions.cpu() == targets).float().mean().item(),
+        accuracy=hits[:, 0].float().mean().item(),
+        top_5_accuracy=hits.any(1).float().mean().item(),
         num_utterances=len(targets),
         num_speakers=len(targets.unique()),
         num_classes=len(class_of),
     )
-
-
-def _first_of_each(splits: Splits, count: int) -> list[int]:
-    """The first `count` training utterances of every training speaker."""
-    kept: dict[str, list[int]] = {}
-    for index in splits.train:
-        own = kept.setdefault(splits.pack.entries[index].speaker, [])
-        own += [index] if len(own) < count else []
-    return [index for own in kept.values() for index in own]
 
 
 def mean_log_mel(front_end: FrontEnd) -> tuple[Callable, Callable]:
@@ -208,6 +264,37 @@ def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trial
     return made
 
 
+def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
+    """A cohort of the training speakers and, where there are development speakers,
+    calibrations on their trials; of the corpus that the model was trained on."""
+    p = model.parameters.evaluation
+    model.train(False)
+    backend = Backend(_centroids(model, splits, p.as_norm.utterances_per_speaker), {})
+    if "development" not in (made := make_split_trials(splits, model.parameters)):
+        return backend
+    trials = made["development"]
+    embeddings = _vectors(model, splits, splits.development)
+    scores = _system_scores(embeddings, trials, backend, p)
+    return replace(
+        backend,
+        calibrations={
+            name: calibrate(found, trials.targets, p.false_alarm_rate)
+            for name, found in scores.items()
+        },
+    )
+
+
+def _system_scores(
+    embeddings: Tensor, trials: Trials, backend: Backend | None, p: EvaluationParameters
+) -> dict[str, NDArray[np.float64]]:
+    """The model's scores, plain and, where there is a cohort, normalised."""
+    cosines = cosine_scores(embeddings, trials)
+    if backend is None:
+        return {"trained": cosines}
+    normalised = as_norm(cosines, embeddings, trials, backend.cohort, p.as_norm.top)
+    return {"trained": cosines, "trained, AS-norm": normalised}
+
+
 def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     """Identification on validation, and verification on development and test beside an
     untrained encoder and the mean log-mel spectrum.
@@ -221,8 +308,7 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     if splits.speakers == model.speakers:
         identification = identify(model, splits)
     untrained = build_model(p, model.speakers, model.corpus, device).train(False)
-    systems = {
-        "trained": (model.front_end, model.encoder),
+    references = {
         "untrained": (untrained.front_end, untrained.encoder),
         "mean log-mel": mean_log_mel(model.front_end),
     }
@@ -230,15 +316,48 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     for name, trials in make_split_trials(splits, p).items():
         indices = getattr(splits, name)
         speakers = splits.speakers_of(indices)
-        seconds = p.evaluation.batch_seconds
-        batches = UtteranceBatches(splits.pack, indices, seconds, device)
-        embeddings = {name: embed(*system, batches) for name, system in systems.items()}
+        began = time.perf_counter()
+        embeddings = _vectors(model, splits, indices)
+        seconds = time.perf_counter() - began
+        entries = [splits.pack.entries[i] for i in indices]
+        durations = [entry.samples / splits.pack.sample_rate for entry in entries]
+        print(
+            f"{name}: {len(entries)} utterances embedded, "
+            f"{sum(durations) / seconds:.0f} audio s/s"
+        )
+        scores = _system_scores(embeddings, trials, model.backend, p.evaluation)
+        calibrations = model.backend.calibrations if model.backend else {}
         reports = {
-            name: verify(vectors, speakers, trials, p.evaluation)
-            for name, vectors in embeddings.items()
+            system: verify(
+                found, trials, p.evaluation, speakers, calibrations.get(system)
+            )
+            for system, found in scores.items()
+        }
+        batches = UtteranceBatches(
+            splits.pack, indices, p.evaluation.batch_seconds, device
+        )
+        for system, (front_end, encoder) in references.items():
+            found = cosine_scores(embed(front_end, encoder, batches), trials)
+            reports[system] = verify(found, trials, p.evaluation, speakers)
+        kinds = conditions(
+            trials,
+            [entry.gender for entry in entries],
+            [entry.session for entry in entries],
+            durations,
+        )
+        of_kinds = {
+            kind: verify(
+                scores["trained"][mask],
+                trials.where(mask),
+                p.evaluation,
+                speakers,
+                calibrations.get("trained"),
+            )
+            for kind, mask in kinds.items()
+            if 0 < trials.targets[mask].sum() < mask.sum() < len(mask)
         }
         verification[name] = Verification(
-            trials, embeddings["trained"].numpy(), reports
+            trials, embeddings.numpy(), scores, reports, of_kinds
         )
     return Evaluation(identification, verification)
 
@@ -249,30 +368,53 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "identification": asdict(found) if found else None,
         "verification": {
-            split: {name: asdict(report) for name, report in found.reports.items()}
+            split: {
+                kind: {name: asdict(report) for name, report in reports.items()}
+                for kind, reports in (
+                    ("systems", found.reports),
+                    ("conditions", found.conditions),
+                )
+            }
             for split, found in evaluation.verification.items()
         },
     }
 
 
 def as_table(evaluation: Evaluation) -> list[list[str]]:
-    """Rows of text, the first naming the columns."""
-    rows = [["split", "system", "measure", "value", "on"]]
+    """Rows of text, the first naming the columns; intervals of 95 % in brackets."""
+    rows = [["split", "system", "EER", "minDCF", "Cllr", "on"]]
     if found := evaluation.identification:
+        system = f"accuracy {found.accuracy:.2%}, top 5 {found.top_5_accuracy:.2%}"
         on = (
             f"{found.num_utterances} utterances of {found.num_speakers} speakers, "
             f"among {found.num_classes}"
         )
-        rows.append(["validation", "trained", "accuracy", f"{found.accuracy:.2%}", on])
+        rows.append(["validation", system, "", "", "", on])
     for split, verification in evaluation.verification.items():
-        for system, report in verification.reports.items():
-            on = (
-                f"{report.num_targets} targets, {report.num_non_targets} non-targets, "
-                f"{report.num_speakers} speakers"
-            )
-            rows.append([split, system, "EER", f"{report.eer:.2%}", on])
-            rows.append([split, system, "minDCF", f"{report.min_dcf:.3f}", on])
+        of_conditions = {
+            f"  {name}": report for name, report in verification.conditions.items()
+        }
+        first, *others = verification.reports.items()
+        for system, report in (first, *of_conditions.items(), *others):
+            rows.append([split, system, *report_cells(report)])
     return rows
+
+
+def report_cells(report: VerificationReport) -> list[str]:
+    """EER, minDCF, Cllr and what they are of, as a table shows them."""
+    eer, dcf = f"{report.eer:.2%}", f"{report.min_dcf:.3f}"
+    if report.eer_interval is not None:
+        low, high = report.eer_interval.low, report.eer_interval.high
+        eer += f" [{100 * low:.2f}, {100 * high:.2f}]"
+        low, high = report.min_dcf_interval.low, report.min_dcf_interval.high
+        dcf += f" [{low:.3f}, {high:.3f}]"
+    on = f"{report.num_targets} targets, {report.num_non_targets} non-targets"
+    if report.num_speakers is not None:
+        on += f", {report.num_speakers} speakers"
+        if report.num_speakers < FEW_SPEAKERS:
+            on += ": few, intervals are rough"
+    cost = "" if report.cllr is None else f"{report.cllr:.3f}"
+    return [eer, dcf, cost, on]
 
 
 def print_table(rows: list[list[str]]) -> None:
@@ -316,14 +458,43 @@ def _is_split_of_training(
 OVERRIDABLE = ("dataset.", "evaluation.", "training.device=")
 
 
+def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
+    """Load a run, checkpoint or `.nemo` file and evaluate it on a corpus, that of its
+    training unless the overrides name another."""
+    trained = load_any_model(path, torch.device("cpu"))
+    values = override_values(trained.parameters.as_dict(), overrides)
+    parameters = check_parameters(values)
+    model = replace(trained, parameters=parameters).to(choose_device(parameters))
+    splits = prepare(parameters)
+    print(splits.summary())
+    refuse_heard(trained, splits, parameters.dataset)
+    if not _is_split_of_training(trained, splits, parameters.dataset):
+        splits = replace(splits, validation=[])
+    return evaluate(model, splits)
+
+
+def evaluate_scores(scores: Path, trials: Path) -> VerificationReport:
+    """What two files say, at the shipped operating point; without intervals, since they
+    do not name the speakers."""
+    pairs, ids = read_trials(trials)
+    parameters = load_parameters(SHIPPED).evaluation
+    return verify(read_scores(scores, pairs, ids), pairs, parameters)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit status is 2 for a mistake of the user's."""
     parser = argparse.ArgumentParser(
-        prog="src/eval.py", description="Evaluate a checkpoint on any corpus."
+        prog="src/eval.py", description="Evaluate checkpoints on any corpus."
     )
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a run, checkpoint or .nemo file"
+        "--checkpoint",
+        nargs="+",
+        default=[],
+        metavar="RUN_OR_FILE",
+        help="runs, checkpoints or .nemo files",
     )
+    parser.add_argument("--scores", type=Path, help="a file of scores, with --trials")
+    parser.add_argument("--trials", type=Path, help="the trials that were scored")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -331,24 +502,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="such as dataset.name=folder dataset.root=recordings",
     )
     options = parser.parse_args(arguments)
+    given = [*options.checkpoint, *options.overrides]
+    paths = [word for word in given if "=" not in word]
+    overrides = [word for word in given if "=" in word]
+    files = (options.scores, options.trials)
+    if bool(paths) == all(files) or bool(paths) == any(files):
+        parser.error("expected either --checkpoint or --scores and --trials")
     try:
-        for override in options.overrides:
+        for override in overrides:
             if not override.startswith(OVERRIDABLE):
                 raise ParameterError(
                     f"{override}: expected a key of dataset or evaluation, or "
                     "training.device; the rest is the checkpoint's own"
                 )
-        trained = load_any_model(options.checkpoint, torch.device("cpu"))
-        values = override_values(trained.parameters.as_dict(), options.overrides)
-        parameters = check_parameters(values)
-        device = choose_device(parameters)
-        model = replace(trained, parameters=parameters).to(device)
-        splits = prepare(parameters)
-        print(splits.summary())
-        refuse_heard(trained, splits, parameters.dataset)
-        if not _is_split_of_training(trained, splits, parameters.dataset):
-            splits = replace(splits, validation=[])
-        print_table(as_table(evaluate(model, splits)))
+        if paths:
+            rows: list[list[str]] = []
+            for path in paths:
+                header, *found = as_table(evaluate_checkpoint(Path(path), overrides))
+                rows += [] if rows else [["checkpoint", *header]]
+                rows += [[path, *row] for row in found]
+        else:
+            report = evaluate_scores(*files)
+            rows = [["EER", "minDCF", "Cllr", "on"], report_cells(report)]
+        print_table(rows)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,13 +2,18 @@
 
 embeddings [U, E], speakers [U] -> `draw_embeddings` -> Figure
 waveforms [N] by name -> `draw_sounds` -> Figure
+scores [K], targets [K] -> `draw_scores` -> Figure
+miss and false-alarm rates by system -> `draw_det` -> Figure
 
-U utterances, E embedding size, N samples. One style and one palette serve the whole
-project; a colour belongs to one speaker throughout a figure. UMAP is arXiv 1802.03426.
+U utterances, K trials, E embedding size, N samples. One style and one palette serve the
+whole project; a colour belongs to one speaker or system throughout a figure. UMAP is
+arXiv 1802.03426.
 """
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 
 import matplotlib
 import numpy as np
@@ -145,4 +150,71 @@ def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> 
         rows[0, 0].set_ylabel("amplitude")
         rows[1, 0].set_ylabel("frequency (kHz)")
         figure.colorbar(image, ax=rows[1], label="level (dB)")
+    return figure
+
+
+DET_TICKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # rates
+
+
+def draw_det(
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> Figure:
+    """Miss against false-alarm rates, (miss, false alarm) by system.
+
+    On axes of normal deviates, on which Gaussian scores give straight lines (Martin et
+    al., Eurospeech 1997); the diagonal is where both rates are equal.
+    """
+    deviate = np.vectorize(NormalDist().inv_cdf, otypes=[float])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 4.4))
+        axes = figure.subplots()
+        ends = deviate(np.array([DET_TICKS[0] / 2, DET_TICKS[-1]]))
+        axes.plot(ends, ends, color="0.8", linewidth=0.8)
+        for (name, (miss, false_alarm)), colour in zip(
+            curves.items(), itertools.cycle(PALETTE), strict=False
+        ):
+            inner = (miss < 1) & (false_alarm < 1)
+            axes.plot(
+                deviate(false_alarm[inner]),
+                deviate(miss[inner]),
+                color=colour,
+                label=name,
+            )
+        labels = [f"{100 * tick:g}" for tick in DET_TICKS]
+        axes.set_xticks(deviate(np.array(DET_TICKS)), labels)
+        axes.set_yticks(deviate(np.array(DET_TICKS)), labels)
+        axes.set(
+            title="Detection error trade-off",
+            xlabel="false alarms (% of non-target trials)",
+            ylabel="misses (% of target trials)",
+            xlim=ends,
+            ylim=ends,
+            aspect="equal",
+        )
+        axes.legend(frameon=False)
+    return figure
+
+
+def draw_scores(
+    scores: NDArray[np.float64],
+    targets: NDArray[np.bool_],
+    threshold: float | None = None,
+) -> Figure:
+    """How scores [K] of target and non-target trials are distributed, each of area 1,
+    and a threshold between them."""
+    edges = np.linspace(scores.min(), scores.max(), 101)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.2))
+        axes = figure.subplots()
+        for name, own, colour in (
+            ("non-target trials", ~targets, PALETTE[0]),
+            ("target trials", targets, PALETTE[1]),
+        ):
+            axes.hist(
+                scores[own], edges, density=True, color=colour, alpha=0.6, label=name
+            )
+        if threshold is not None:
+            axes.axvline(threshold, color="0.2", linewidth=1, label="threshold")
+        axes.set(title="Scores of the test trials", xlabel="score", ylabel="density")
+        axes.legend(frameon=False)
     return figure

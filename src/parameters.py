@@ -249,6 +249,13 @@ class TrainingParameters(Section):
     optimizer: OptimizerParameters
 
 
+class AsNormParameters(Section):
+    """Normalisation of scores by a cohort of training speakers."""
+
+    utterances_per_speaker: Count
+    top: Annotated[int, Field(ge=2)]
+
+
 class EvaluationParameters(Section):
     """Embedding and verification."""
 
@@ -257,6 +264,9 @@ class EvaluationParameters(Section):
     p_target: Annotated[float, Field(gt=0, lt=1)]
     c_miss: Positive
     c_fa: Positive
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
+    num_resamples: Count
+    as_norm: AsNormParameters
 
 
 class RunParameters(Section):

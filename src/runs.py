@@ -13,7 +13,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ from figures import Figure
 from losses import build_loss
 from models import build_encoder
 from parameters import Parameters, UserError, check_parameters
+from scoring import Backend
 from transforms import FrontEnd
 
 CHECKPOINT_VERSION = 1
@@ -54,6 +55,7 @@ class SpeakerModel:
     front_end: FrontEnd
     encoder: nn.Module
     criterion: nn.Module
+    backend: Backend | None = None  # once training has ended
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -93,6 +95,7 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
         "parameters": model.parameters.as_dict(),
         "speakers": model.speakers,
         "corpus": model.corpus,
+        "backend": model.backend and model.backend.as_dict(),
         **{name: module.state_dict() for name, module in model.modules.items()},
         **training,
     }
@@ -137,7 +140,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = load_tensors(path, path)
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise RunError(f"{path}: not a checkpoint of this program")
-    missing = {"parameters", "speakers", "corpus", *MODULES} - set(state)
+    missing = {"parameters", "speakers", "corpus", "backend", *MODULES} - set(state)
     if missing:
         raise RunError(f"{path}: the checkpoint lacks {min(missing)}")
     return state
@@ -152,10 +155,11 @@ def restore_model(
         model = build_model(parameters, state["speakers"], state["corpus"], device)
         for name, module in model.modules.items():
             module.load_state_dict(state[name])
-    except (RuntimeError, TypeError, UserError) as error:
+        backend = state["backend"] and Backend.from_dict(state["backend"])
+    except (RuntimeError, TypeError, KeyError, AttributeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path}: the checkpoint does not fit: {reason}") from None
-    return model
+    return replace(model, backend=backend)
 
 
 def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:

@@ -26,13 +26,15 @@ from eval import (
     as_report,
     as_table,
     evaluate,
+    fit_backend,
     identify,
     make_split_trials,
     print_table,
     refuse_heard,
 )
-from figures import draw_embeddings
+from figures import draw_det, draw_embeddings, draw_scores
 from losses import AngularMarginLoss, LossOutput
+from metrics import det_points
 from nemo_checkpoint import load_any_model
 from parameters import (
     OptimizerParameters,
@@ -50,12 +52,11 @@ from runs import (
     build_model,
     choose_device,
     load_checkpoint,
-    load_model,
     restore_model,
     save_checkpoint,
 )
 from transforms import Augmentation
-from trials import write_trials
+from trials import write_scores, write_trials
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
 MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
@@ -278,8 +279,11 @@ def train(parameters: Parameters, resume: Path | None = None) -> Path:
         run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     try:
         _train_epochs(state, splits, run)
-        model = load_model(run.directory, device)
-        _report(replace(model, parameters=parameters), splits, run)
+        path = run.directory / "best.pt"
+        best = State.restore(path, parameters, device)
+        best.model = replace(best.model, backend=fit_backend(best.model, splits))
+        best.save(path)
+        _report(best.model, splits, run)
         run.log_model()
     finally:
         run.finish()
@@ -332,8 +336,18 @@ def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
     run.log_report(as_report(evaluation), table)
     if test := evaluation.verification.get("test"):
         entries = [splits.pack.entries[i] for i in splits.test]
-        path = run.directory / "trials.txt"
-        write_trials(path, test.trials, [entry.id for entry in entries])
+        ids, scores = [entry.id for entry in entries], test.scores["trained"]
+        write_trials(run.directory / "trials.txt", test.trials, ids)
+        write_scores(run.directory / "scores.txt", test.trials, scores, ids)
+        curves = {
+            name: det_points(found, test.trials.targets)
+            for name, found in test.scores.items()
+        }
+        run.log_figure("det", draw_det(curves))
+        calibration = model.backend.calibrations.get("trained")
+        threshold = calibration and calibration.threshold_of_scores
+        figure = draw_scores(scores, test.trials.targets, threshold)
+        run.log_figure("scores", figure)
         if len(entries) >= MIN_DRAWN:
             figure = draw_embeddings(
                 test.embeddings,

@@ -1,13 +1,16 @@
 """Verification trials: pairs of utterances that one speaker said, or two.
 
 speakers [U] -> `make_trials` -> `Trials` <-> `write_trials`, `read_trials` <-> file
+`Trials`, scores [K] <-> `write_scores`, `read_scores` <-> file
 
 U utterances, K trials. Files are in VoxCeleb's format (arXiv 1706.08612): one trial a
 line, `1 enrolment test` for the same speaker, `0 enrolment test` for different ones.
+Scores stand in a file of their own, `enrolment test score` a line.
 """
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +31,10 @@ class Trials:
     enrolment: NDArray[np.int64]  # [K]
     test: NDArray[np.int64]  # [K]
     targets: NDArray[np.bool_]  # [K], true where both have one speaker
+
+    def where(self, mask: NDArray[np.bool_]) -> "Trials":
+        """Those of the trials for which a mask [K] is true."""
+        return Trials(self.enrolment[mask], self.test[mask], self.targets[mask])
 
 
 def _pairs(ranks: NDArray[np.int64], num_utterances: int) -> tuple[NDArray, NDArray]:
@@ -69,6 +76,40 @@ def make_trials(speakers: Sequence[str], max_trials: int, seed: int) -> Trials:
     return Trials(enrolment, test, codes[enrolment] == codes[test])
 
 
+DURATIONS = (0.0, 2.0, 4.0, np.inf)  # s, between which trials are told apart
+
+
+def conditions(
+    trials: Trials,
+    genders: Sequence[str | None],
+    sessions: Sequence[str | None],
+    seconds: Sequence[float],
+) -> dict[str, NDArray[np.bool_]]:
+    """Kinds of trials and which of them are of that kind, [K], as far as is known.
+
+    same gender: both utterances; other session: target trials of two sessions, and all
+    non-target trials of known session; by the shorter duration of the two. There is one
+    of `genders`, `sessions` and `seconds` for each utterance, [U].
+    """
+
+    def sides(values: Sequence) -> tuple[NDArray, NDArray]:
+        array = np.asarray(values)
+        return array[trials.enrolment], array[trials.test]
+
+    (first, second), (morning, evening) = sides(genders), sides(sessions)
+    found = {
+        "same gender": np.equal(first, second) & np.not_equal(first, None),
+        "other session": (np.not_equal(morning, evening) | ~trials.targets)
+        & np.not_equal(morning, None)
+        & np.not_equal(evening, None),
+    }
+    shorter = np.minimum(*sides(seconds))
+    for low, high in itertools.pairwise(DURATIONS):
+        name = f"{low:g} to {high:g} s" if np.isfinite(high) else f"over {low:g} s"
+        found[name] = (low < shorter) & (shorter <= high)
+    return {name: mask.astype(bool) for name, mask in found.items()}
+
+
 def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> None:
     """Write trials of the utterances `ids` [U], whole or not at all.
 
@@ -77,27 +118,31 @@ def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> None:
     for name in ids:
         if name.split() != [name]:
             raise TrialError(f"{path}: expected ids without white space, got {name!r}")
-    rows = zip(
-        trials.targets.tolist(),
-        trials.enrolment.tolist(),
-        trials.test.tolist(),
-        strict=True,
-    )
+    columns = trials.targets.tolist(), trials.enrolment.tolist(), trials.test.tolist()
+    rows = zip(*columns, strict=True)
+    _write_lines(path, (f"{target:d} {ids[i]} {ids[j]}\n" for target, i, j in rows))
+
+
+def write_scores(
+    path: Path, trials: Trials, scores: NDArray[np.float64], ids: Sequence[str]
+) -> None:
+    """Write the scores of trials among the utterances `ids` [U], to their last bit."""
+    columns = trials.enrolment.tolist(), trials.test.tolist(), scores.tolist()
+    rows = zip(*columns, strict=True)
+    _write_lines(path, (f"{ids[i]} {ids[j]} {score!r}\n" for i, j, score in rows))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{target:d} {ids[i]} {ids[j]}\n" for target, i, j in rows)
+            file.writelines(lines)
         os.replace(partial, path)
     except OSError as error:
         raise TrialError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def read_trials(path: Path, ids: Sequence[str]) -> Trials:
-    """Read trials of the utterances `ids` [U].
-
-    Raises `TrialError` naming file and line for a line that is not a trial or an id
-    that is not among `ids`, and for a file that is empty or cannot be read.
-    """
+def _read_lines(path: Path, expected: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -105,22 +150,79 @@ def read_trials(path: Path, ids: Sequence[str]) -> Trials:
     except UnicodeDecodeError:
         raise TrialError(f"{path}: expected lines of text, got other bytes") from None
     if not lines:
-        raise TrialError(f"{path}: expected lines `1 id id` or `0 id id`, got none")
-    indices = {name: index for index, name in enumerate(ids)}
+        raise TrialError(f"{path}: expected lines {expected}, got none")
+    return lines
+
+
+def read_scores(path: Path, trials: Trials, ids: Sequence[str]) -> NDArray[np.float64]:
+    """Read the scores of trials among the utterances `ids` [U], in the trials' order.
+
+    A file may hold further scores. Raises `TrialError` naming file and line for a line
+    that is no score, one that is not finite, or a pair given twice, and for a trial
+    that has none.
+    """
+    expected = "`id id score`"
+    scores: dict[tuple[str, str], float] = {}
+    for number, line in enumerate(_read_lines(path, expected), start=1):
+        try:
+            enrolment, test, score = line.split()
+            value = float(score)
+        except ValueError:
+            raise TrialError(
+                f"{path}:{number}: expected {expected}, got {line!r}"
+            ) from None
+        if not np.isfinite(value):
+            raise TrialError(f"{path}:{number}: expected a finite score, got {score}")
+        if (enrolment, test) in scores:
+            raise TrialError(
+                f"{path}:{number}: expected a pair once, got {enrolment} {test} again"
+            )
+        scores[enrolment, test] = value
+    found = np.empty(len(trials.targets))
+    pairs = zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True)
+    for row, (i, j) in enumerate(pairs):
+        if (ids[i], ids[j]) not in scores:
+            raise TrialError(
+                f"{path}: expected a score for each trial, none is of {ids[i]} {ids[j]}"
+            )
+        found[row] = scores[ids[i], ids[j]]
+    return found
+
+
+def read_trials(
+    path: Path, ids: Sequence[str] | None = None
+) -> tuple[Trials, list[str]]:
+    """Read trials and the ids [U] that their indices are of.
+
+    Those are the ids given, or else all that the file names, in order. Raises
+    `TrialError` naming file and line for a line that is not a trial and an id that is
+    not among `ids`, and for ids that are not distinct, trials without target or without
+    non-target, and a file that is empty or cannot be read.
+    """
+    expected = "`1 id id` or `0 id id`"
+    known = ids is not None
+    indices = {name: index for index, name in enumerate(ids or ())}
+    if known and len(indices) < len(ids):
+        raise TrialError(f"{path}: expected distinct ids of utterances, got duplicates")
+    lines = _read_lines(path, expected)
     rows = np.empty((len(lines), 3), dtype=np.int64)
     for number, line in enumerate(lines, start=1):
         match line.split():
             case ["0" | "1" as target, enrolment, test]:
                 pass
             case _:
-                raise TrialError(
-                    f"{path}:{number}: expected `1 id id` or `0 id id`, got {line!r}"
-                )
+                raise TrialError(f"{path}:{number}: expected {expected}, got {line!r}")
         for name in (enrolment, test):
-            if name not in indices:
+            if known and name not in indices:
                 raise TrialError(
                     f"{path}:{number}: expected the id of an utterance, got {name!r}"
                 )
+            indices.setdefault(name, len(indices))
         rows[number - 1] = int(target), indices[enrolment], indices[test]
     targets, enrolment, test = rows.T
-    return Trials(enrolment.copy(), test.copy(), targets.astype(bool))
+    if targets.all() or not targets.any():
+        raise TrialError(
+            f"{path}: expected target and non-target trials, got "
+            f"{targets.sum()} and {len(targets) - targets.sum()}"
+        )
+    return Trials(enrolment.copy(), test.copy(), targets.astype(bool)), list(indices)

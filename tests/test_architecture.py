@@ -20,6 +20,7 @@ ORDER = [
     "transforms",
     "models",
     "losses",
+    "scoring",
     "figures",
     "runs",
     "nemo_checkpoint",

@@ -2,14 +2,25 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import eval as evaluation
 from dataset import UtteranceBatches, prepare
-from eval import embed, evaluate, identify, main, mean_log_mel, verify
+from eval import (
+    embed,
+    evaluate,
+    fit_backend,
+    identify,
+    main,
+    mean_log_mel,
+    verify,
+)
+from metrics import cllr
 from runs import build_model, save_checkpoint
-from trials import make_trials
+from scoring import Calibration
+from trials import make_trials, write_scores, write_trials
 
 CPU = torch.device("cpu")
 
@@ -57,30 +68,32 @@ def test_one_forward_for_each_utterance(prepared):
     assert sum(seen) == len(splits.test) + len(splits.validation)
 
 
-def test_verification_of_embeddings_by_hand(prepared):
-    model, _ = prepared()
-    speakers = ["a", "a", "b", "b"]
+def test_verification_by_hand(shipped):
+    p, speakers = shipped().evaluation, ["a", "a", "b", "b"]
     trials = make_trials(speakers, 100, 0)
-    east, north = [1.0, 0.0], [0.0, 2.0]
-    told_apart = torch.tensor([east, east, north, north])
-    p = model.parameters.evaluation
-    report = verify(told_apart, speakers, trials, p)
-    assert (report.eer, report.min_dcf) == (0, 0)
+    report = verify(np.where(trials.targets, 0.9, 0.1), trials, p, speakers)
+    assert (report.eer, report.min_dcf, report.min_cllr) == (0, 0, 0)
     assert (report.num_targets, report.num_non_targets) == (2, 4)
     assert report.num_speakers == 2
-    mixed_up = torch.tensor([east, north, east, north])
-    assert verify(mixed_up, speakers, trials, p).eer > 0.5
+    assert (report.eer_interval.low, report.eer_interval.high) == (0, 0)
+    assert report.cllr is None
+    mixed_up = verify(np.where(trials.targets, 0.1, 0.9), trials, p)
+    assert mixed_up.eer > 0.5
+    assert mixed_up.num_speakers is mixed_up.eer_interval is None
 
 
-def test_scores_are_cosines_however_they_are_cut(prepared, monkeypatch):
-    model, _ = prepared()
-    speakers = [f"s{n // 4}" for n in range(40)]
+def test_calibrated_scores_have_costs_and_rates(shipped):
+    p, speakers = shipped().evaluation, [str(n // 2) for n in range(40)]
     trials = make_trials(speakers, 10_000, 0)
-    embeddings = torch.randn(40, 8)
-    whole = verify(embeddings, speakers, trials, model.parameters.evaluation)
-    monkeypatch.setattr(evaluation, "SCORES_AT_ONCE", 7)
-    scaled = embeddings * torch.rand(40, 1).add(0.1)
-    assert verify(scaled, speakers, trials, model.parameters.evaluation) == whole
+    scores = np.random.default_rng(0).normal(3.0 * trials.targets)
+    calibration = Calibration(3.0, -4.5, 0.0, 0.1, 0.1)
+    report = verify(scores, trials, p, speakers, calibration)
+    assert report.cllr == cllr(3 * scores - 4.5, trials.targets)
+    assert report.min_cllr <= report.cllr
+    assert report.min_dcf <= report.actual_dcf
+    assert report.miss == (scores < 1.5)[trials.targets].mean()
+    assert report.false_alarm == (scores >= 1.5)[~trials.targets].mean()
+    assert calibration.threshold_of_scores == 1.5
 
 
 def test_mean_log_mel_ignores_padding(prepared):
@@ -110,7 +123,7 @@ def test_identification_of_separable_speakers(prepared, loss, monkeypatch):
         identity = torch.eye(len(splits.speakers))
         model.criterion.classifier.weight = torch.nn.Parameter(identity)
     report = identify(model, splits)
-    assert report.accuracy == 1
+    assert report.accuracy == report.top_5_accuracy == 1
     assert report.num_utterances == len(splits.validation)
     assert report.num_speakers == report.num_classes == len(splits.speakers)
 
@@ -143,6 +156,64 @@ def test_references_are_the_same_whatever_was_trained(prepared):
     assert after["mean log-mel"] == before["mean log-mel"]
 
 
+def test_top_5_holds_what_the_first_place_misses(prepared, monkeypatch):
+    model, splits = prepared("loss.name=cross_entropy")
+    targets = [
+        splits.speakers.index(speaker)
+        for speaker in splits.speakers_of(splits.validation)
+    ]
+
+    def second_best(*_):
+        logits = torch.zeros(len(targets), 6)
+        for row, target in enumerate(targets):
+            logits[row, target] = 1.0
+            logits[row, (target + 1) % 6] = 2.0
+        return logits
+
+    monkeypatch.setattr(model.criterion, "logits", second_best)
+    report = identify(model, splits)
+    assert (report.accuracy, report.top_5_accuracy) == (0, 1)
+
+
+def test_backend_is_fitted_on_training_and_development_speakers_alone(
+    prepared, monkeypatch
+):
+    model, splits = prepared("dataset.development_fraction=0.25")
+    seen = []
+
+    class Spy(UtteranceBatches):
+        def __init__(self, packed, indices, *others):
+            seen.extend(indices)
+            super().__init__(packed, indices, *others)
+
+    monkeypatch.setattr(evaluation, "UtteranceBatches", Spy)
+    backend = fit_backend(model, splits)
+    assert not set(seen) & set(splits.test)
+    assert set(seen) <= set(splits.train + splits.development)
+    assert backend.cohort.shape == (len(splits.speakers), 24)
+    assert list(backend.calibrations) == ["trained", "trained, AS-norm"]
+    trials = evaluate(replace(model, backend=backend), splits).verification
+    found = trials["development"].reports
+    for name, calibration in backend.calibrations.items():
+        assert found[name].miss == pytest.approx(calibration.miss)
+        assert found[name].false_alarm == pytest.approx(calibration.false_alarm)
+        assert found[name].false_alarm <= 0.01
+    without = prepared()
+    assert fit_backend(*without).calibrations == {}
+
+
+def test_kinds_of_trials_have_reports_of_their_own(prepared):
+    model, splits = prepared("dataset.test_fraction=0.7")
+    found = evaluate(model, splits).verification["test"]
+    assert found.conditions["same gender"].num_targets == (
+        found.reports["trained"].num_targets
+    )
+    assert found.conditions["same gender"].num_non_targets < (
+        found.reports["trained"].num_non_targets
+    )
+    assert "other session" not in found.conditions  # the corpus knows none
+
+
 @pytest.fixture
 def checkpoint(tmp_path, prepared):
     model, _ = prepared("dataset.development_fraction=0.25")
@@ -153,7 +224,7 @@ def checkpoint(tmp_path, prepared):
 def test_command_prints_a_table(checkpoint, capsys):
     assert main(["--checkpoint", str(checkpoint)]) == 0
     table = capsys.readouterr().out
-    for cell in ("development", "untrained", "mean log-mel", "EER", "minDCF"):
+    for cell in ("development", "untrained", "mean log-mel", "EER", "minDCF", "rough"):
         assert cell in table
     assert "accuracy" in table
 
@@ -193,3 +264,87 @@ def test_another_split_of_the_same_corpus_is_not_identified(checkpoint, capsys):
     arguments = ["dataset.validation_fraction=0.5"]
     assert main(["--checkpoint", str(checkpoint), *arguments]) == 0
     assert "accuracy" not in capsys.readouterr().out
+
+
+def test_several_checkpoints_in_one_table(checkpoint, tmp_path, capsys):
+    other = tmp_path / "y.pt"
+    other.write_bytes(checkpoint.read_bytes())
+    assert main(["--checkpoint", str(checkpoint), str(other), "dataset.seed=5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[next(i for i, x in enumerate(lines) if x.startswith("checkpoint")) :]
+    first, second = (
+        [x.removeprefix(str(path)) for x in table if x.startswith(str(path))]
+        for path in (checkpoint, other)
+    )
+    assert first == second
+    assert any("mean log-mel" in line for line in first)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Trials, their scores, and the paths of both."""
+    speakers = [str(n // 3) for n in range(12)]
+    ids = [f"u{n}" for n in range(12)]
+    trials = make_trials(speakers, 100, 0)
+    scores = np.random.default_rng(0).normal(2.0 * trials.targets)
+    paths = tmp_path / "scores.txt", tmp_path / "trials.txt"
+    write_scores(paths[0], trials, scores, ids)
+    write_trials(paths[1], trials, ids)
+    return trials, scores, paths
+
+
+def test_figures_from_two_files_alone(files, capsys, shipped):
+    trials, scores, (scores_file, trials_file) = files
+    arguments = ["--scores", str(scores_file), "--trials", str(trials_file)]
+    assert main(arguments) == 0
+    expected = verify(scores, trials, shipped().evaluation)
+    shown = capsys.readouterr().out
+    assert f"{expected.eer:.2%}" in shown
+    assert f"{expected.min_dcf:.3f}" in shown
+    lines = scores_file.read_text().splitlines()
+    scores_file.write_text("\n".join(lines[::-1]))  # in any order
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s, t: (s[:-1], t), "expected a score for each trial, none is of u10 u"),
+        (lambda s, t: ([*s, s[0]], t), "expected a pair once, got u0 u1 again"),
+        (lambda s, t: (["u0 u1 nan", *s[1:]], t), ":1: expected a finite score, got n"),
+        (lambda s, t: (["u0 u1 x", *s[1:]], t), ":1: expected `id id score`, got 'u0"),
+        (lambda s, t: (["u0 0.5", *s[1:]], t), ":1: expected `id id score`, got 'u0 "),
+        (lambda s, t: ([], t), "expected lines `id id score`, got none"),
+        (lambda s, t: (s, []), "expected lines `1 id id` or `0 id id`, got none"),
+        (lambda s, t: (s, ["1 u0 u1"]), "target and non-target trials, got 1 and 0"),
+        (lambda s, t: (s, ["0 u0 u9"]), "target and non-target trials, got 0 and 1"),
+        (lambda s, t: (s, [*t, "5 u0 u1"]), ":67: expected `1 id id` or `0 id id`"),
+    ],
+)
+def test_files_that_do_not_fit(files, capsys, change, message):
+    _, _, paths = files
+    lines = change(*(path.read_text().splitlines() for path in paths))
+    for path, content in zip(paths, lines, strict=True):
+        path.write_text("\n".join(content))
+    assert main(["--scores", str(paths[0]), "--trials", str(paths[1])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--scores", "x"],
+        ["--trials", "x"],
+        ["--checkpoint", "x", "--scores", "y"],
+        ["--checkpoint", "x", "--scores", "y", "--trials", "z"],
+    ],
+)
+def test_command_wants_one_or_the_other(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2

@@ -16,11 +16,12 @@ from conftest import MINIATURE, REPOSITORY
 from dataset import TrainingBatches, prepare
 from eval import as_report, evaluate
 from losses import AngularMarginLoss
+from metrics import equal_error_rate
 from parameters import load_parameters
 from runs import RunError, build_model, load_checkpoint, load_model
 from train import State, TrainingError, build_optimizer, learning_rate, main, train
 from transforms import Augmentation, Noise, Reverberation, SpecAugment, Speed
-from trials import read_trials
+from trials import read_scores, read_trials
 
 CPU = torch.device("cpu")
 
@@ -57,8 +58,11 @@ def test_a_run_leaves_all_that_it_should(miniature, overrides):
         "parameters.yml",
         "metrics.jsonl",
         "trials.txt",
+        "scores.txt",
         "report.json",
         "embeddings.png",
+        "det.png",
+        "scores.png",
         "best.pt",
         "last.pt",
     } == set(os.listdir(run))
@@ -70,16 +74,18 @@ def test_a_run_leaves_all_that_it_should(miniature, overrides):
         assert {"train/loss", "validation/loss", "validation/accuracy"} <= set(row)
     splits = prepare(p)
     ids = [splits.pack.entries[i].id for i in splits.test]
-    trials = read_trials(run / "trials.txt", ids)
+    trials, _ = read_trials(run / "trials.txt", ids)
     assert len(trials.targets) == len(ids) * (len(ids) - 1) // 2
     found = as_report(evaluate(load_model(run, CPU), splits))
     report = json.loads((run / "report.json").read_text())
     assert report["identification"] == pytest.approx(found["identification"])
-    for system, expected in found["verification"]["test"].items():
+    scores = read_scores(run / "scores.txt", trials, ids)
+    reports = report["verification"]["test"]["systems"]
+    assert reports["trained"]["eer"] == equal_error_rate(scores, trials.targets)
+    for system, expected in found["verification"]["test"]["systems"].items():
         # Scores of so small a model lie so close that rounding can swap two trials.
-        reported = report["verification"]["test"][system]
-        assert reported == pytest.approx(expected, abs=0.05)
-        assert reported["num_targets"] == trials.targets.sum()
+        assert reports[system]["eer"] == pytest.approx(expected["eer"], abs=0.05)
+        assert reports[system]["num_targets"] == trials.targets.sum()
 
 
 def test_best_is_the_epoch_of_least_validation_loss(miniature):
@@ -362,6 +368,8 @@ def test_real_speech(tmp_path, miniature, shared):
     )
     run = train(p)
     report = json.loads((run / "report.json").read_text())
-    assert report["verification"]["test"]["trained"]["num_targets"] == 450
-    assert report["verification"]["test"]["trained"]["num_non_targets"] == 4500
+    assert report["verification"]["test"]["systems"]["trained"]["num_targets"] == 450
+    assert (
+        report["verification"]["test"]["systems"]["trained"]["num_non_targets"] == 4500
+    )
     assert report["identification"]["num_classes"] == 251

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from parameters import UserError
-from trials import TrialError, Trials, _pairs, make_trials, read_trials, write_trials
+from trials import (
+    TrialError,
+    Trials,
+    _pairs,
+    conditions,
+    make_trials,
+    read_scores,
+    read_trials,
+    write_scores,
+    write_trials,
+)
 
 SPEAKERS = ["anna", "ben", "anna", "carl", "ben", "anna", "carl"]
 IDS = [f"{speaker}/{i}.wav" for i, speaker in enumerate(SPEAKERS)]
@@ -103,11 +113,17 @@ def test_refuses_speakers_without_both_kinds_of_trial(speakers, message):
 # Files
 
 
+def pairs_of_names(trials: Trials, ids: list[str]) -> list[tuple[str, str]]:
+    return [(ids[i], ids[j]) for i, j in pairs_of(trials)]
+
+
 def test_round_trip(tmp_path):
     path = tmp_path / "trials.txt"
     trials = make_trials(SPEAKERS, 15, seed=1)
     write_trials(path, trials, IDS)
-    assert_equal(read_trials(path, IDS), trials)
+    assert_equal(read_trials(path, IDS)[0], trials)
+    found, ids = read_trials(path)
+    assert pairs_of_names(found, ids) == pairs_of_names(trials, IDS)
     assert os.listdir(tmp_path) == ["trials.txt"]
 
 
@@ -122,7 +138,7 @@ def test_the_format_is_that_of_voxceleb(tmp_path):
 def test_reads_other_line_ends_and_spaces(tmp_path):
     path = tmp_path / "trials.txt"
     path.write_bytes(b"1\tanna/0.wav  anna/2.wav\r\n0 anna/0.wav ben/1.wav")
-    trials = read_trials(path, IDS)
+    trials, _ = read_trials(path, IDS)
     assert pairs_of(trials) == [(0, 2), (0, 1)]
     assert trials.targets.tolist() == [True, False]
 
@@ -187,3 +203,36 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(TrialError, match="No space left on device"):
         write_trials(path, make_trials(SPEAKERS, 5, seed=1), IDS)
     assert path.read_text() == "kept"
+
+
+def test_refuses_ids_that_are_not_distinct(tmp_path):
+    path = tmp_path / "trials.txt"
+    path.write_text("1 anna/0.wav anna/2.wav\n")
+    with pytest.raises(TrialError, match="expected distinct ids of utterances"):
+        read_trials(path, [*IDS, IDS[0]])
+
+
+def test_scores_come_back_to_their_last_bit(tmp_path):
+    trials = make_trials(SPEAKERS, 15, seed=1)
+    scores = np.random.default_rng(0).normal(size=15)
+    write_scores(tmp_path / "scores.txt", trials, scores, IDS)
+    assert np.array_equal(read_scores(tmp_path / "scores.txt", trials, IDS), scores)
+
+
+def test_kinds_of_trials_by_hand():
+    trials = make_trials(["a", "a", "a", "b"], 100, seed=1)
+    assert pairs_of(trials) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    found = conditions(
+        trials, ["f", "f", "f", None], ["x", "x", "y", "x"], [1.0, 2.0, 3.0, 9.0]
+    )
+    assert {kind: mask.astype(int).tolist() for kind, mask in found.items()} == {
+        "same gender": [1, 1, 0, 1, 0, 0],
+        "other session": [0, 1, 1, 1, 1, 1],
+        "0 to 2 s": [1, 1, 1, 1, 1, 0],
+        "2 to 4 s": [0, 0, 0, 0, 0, 1],
+        "over 4 s": [0, 0, 0, 0, 0, 0],
+    }
+    unknown = conditions(trials, [None] * 4, [None] * 4, [9.0] * 4)
+    assert not unknown["same gender"].any()
+    assert not unknown["other session"].any()
+    assert unknown["over 4 s"].all()

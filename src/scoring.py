@@ -1,0 +1,122 @@
+"""Embeddings and trials to scores, and scores to log likelihood ratios.
+
+embeddings [U, E], trials [K] -> `cosine_scores` -> `as_norm` -> scores [K]
+scores [K], targets [K] -> `calibrate` -> `Calibration`: scores -> log likelihood ratios
+
+U utterances, K trials, S speakers of the cohort, E embedding size. AS-norm is adaptive
+symmetric score normalisation (Matejka et al., Interspeech 2017, section 2.5);
+calibration is logistic regression (Brummer and du Preez, Computer Speech and Language
+20, 2006). Both are fitted on speakers that no test has.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from metrics import rates_at, threshold_for
+from trials import Trials
+
+SCORES_AT_ONCE = 65536  # trials, to bound memory
+
+
+def cosine_scores(embeddings: Tensor, trials: Trials) -> NDArray[np.float64]:
+    """Cosines of the pairs of trials among [U, E] embeddings, [K]."""
+    directions = F.normalize(embeddings.double())
+    enrolment, test = torch.from_numpy(trials.enrolment), torch.from_numpy(trials.test)
+    return torch.cat(
+        [
+            (directions[first] * directions[second]).sum(1)
+            for first, second in zip(
+                enrolment.split(SCORES_AT_ONCE), test.split(SCORES_AT_ONCE), strict=True
+            )
+        ]
+    ).numpy()
+
+
+def as_norm(
+    scores: NDArray[np.float64],
+    embeddings: Tensor,
+    trials: Trials,
+    cohort: Tensor,
+    top: int,
+) -> NDArray[np.float64]:
+    """Scores in deviations above what the utterances score with strangers, [K].
+
+    Each side of a trial brings the mean and the deviation of its `top` highest cosines
+    with a cohort [S, E], one embedding a speaker; the two results are averaged.
+    """
+    strangers = F.normalize(embeddings.double()) @ F.normalize(cohort.double()).T
+    nearest = strangers.topk(min(top, len(cohort)), dim=1).values.numpy()  # [U, top]
+    mean, deviation = nearest.mean(1), np.maximum(nearest.std(1), 1e-6)
+    sides = [
+        (scores - mean[side]) / deviation[side]
+        for side in (trials.enrolment, trials.test)
+    ]
+    return sum(sides) / 2
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What scores mean: log likelihood ratios, and a threshold with its rates.
+
+    The threshold is of the log likelihood ratio; miss and false alarm are what it gave
+    on the trials that it was found on.
+    """
+
+    scale: float
+    offset: float
+    threshold: float
+    miss: float
+    false_alarm: float
+
+    def llrs(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Natural logarithms of likelihood ratios, [K] -> [K]."""
+        return self.scale * scores + self.offset
+
+    @property
+    def threshold_of_scores(self) -> float:
+        """The threshold as a score."""
+        return (self.threshold - self.offset) / self.scale
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a model's scores are read with, fitted when it was trained."""
+
+    cohort: Tensor  # [S, E], unit directions of the training speakers
+    calibrations: dict[str, Calibration]  # by scoring, plain or normalised
+
+    def as_dict(self) -> dict[str, Any]:
+        """Tensors and plain types, for a checkpoint."""
+        found = {name: asdict(c) for name, c in self.calibrations.items()}
+        return {"cohort": self.cohort, "calibrations": found}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Backend":
+        """What `as_dict` gave."""
+        found = values["calibrations"].items()
+        return cls(values["cohort"], {name: Calibration(**c) for name, c in found})
+
+
+def calibrate(
+    scores: NDArray[np.float64], targets: NDArray[np.bool_], false_alarm_rate: float
+) -> Calibration:
+    """Fit a calibration to trials of known answer, targets weighing as much as others.
+
+    The threshold is the lowest that accepts at most `false_alarm_rate` of the
+    non-target trials.
+    """
+    weights = np.where(targets, 1 / targets.sum(), 1 / (~targets).sum())
+    regression = LogisticRegression(C=np.inf, tol=1e-8)
+    regression.fit(scores[:, None], targets, sample_weight=weights * len(scores) / 2)
+    scale, offset = float(regression.coef_[0, 0]), float(regression.intercept_[0])
+    llrs = scale * scores + offset
+    threshold = threshold_for(false_alarm_rate, llrs, targets)
+    miss, false_alarm = rates_at(threshold, llrs, targets)
+    return Calibration(scale, offset, threshold, miss, false_alarm)
