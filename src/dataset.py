@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from corpora import AudioError, CorpusError, Utterance, load_recording, utterances
+from audio import AudioError, load_recording
+from corpora import CorpusError, Utterance, utterances
 from parameters import DatasetParameters, Parameters
 
 FULL_SCALE = 32768  # of an int16 sample

@@ -1,17 +1,21 @@
-"""What the tests share: the shipped parameters, cut down, and optional real data."""
+"""What the tests share: the shipped parameters, cut down, audio files, a server of
+archives, and optional real data."""
 
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from parameters import Parameters, load_parameters
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
+RATE = 16_000  # Hz
 
 MINIATURE = (
     "dataset.synthetic.num_speakers=8",
@@ -33,6 +37,21 @@ MINIATURE = (
     "training.batch_size=6",
     "wandb.mode=disabled",
 )
+
+
+def tone(seconds=0.1, rate=RATE, hertz=440.0, amplitude=0.5):
+    return amplitude * np.sin(2 * np.pi * hertz * np.arange(seconds * rate) / rate)
+
+
+def noise(seconds=3.0):
+    random = np.random.default_rng(1)
+    return random.integers(-9000, 9000, round(seconds * RATE)).astype(np.int16)
+
+
+def write(path, samples=None, rate=RATE, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone() if samples is None else samples, rate, **options)
+    return path
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ ORDER = [
     "synthetic",
     "acoustics",
     "downloads",
+    "audio",
     "corpora",
     "trials",
     "dataset",
@@ -32,8 +33,8 @@ OWNERS = {
     "wandb": {"runs"},
     "matplotlib": {"figures"},
     "umap": {"figures"},
-    "soundfile": {"corpora"},
-    "torchaudio": {"corpora"},
+    "soundfile": {"audio"},
+    "torchaudio": {"audio"},
     "yaml": {"parameters"},
     "pydantic": {"parameters"},
 }

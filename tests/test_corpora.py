@@ -1,11 +1,8 @@
-"""Corpora: layouts, refusals, bad audio, and a download that survives anything."""
+"""Corpora: layouts, refusals, and downloads that survive anything."""
 
-import contextlib
 import hashlib
 import io
-import math
 import os
-import struct
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -15,13 +12,13 @@ import pytest
 import soundfile
 
 import corpora
-from corpora import AudioError, CorpusError, load_recording, utterances
+from audio import load_recording
+from conftest import RATE, REPOSITORY, SHARED, noise, write
+from corpora import CorpusError, utterances
 from downloads import DownloadError
 from parameters import load_parameters
 
-RATE = 16_000
-REPOSITORY = Path(__file__).parents[1]
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+DATA = SHARED / "data"
 DATASET = load_parameters(REPOSITORY / "parameters.yml").dataset
 
 
@@ -38,21 +35,6 @@ def dataset(name, root, **librispeech):
     )
 
 
-def tone(seconds=0.1, rate=RATE, hertz=440.0, amplitude=0.5):
-    return amplitude * np.sin(2 * np.pi * hertz * np.arange(seconds * rate) / rate)
-
-
-def noise(seconds=3.0):
-    random = np.random.default_rng(1)
-    return random.integers(-9000, 9000, round(seconds * RATE)).astype(np.int16)
-
-
-def write(path, samples=None, rate=RATE, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, tone() if samples is None else samples, rate, **options)
-    return path
-
-
 def tree(root, *names):
     for name in names:
         write(root / name)
@@ -62,13 +44,6 @@ def tree(root, *names):
 def refusal(parameters):
     with pytest.raises((CorpusError, DownloadError)) as caught:
         utterances(parameters)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def audio_refusal(path):
-    with pytest.raises(AudioError) as caught:
-        load_recording(path, RATE)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -335,153 +310,6 @@ class TestFolder:
         assert said == message.format(root=tmp_path)
 
 
-class TestLoadRecording:
-    @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
-    def test_16_bit_files_come_back_bit_for_bit(self, tmp_path, name):
-        samples = noise()
-        samples[:2] = -32768, 32767
-        recording = load_recording(write(tmp_path / name, samples), RATE)
-        assert recording.samples.dtype == np.int16
-        assert recording.warning is None
-        np.testing.assert_array_equal(recording.samples, samples)
-
-    def test_channels_are_averaged(self, tmp_path):
-        channels = np.array([[100, 300, 200], [-100, 100, 90]], np.int16)
-        path = write(tmp_path / "a.wav", np.repeat(channels, 400, axis=0))
-        samples = load_recording(path, RATE).samples
-        np.testing.assert_array_equal(samples, np.repeat([200, 30], 400))
-
-    @pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 44_101, 48_000])
-    def test_resampling_keeps_the_tone(self, tmp_path, rate):
-        path = write(tmp_path / "a.wav", tone(1.0, rate, hertz=1000.0), rate)
-        samples = load_recording(path, RATE).samples
-        assert len(samples) == pytest.approx(RATE, abs=1)
-        spectrum = np.abs(np.fft.rfft(samples[:RATE] * np.hanning(len(samples[:RATE]))))
-        assert np.argmax(spectrum) == 1000  # bins of 1 Hz
-        assert samples.std() == pytest.approx(0.5 / math.sqrt(2) * 32768, rel=0.01)
-
-    def test_resampling_does_not_alias(self, tmp_path):
-        path = write(tmp_path / "a.wav", tone(1.0, 48_000, hertz=12_000.0), 48_000)
-        samples = load_recording(path, RATE).samples[100:-100]
-        assert samples.std() < 0.003 * 0.35 * 32768  # 50 dB below the tone
-
-    def test_peaks_beyond_full_scale_are_clipped(self, tmp_path):
-        path = write(
-            tmp_path / "a.wav", np.repeat([1.5, 1.0, -1.0, -2.0], 400), subtype="FLOAT"
-        )
-        samples = load_recording(path, RATE).samples
-        assert samples[[0, 400, 800, 1200]].tolist() == [32767, 32767, -32768, -32768]
-
-    def test_the_shortest(self, tmp_path):
-        path = write(tmp_path / "a.wav", noise()[:400])
-        assert len(load_recording(path, RATE).samples) == 400
-        path = write(tmp_path / "b.wav", noise()[:399])
-        assert audio_refusal(path) == "expected at least 0.025 s, found 0.0249 s"
-
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    @pytest.mark.parametrize("rate", [RATE, 48_000])
-    def test_not_finite(self, tmp_path, value, rate):
-        samples = tone(0.2)
-        samples[700] = value
-        path = write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
-        assert audio_refusal(path) == "expected finite samples, found NaN or infinity"
-
-    def test_no_audio(self, tmp_path):
-        path = tmp_path / "a.wav"
-        assert audio_refusal(path) == "expected a file, found none"
-        path.write_bytes(b"")
-        assert audio_refusal(path) == "not readable as audio: Format not recognised"
-        path.write_text("This is a letter, not a recording.\n" * 99)
-        assert audio_refusal(path) == "not readable as audio: Format not recognised"
-        write(path, np.zeros(0, np.int16))
-        assert audio_refusal(path) == "holds no samples"
-
-    @pytest.mark.parametrize("rate", [1, 3_000_000])
-    def test_a_damaged_sample_rate(self, tmp_path, rate):
-        path = write(tmp_path / "a.wav", rate=rate)
-        assert audio_refusal(path) == f"expected 4000 to 384000 Hz, found {rate} Hz"
-
-    def test_cut_flac(self, tmp_path):
-        path = write(tmp_path / "a.flac", noise())
-        whole = path.read_bytes()
-        for size in (100, 8_500, len(whole) // 2, len(whole) - 1):
-            path.write_bytes(whole[:size])
-            assert audio_refusal(path).startswith("cut short")
-
-    def test_cut_wav(self, tmp_path):
-        path = write(tmp_path / "a.wav", noise())
-        whole = path.read_bytes()
-        for num_samples in (400, 20_000, 47_999):
-            path.write_bytes(whole[: 44 + 2 * num_samples])
-            recording = load_recording(path, RATE)
-            assert recording.warning.startswith("cut short: ")
-            np.testing.assert_array_equal(recording.samples, noise()[:num_samples])
-        assert recording.warning == "cut short: 3.00 s are left"
-
-    @pytest.mark.parametrize("size", [0x7FFFF000, 0xFFFFFFFF])
-    def test_streamed_wav_is_not_cut(self, tmp_path, size):
-        path = write(tmp_path / "a.wav", noise())
-        whole = bytearray(path.read_bytes())
-        whole[40:44] = struct.pack("<I", size)
-        path.write_bytes(whole)
-        recording = load_recording(path, RATE)
-        assert recording.warning is None
-        np.testing.assert_array_equal(recording.samples, noise())
-
-    def test_chunks_before_the_data_are_walked(self, tmp_path):
-        path = write(tmp_path / "a.wav", noise())
-        whole = path.read_bytes()
-        odd = b"note" + struct.pack("<I", 3) + b"abc\0"
-        path.write_bytes(whole[:36] + odd + whole[36:])
-        assert load_recording(path, RATE).warning is None
-        path.write_bytes(whole[:36] + odd + whole[36:-2])
-        assert load_recording(path, RATE).warning.startswith("cut short")
-
-    @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
-    def test_cut_ogg(self, tmp_path, subtype):
-        path = write(tmp_path / "a.ogg", noise(8.0), format="OGG", subtype=subtype)
-        assert load_recording(path, RATE).warning is None
-        whole = path.read_bytes()
-        last_page = whole.rindex(b"OggS")
-        for size in (last_page, last_page + 20, len(whole) - 1):
-            path.write_bytes(whole[:size])
-            recording = load_recording(path, RATE)
-            assert recording.warning.startswith("cut short")
-            assert 400 < len(recording.samples) < 8 * RATE
-
-    def test_cut_mp3(self, tmp_path):
-        path = write(tmp_path / "a.mp3", noise())
-        whole = path.read_bytes()
-        assert load_recording(path, RATE).warning is None
-        path.write_bytes(whole[: len(whole) // 2])
-        assert load_recording(path, RATE).warning.startswith("cut short")
-
-    @pytest.mark.parametrize(
-        ("name", "options"),
-        [
-            ("a.wav", {}),
-            ("a.flac", {}),
-            ("a.mp3", {}),
-            ("a.ogg", {}),
-            ("a.opus", {"format": "OGG", "subtype": "OPUS"}),
-        ],
-    )
-    def test_no_damage_raises_anything_else(self, tmp_path, name, options):
-        path = write(tmp_path / name, noise(0.5), **options)
-        whole = path.read_bytes()
-        random = np.random.default_rng(1)
-        for _ in range(60):
-            path.write_bytes(whole[: random.integers(len(whole))])
-            with contextlib.suppress(AudioError):
-                assert len(load_recording(path, RATE).samples) >= 400
-            damaged = np.frombuffer(whole, np.uint8).copy()
-            places = random.integers(random.choice([100, len(whole)]), size=5)
-            damaged[places] = random.integers(256, size=5)
-            path.write_bytes(damaged.tobytes())
-            with contextlib.suppress(AudioError):
-                assert len(load_recording(path, RATE).samples) >= 400
-
-
 def pack_archive():
     """dev-clean in miniature."""
     contents = {"LibriSpeech/SPEAKERS.TXT": b"1 | F | dev-clean | 8 | A\n2 | M | | |\n"}
@@ -565,13 +393,13 @@ def count(found, split):
     return len({u.speaker for u in chosen}), len(chosen)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
 class TestRealSpeech:
     def test_librispeech(self):
         found = utterances(
             dataset(
                 "librispeech",
-                SHARED,
+                DATA,
                 train=("train-clean-100",),
                 test=("test-other",),
             )
@@ -585,7 +413,7 @@ class TestRealSpeech:
         np.testing.assert_array_equal(recording.samples, read)
 
     def test_speechocean762(self):
-        found = utterances(dataset("folder", SHARED / "speechocean762"))
+        found = utterances(dataset("folder", DATA / "speechocean762"))
         assert count(found, "train") == (125, 2500)
         assert count(found, "test") == (62, 1240)
         assert {u.gender for u in found} == {"f", "m"}

@@ -1,0 +1,119 @@
+"""One recording: an audio file or a synthetic utterance to 16-bit mono speech.
+
+`Utterance.source` -> `load_recording` -> int16 [N]
+
+N samples. This is the only module that decodes audio files.
+"""
+
+import os
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+from synthetic import SyntheticUtterance
+
+MIN_SECONDS = 0.025  # one analysis window
+MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; beyond them a header is damaged
+STREAMED_SIZE = 0x7FFFF000  # bytes; at and above, a WAV header does not know its size
+MAX_OGG_PAGE = 65_307  # bytes
+CHUNK = 2**20  # samples on their way from disk
+
+
+class AudioError(Exception):
+    """One file that cannot be used; the message is the reason alone."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Decoded mono speech."""
+
+    samples: np.ndarray  # int16 [N]
+    warning: str | None = None
+
+
+def load_recording(source: Path | SyntheticUtterance, sample_rate: int) -> Recording:
+    """Speech as int16 [N], mono, at `sample_rate` Hz, at least one 25 ms window long.
+
+    Channels are averaged, other rates resampled and peaks beyond full scale clipped; a
+    16-bit mono file at `sample_rate` comes back bit for bit. A cut WAV, Ogg or MP3 file
+    gives what decodes, with a warning. Raises `AudioError` with the reason if the file
+    is no audio, cut FLAC, damaged, empty, too short or not finite.
+    """
+    if isinstance(source, SyntheticUtterance):
+        return Recording(source.render(sample_rate))
+    try:
+        waveform, rate, warning = _decode(source)
+    except OSError as error:
+        raise AudioError(f"cannot be read: {error.strerror}") from None
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
+    # Usual rates stay exact; odd ones, whose filters would fill gigabytes, are rounded
+    # by less than a thousandth.
+    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
+    waveform = resample(waveform, ratio.numerator, ratio.denominator)
+    if len(waveform) < MIN_SECONDS * sample_rate:
+        seconds = len(waveform) / sample_rate
+        raise AudioError(f"expected at least {MIN_SECONDS} s, found {seconds:.4f} s")
+    if not waveform.isfinite().all():
+        raise AudioError("expected finite samples, found NaN or infinity")
+    samples = (waveform * 32768).round().clamp(-32768, 32767)
+    return Recording(samples.to(torch.int16).numpy(), warning)
+
+
+def _decode(path: Path) -> tuple[torch.Tensor, int, str | None]:
+    """The mean of the channels, float32 [N], its rate in Hz, and a warning if cut."""
+    if not path.is_file():
+        raise AudioError("expected a file, found none")
+    problem = "not readable as audio"
+    try:
+        # libsndfile gets an open file because it takes no name that is not UTF-8
+        with path.open("rb") as stream:
+            ends_early = _ends_early(stream)
+            stream.seek(0)
+            with soundfile.SoundFile(stream) as file:
+                problem = "cut short or damaged"
+                promised, rate, container = file.frames, file.samplerate, file.format
+                size = CHUNK // file.channels
+                blocks = []  # because a header may promise more than fits into memory
+                while len(block := file.read(size, dtype="float32", always_2d=True)):
+                    blocks.append(block)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None
+    decoded = sum(map(len, blocks))
+    if not decoded:
+        raise AudioError("holds no samples")
+    warning = None
+    if ends_early or decoded < promised:
+        warning = f"cut short: {decoded / rate:.2f} s are left"
+        if container == "FLAC":
+            raise AudioError(warning)
+    return torch.from_numpy(np.concatenate(blocks)).mean(dim=1), rate, warning
+
+
+def _ends_early(file: BinaryIO) -> bool:
+    """Whether a WAV or Ogg file ends before it says; libsndfile does not tell."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b"RIFF":
+        while len(header := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", header)
+            if name == b"data":
+                return length < STREAMED_SIZE and file.tell() + length > size
+            file.seek(length + length % 2, os.SEEK_CUR)
+    if head[:4] == b"OggS":
+        file.seek(max(0, size - MAX_OGG_PAGE))
+        tail = file.read()
+        page = tail[tail.rfind(b"OggS") :]
+        if len(page) < 27:
+            return True
+        length = 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return len(page) < length or not page[5] & 4  # 4: end of stream
+    return False
