@@ -53,6 +53,7 @@ class Utterance:
     source: Path | SyntheticUtterance
     split: str | None = None  # train, development or test where the corpus says so
     gender: str | None = None  # f or m where known
+    session: str | None = None  # chapter, video or day of the speaker, where known
 
 
 def utterances(parameters: DatasetParameters) -> list[Utterance]:
@@ -130,8 +131,9 @@ def _scan_librispeech(parameters: DatasetParameters) -> Iterator[Utterance]:
                 f"{home / subset}: expected <speaker>/<chapter>/*.flac, found none"
             )
         for path in files:
-            speaker = path.parts[-3]
-            yield Utterance(path.stem, speaker, path, split, genders.get(speaker))
+            speaker, chapter = path.parts[-3:-1]
+            gender = genders.get(speaker)
+            yield Utterance(path.stem, speaker, path, split, gender, chapter)
 
 
 def _scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:

@@ -28,7 +28,7 @@ from corpora import CorpusError, Utterance, utterances
 from parameters import DatasetParameters, Parameters
 
 FULL_SCALE = 32768  # of an int16 sample
-PACK_VERSION = 1
+PACK_VERSION = 2
 MAX_WARNINGS = 10  # shown; a pack's index holds them all
 SPLIT_STREAM = 2**32 - 1  # an epoch that no training reaches: a stream of its own
 
@@ -41,6 +41,7 @@ class Entry:
     speaker: str
     split: str | None
     gender: str | None
+    session: str | None
     offset: int
     samples: int
 
@@ -88,7 +89,7 @@ def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
             state = source.stat() if source.exists() else None
             known = (state.st_size, state.st_mtime_ns) if state else "missing"
             source = (os.path.abspath(source), known)
-        row = (u.id, u.speaker, u.split, u.gender, source)
+        row = (u.id, u.speaker, u.split, u.gender, u.session, source)
         digest.update(f"{row!r}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -175,7 +176,7 @@ def _write_pack(
                 length = len(recording.samples)
                 u = utterance
                 entries.append(
-                    Entry(u.id, u.speaker, u.split, u.gender, offset, length)
+                    Entry(u.id, u.speaker, u.split, u.gender, u.session, offset, length)
                 )
                 offset += length
             progress.close()

@@ -87,11 +87,11 @@ class TestLibriSpeech:
                 "librispeech", root, train=("train-clean-100",), test=("test-other",)
             )
         )
-        assert [(u.id, u.speaker, u.split, u.gender) for u in found] == [
-            ("103-1240-0000", "103", "train", "f"),
-            ("103-1240-0001", "103", "train", "f"),
-            ("1688-142285-0000", "1688", "test", "m"),
-            ("211-122425-0000", "211", "train", None),
+        assert [(u.id, u.speaker, u.split, u.gender, u.session) for u in found] == [
+            ("103-1240-0000", "103", "train", "f", "1240"),
+            ("103-1240-0001", "103", "train", "f", "1240"),
+            ("1688-142285-0000", "1688", "test", "m", "142285"),
+            ("211-122425-0000", "211", "train", None, "122425"),
         ]
         home = root / "LibriSpeech"
         assert found[0].source == home / "train-clean-100" / self.TRAIN[0]

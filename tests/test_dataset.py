@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def made_up_pack(counts: dict[str, int], samples: int = 1000, **splits: str) -> 
         for number in range(count):
             name = f"{speaker}-{number}"
             entries.append(
-                Entry(name, speaker, splits.get(speaker), None, offset, samples)
+                Entry(name, speaker, splits.get(speaker), None, None, offset, samples)
             )
             offset += samples
     values = torch.arange(offset).remainder(30_000).to(torch.int16)
@@ -52,7 +53,8 @@ def corpus(tmp_path) -> list[Utterance]:
         path.parent.mkdir(parents=True)
         samples = rng.integers(-9000, 9000, 4000 + number).astype(np.int16)
         soundfile.write(path, samples, 16_000)
-        made.append(Utterance(f"{speaker}/x.wav", speaker, path))
+        u = Utterance(f"{speaker}/x.wav", speaker, path, None, "f", f"day {number}")
+        made.append(u)
     return made
 
 
@@ -63,7 +65,8 @@ def test_pack_holds_every_sample(tmp_path, corpus):
         expected, _ = soundfile.read(utterance.source, dtype="int16")
         stored = packed.samples[entry.offset : entry.offset + entry.samples]
         assert np.array_equal(stored.numpy(), expected)
-        assert (entry.id, entry.speaker) == (utterance.id, utterance.speaker)
+        for name in ("id", "speaker", "split", "gender", "session"):
+            assert getattr(entry, name) == getattr(utterance, name)
 
 
 def test_pack_is_opened_not_made_again(tmp_path, corpus, monkeypatch):
@@ -74,7 +77,7 @@ def test_pack_is_opened_not_made_again(tmp_path, corpus, monkeypatch):
     assert torch.equal(again.samples, first.samples)
 
 
-@pytest.mark.parametrize("change", ["content", "fewer", "rate", "speaker"])
+@pytest.mark.parametrize("change", ["content", "fewer", "rate", "speaker", "session"])
 def test_pack_is_made_again_when_the_sources_change(tmp_path, corpus, change):
     before = pack(corpus, tmp_path / "pack", 16_000)
     rate = 16_000
@@ -85,7 +88,7 @@ def test_pack_is_made_again_when_the_sources_change(tmp_path, corpus, change):
     elif change == "rate":
         rate = 8000
     else:
-        corpus = [Utterance(u.id, "d", u.source) for u in corpus]
+        corpus = [replace(u, **{change: "d"}) for u in corpus]
     after = pack(corpus, tmp_path / "pack", rate)
     assert after.entries != before.entries
 
@@ -343,7 +346,7 @@ def test_whole_utterances_by_length(shipped):
     rng = np.random.default_rng(0)
     entries, offset = [], 0
     for number, samples in enumerate(rng.integers(1000, 90_000, 40).tolist()):
-        entries.append(Entry(str(number), "a", None, None, offset, samples))
+        entries.append(Entry(str(number), "a", None, None, None, offset, samples))
         offset += samples
     samples = torch.from_numpy(rng.integers(-99, 99, offset).astype(np.int16))
     packed = Pack(samples, entries, 16_000, [])
