@@ -166,7 +166,7 @@ def draw_det(
     """
     deviate = np.vectorize(NormalDist().inv_cdf, otypes=[float])
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 4.4))
+        figure = Figure(figsize=(4.6, 4.6))
         axes = figure.subplots()
         ends = deviate(np.array([DET_TICKS[0] / 2, DET_TICKS[-1]]))
         axes.plot(ends, ends, color="0.8", linewidth=0.8)

@@ -126,8 +126,8 @@ def rates_at(
 ) -> tuple[float, float]:
     """Miss and false-alarm rate where trials of at least the threshold are accepted."""
     scores, targets = _checked(scores, targets)
-    accepted = scores >= threshold
-    return float(1 - accepted[targets].mean()), float(accepted[~targets].mean())
+    rejected = scores < threshold
+    return float(rejected[targets].mean()), float((~rejected)[~targets].mean())
 
 
 def threshold_for(

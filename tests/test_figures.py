@@ -6,11 +6,14 @@ from sklearn.decomposition import TruncatedSVD
 
 from figures import (
     MAX_SPEAKERS,
+    draw_det,
     draw_embeddings,
+    draw_scores,
     draw_sounds,
     project_svd,
     project_umap,
 )
+from metrics import det_points
 
 
 @pytest.fixture
@@ -73,3 +76,33 @@ def test_sounds_are_drawn_on_common_scales():
         assert rows.max() == pytest.approx(20 * np.log10(0.5) + loudest, abs=0.5)
     assert spectrograms[0].images[0].get_clim() == spectrograms[1].images[0].get_clim()
     assert spectrograms[0].get_xlabel() == "time (s)"
+
+
+def test_gaussian_scores_give_straight_det_curves():
+    generator = np.random.default_rng(0)
+    targets = np.arange(200_000) % 2 == 0
+    scores = generator.normal(3.0 * targets)
+    curves = {name: det_points(scores, targets) for name in ("one", "other")}
+    axes = draw_det(curves).axes[0]
+    diagonal, line, other = axes.get_lines()
+    x, y = line.get_data()
+    inner = (np.abs(x) < 2.3) & (np.abs(y) < 2.3)  # further out trials are few
+    assert np.abs(x + y + 3.0)[inner].max() < 0.1
+    assert line.get_label() == "one"
+    assert line.get_color() != other.get_color()
+    assert np.array_equal(*diagonal.get_data())
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[:3] == ["0.1", "0.5", "2"]
+
+
+def test_scores_are_drawn_as_densities():
+    generator = np.random.default_rng(0)
+    targets = np.arange(9000) % 9 == 0
+    figure = draw_scores(generator.normal(4.0 * targets), targets, threshold=2.0)
+    axes = figure.axes[0]
+    for container in axes.containers:
+        area = sum(bar.get_height() * bar.get_width() for bar in container)
+        assert area == pytest.approx(1)
+    assert axes.get_lines()[0].get_xdata() == [2.0, 2.0]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert set(names) == {"non-target trials", "target trials", "threshold"}
