@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from corpora import official_trials
 from dataset import Splits, UtteranceBatches, prepare
 from losses import AngularMarginLoss, GE2ELoss
 from metrics import (
@@ -248,11 +249,20 @@ def mean_log_mel(front_end: FrontEnd) -> tuple[Callable, Callable]:
 
 
 def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trials]:
-    """Trials of development and of test, where they are not empty; raise `TrialError`
-    where one's utterances cannot be paired."""
-    made, largest = {}, parameters.evaluation.max_trials
+    """Trials of development and of test, where they are not empty: all pairs, or for
+    the test those of `evaluation.trials` or of the corpus's own list.
+
+    Raises `TrialError` where utterances cannot be paired or a list does not fit.
+    """
+    p = parameters.evaluation
+    made, largest = {}, p.max_trials
     for name in ("development", "test"):
         if indices := getattr(splits, name):
+            path = p.trials or official_trials(parameters.dataset)
+            if name == "test" and path is not None:
+                ids = [splits.pack.entries[i].id for i in indices]
+                made[name], _ = read_trials(path, ids)
+                continue
             speakers = splits.speakers_of(indices)
             trials = make_trials(speakers, largest, parameters.dataset.seed)
             if trials.targets.all() or not trials.targets.any():

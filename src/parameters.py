@@ -260,6 +260,7 @@ class EvaluationParameters(Section):
     """Embedding and verification."""
 
     batch_seconds: Seconds
+    trials: PathLike | None
     max_trials: Count
     p_target: Annotated[float, Field(gt=0, lt=1)]
     c_miss: Positive

@@ -20,7 +20,7 @@ from eval import (
 from metrics import cllr
 from runs import build_model, save_checkpoint
 from scoring import Calibration
-from trials import make_trials, write_scores, write_trials
+from trials import TrialError, make_trials, write_scores, write_trials
 
 CPU = torch.device("cpu")
 
@@ -212,6 +212,24 @@ def test_kinds_of_trials_have_reports_of_their_own(prepared):
         found.reports["trained"].num_non_targets
     )
     assert "other session" not in found.conditions  # the corpus knows none
+
+
+def test_a_list_of_trials_of_ones_own(prepared, tmp_path):
+    model, splits = prepared("dataset.test_fraction=0.5")
+    ids = [splits.pack.entries[i].id for i in splits.test]
+    trials = make_trials(splits.speakers_of(splits.test), 30, 1)
+    write_trials(tmp_path / "mine.txt", trials, ids)
+    p = model.parameters
+    update = {
+        "evaluation": p.evaluation.model_copy(update={"trials": tmp_path / "mine.txt"})
+    }
+    model = replace(model, parameters=p.model_copy(update=update))
+    found = evaluate(model, splits).verification["test"].trials
+    assert np.array_equal(found.enrolment, trials.enrolment)
+    assert np.array_equal(found.targets, trials.targets)
+    (tmp_path / "mine.txt").write_text("1 nobody nobody\n")
+    with pytest.raises(TrialError, match=r"mine.txt:1: expected the id of an utter"):
+        evaluate(model, splits)
 
 
 @pytest.fixture
