@@ -1,8 +1,9 @@
-"""Where audio comes from: LibriSpeech, a folder of speakers, or the embedded corpus.
+"""Where audio comes from: published corpora, folders of speakers, the embedded corpus.
 
 `DatasetParameters` -> `utterances` -> `Utterance.source` -> `audio.load_recording`
 
-LibriSpeech is openslr.org/12 (Panayotov et al., ICASSP 2015).
+LibriSpeech is openslr.org/12 (Panayotov et al., ICASSP 2015); VCTK is version 0.92,
+doi.org/10.7488/ds/2645.
 """
 
 import csv
@@ -36,6 +37,11 @@ LIBRISPEECH_SHA256 = {  # subset: sum of its archive, as torchaudio publishes it
         "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2"
     ),
 }
+VCTK_URL = (
+    "https://datashare.is.ed.ac.uk/bitstream/handle/10283/3443/VCTK-Corpus-0.92.zip"
+)
+# of the archive, as torchaudio publishes it
+VCTK_SHA256 = "f96258be9fdc2cbff6559541aae7ea4f59df3fcaf5cf963aae5ca647357e359c"
 OPENSLR28_URL = "https://www.openslr.org/resources/28/rirs_noises.zip"
 OPENSLR28_MD5 = "e6f48e257286e05de56413b4779d8ffb"
 
@@ -64,6 +70,7 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
     scan = {
         "synthetic": _scan_synthetic,
         "librispeech": _scan_librispeech,
+        "vctk": _scan_vctk,
         "folder": _scan_folder,
     }[parameters.name]
     try:
@@ -117,23 +124,28 @@ def _scan_librispeech(parameters: DatasetParameters) -> Iterator[Utterance]:
             home / subset,
             f"LibriSpeech's {subset} (set dataset.download=true to fetch it)",
         )
-    genders = _librispeech_genders(home / "SPEAKERS.TXT")
+    genders = _table_genders(home / "SPEAKERS.TXT", "|", 1)
     for subset, split in chosen:
         if split == "train" and not parameters.librispeech.test:
             split = None  # speakers will be held out of it
-        files = [
-            path
-            for path in (home / subset).glob("*/*/*.flac")
-            if not path.name.startswith(".")
-        ]
-        if not files:
-            raise CorpusError(
-                f"{home / subset}: expected <speaker>/<chapter>/*.flac, found none"
-            )
-        for path in files:
+        for path in _files(home / subset, "<speaker>/<chapter>/*.flac"):
             speaker, chapter = path.parts[-3:-1]
             gender = genders.get(speaker)
             yield Utterance(path.stem, speaker, path, split, gender, chapter)
+
+
+def _scan_vctk(parameters: DatasetParameters) -> Iterator[Utterance]:
+    root = parameters.root
+    home = root / "VCTK-Corpus-0.92"
+    if parameters.download and not home.exists():
+        with unpacked(VCTK_URL, "sha256", VCTK_SHA256, root) as scratch:
+            os.rename(scratch, home)
+    audio = home / "wav48_silence_trimmed"
+    _expect_folder(audio, "VCTK 0.92 (set dataset.download=true to fetch it)")
+    genders = _table_genders(home / "speaker-info.txt", None, 2)
+    for path in _files(audio, f"<speaker>/*_{parameters.vctk.microphone}.flac"):
+        speaker = path.parent.name
+        yield Utterance(path.stem, speaker, path, gender=genders.get(speaker))
 
 
 def _scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
@@ -176,6 +188,15 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
+def _files(home: Path, layout: str) -> list[Path]:
+    """What is laid out such as `<speaker>/*.flac`; raise `CorpusError` for nothing."""
+    paths = home.glob(re.sub("<.*?>", "*", layout))
+    found = [path for path in paths if not path.name.startswith(".")]
+    if not found:
+        raise CorpusError(f"{home}: expected {layout}, found none")
+    return found
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in _visible(folder) if path.is_dir())
 
@@ -198,12 +219,15 @@ def _quote(name: str) -> str:
     )
 
 
-def _librispeech_genders(path: Path) -> dict[str, str]:
+def _table_genders(path: Path, separator: str | None, column: int) -> dict[str, str]:
+    """Genders from a published table whose first column names the speaker."""
     if not path.exists():
         return {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = [line.split("|") for line in lines if not line.startswith(";")]
-    return _known_genders((row[0].strip(), row[1]) for row in rows if len(row) > 1)
+    rows = [line.split(separator) for line in lines]
+    return _known_genders(
+        (row[0].strip(), row[column]) for row in rows if len(row) > column
+    )
 
 
 def _folder_genders(path: Path) -> dict[str, str]:

@@ -297,6 +297,7 @@ def corpus_key(parameters: DatasetParameters) -> list:
     source = {
         "synthetic": [p.seed, p.synthetic.model_dump()],
         "librispeech": [str(p.root.resolve()), p.librispeech.model_dump()],
+        "vctk": [str(p.root.resolve()), p.vctk.model_dump()],
         "folder": [str(p.root.resolve())],
     }
     return [p.name, *source[p.name]]

@@ -31,7 +31,8 @@ class DownloadError(UserError):
 
 @contextmanager
 def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Path]:
-    """A folder below `root` with the members of a tar or zip, deleted afterwards.
+    """A folder below `root` with the members of a tar or zip, deleted afterwards unless
+    it was renamed.
 
     The download itself is kept in `root` until the folder has been used. Raises
     `DownloadError` where it stops, differs from the checksum or cannot be unpacked.
@@ -49,7 +50,9 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
             f"{url}: expected the published {algorithm.upper()}, found another; "
             "the download was deleted"
         )
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as private:
+        scratch = Path(private, "members")  # which others may read once it is renamed
+        scratch.mkdir()
         try:
             if url.endswith(".zip"):
                 with zipfile.ZipFile(partial) as archive:
@@ -60,7 +63,7 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
         except (tarfile.TarError, zipfile.BadZipFile) as error:
             reason = str(error).splitlines()[0]
             raise DownloadError(f"{partial}: cannot be unpacked: {reason}") from None
-        yield Path(scratch)
+        yield scratch
     partial.unlink()
 
 

@@ -81,10 +81,16 @@ class LibriSpeechParameters(Section):
     test: Names
 
 
+class VCTKParameters(Section):
+    """Which of the two microphones of VCTK is heard."""
+
+    microphone: Literal["mic1", "mic2"]
+
+
 class DatasetParameters(Section):
     """Where the audio comes from and who is kept out of training."""
 
-    name: Literal["synthetic", "librispeech", "folder"]
+    name: Literal["synthetic", "librispeech", "vctk", "folder"]
     root: PathLike
     packs: PathLike
     download: bool
@@ -94,6 +100,7 @@ class DatasetParameters(Section):
     test_fraction: Fraction
     synthetic: SyntheticParameters
     librispeech: LibriSpeechParameters
+    vctk: VCTKParameters
 
 
 class FrontEndParameters(Section):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -169,6 +170,136 @@ class TestLibriSpeech:
             )
         )
         assert "expected speaker 103 in one split, found " in said
+
+
+# The layout is that of VCTK 0.92's own README and speaker-info.txt: of two microphones
+# a file each, but for p280, of whom there are no files of the second.
+VCTK_TABLE = """ID  AGE  GENDER  ACCENTS  REGION COMMENTS
+p225  23  F    English    Southern  England
+p280  25  F    Unknown    France (mic2 files unavailable)
+p315  18  M    American   New  England
+"""
+
+
+class TestVCTK:
+    HOME = Path("VCTK-Corpus-0.92")
+    AUDIO = HOME / "wav48_silence_trimmed"
+
+    def parameters(self, root, microphone="mic2", download=False):
+        chosen = DATASET.vctk.model_copy(update={"microphone": microphone})
+        found = dataset("vctk", root, download=download)
+        return found.model_copy(update={"vctk": chosen})
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        tree(
+            tmp_path / self.AUDIO,
+            "p225/p225_001_mic1.flac",
+            "p225/p225_001_mic2.flac",
+            "p225/p225_002_mic1.flac",
+            "p280/p280_001_mic1.flac",
+            "p315/p315_001_mic1.flac",
+            "p315/p315_001_mic2.flac",
+            "p315/._p315_002_mic2.flac",
+            "s5/s5_001_mic2.flac",
+        )
+        (tmp_path / self.AUDIO / "log.txt").write_text("")
+        (tmp_path / self.HOME / "speaker-info.txt").write_text(VCTK_TABLE)
+        return tmp_path
+
+    def test_layout(self, root):
+        found = utterances(self.parameters(root))
+        assert [(u.id, u.speaker, u.split, u.gender, u.session) for u in found] == [
+            ("p225_001_mic2", "p225", None, "f", None),
+            ("p315_001_mic2", "p315", None, "m", None),
+            ("s5_001_mic2", "s5", None, None, None),
+        ]
+        assert found[0].source == root / self.AUDIO / "p225" / "p225_001_mic2.flac"
+
+    def test_the_other_microphone(self, root):
+        found = utterances(self.parameters(root, "mic1"))
+        assert [u.id for u in found] == [
+            "p225_001_mic1",
+            "p225_002_mic1",
+            "p280_001_mic1",
+            "p315_001_mic1",
+        ]
+
+    def test_refusals(self, root, tmp_path):
+        assert refusal(self.parameters(tmp_path / "none")) == (
+            f"{tmp_path / 'none' / self.AUDIO}: expected VCTK 0.92 "
+            "(set dataset.download=true to fetch it), found nothing"
+        )
+        for path in (root / self.AUDIO).glob("*/*_mic2.flac"):
+            path.unlink()
+        assert refusal(self.parameters(root)) == (
+            f"{root / self.AUDIO}: expected <speaker>/*_mic2.flac, found none"
+        )
+
+    @pytest.fixture
+    def server(self, monkeypatch, archive_server):
+        def offer(*others):
+            """The corpus in miniature, its members at the top as in the archive."""
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w") as archive:
+                archive.writestr("speaker-info.txt", VCTK_TABLE)
+                archive.writestr("txt/p225/p225_001.txt", "Please call Stella.")
+                for speaker in ("p225", "p315"):
+                    file = io.BytesIO()
+                    soundfile.write(file, noise(), RATE, format="FLAC")
+                    name = f"wav48_silence_trimmed/{speaker}/{speaker}_001_mic2.flac"
+                    archive.writestr(name, file.getvalue())
+                for name in others:
+                    archive.writestr(str(name), b"x")
+            archive_server.archive = packed.getvalue()
+            digest = hashlib.sha256(archive_server.archive).hexdigest()
+            monkeypatch.setattr(corpora, "VCTK_SHA256", digest)
+
+        archive_server.offer = offer
+        monkeypatch.setattr(corpora, "VCTK_URL", f"{archive_server.url}/VCTK.zip")
+        return archive_server
+
+    def test_download(self, server, tmp_path):
+        server.offer()
+        parameters = self.parameters(tmp_path, download=True)
+        found = utterances(parameters)
+        assert [(u.id, u.gender) for u in found] == [
+            ("p225_001_mic2", "f"),
+            ("p315_001_mic2", "m"),
+        ]
+        np.testing.assert_array_equal(
+            load_recording(found[0].source, RATE).samples, noise()
+        )
+        assert os.listdir(tmp_path) == [str(self.HOME)]
+        assert (tmp_path / self.HOME / "txt" / "p225" / "p225_001.txt").is_file()
+        (tmp_path / "made").mkdir()
+        modes = {(tmp_path / name).stat().st_mode for name in (self.HOME, "made")}
+        assert len(modes) == 1  # readable by whoever may read other folders
+        assert utterances(parameters) == found
+        assert len(server.requests) == 1
+
+    def test_a_cut_download_goes_on(self, server, tmp_path):
+        server.offer()
+        server.cut_after = 10_000
+        parameters = self.parameters(tmp_path, download=True)
+        assert refusal(parameters).endswith("; the same command resumes")
+        assert os.listdir(tmp_path) == ["VCTK.zip.partial"]
+        assert len(utterances(parameters)) == 2
+        assert server.requests[-1][1] == "bytes=10000-"
+
+    def test_another_archive(self, server, tmp_path):
+        server.offer()
+        server.archive = b"another"
+        parameters = self.parameters(tmp_path, download=True)
+        assert "expected the published SHA256" in refusal(parameters)
+        assert os.listdir(tmp_path) == []
+
+    def test_members_stay_inside(self, server, tmp_path):
+        root = tmp_path / "root"
+        server.offer(tmp_path / "outside", "../../outside")
+        assert len(utterances(self.parameters(root, download=True))) == 2
+        assert os.listdir(tmp_path) == ["root"]
+        assert os.listdir(root) == [str(self.HOME)]
 
 
 class TestFolder:
