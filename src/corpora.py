@@ -3,7 +3,7 @@
 `DatasetParameters` -> `utterances` -> `Utterance.source` -> `audio.load_recording`
 
 LibriSpeech is openslr.org/12 (Panayotov et al., ICASSP 2015); VCTK is version 0.92,
-doi.org/10.7488/ds/2645.
+doi.org/10.7488/ds/2645; VoxCeleb1 is arXiv 1706.08612.
 """
 
 import csv
@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
-from downloads import unpacked
+from downloads import fetched, unpacked
 from parameters import DatasetParameters, UserError
 from synthetic import SyntheticUtterance, synthetic_utterances
 
@@ -42,6 +43,16 @@ VCTK_URL = (
 )
 # of the archive, as torchaudio publishes it
 VCTK_SHA256 = "f96258be9fdc2cbff6559541aae7ea4f59df3fcaf5cf963aae5ca647357e359c"
+VOXCELEB_PAGE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
+VOXCELEB_URL = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta"
+VOXCELEB_ID = r"(id\d{5}/[^/\s]+/\d{5}\.wav)"  # speaker, video, utterance
+VOXCELEB_LISTS = {  # name: its lines, and what they look like
+    "veri_test2.txt": (
+        f"[01] {VOXCELEB_ID} {VOXCELEB_ID}",
+        "`1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav`",
+    ),
+    "iden_split.txt": (f"([123]) {VOXCELEB_ID}", "`1 id10003/na8-QEFmj44/00003.wav`"),
+}
 OPENSLR28_URL = "https://www.openslr.org/resources/28/rirs_noises.zip"
 OPENSLR28_MD5 = "e6f48e257286e05de56413b4779d8ffb"
 
@@ -57,7 +68,7 @@ class Utterance:
     id: str  # unique in its corpus, without whitespace
     speaker: str
     source: Path | SyntheticUtterance
-    split: str | None = None  # train, development or test where the corpus says so
+    split: str | None = None  # of `dataset.Splits`, where the corpus says so
     gender: str | None = None  # f or m where known
     session: str | None = None  # chapter, video or day of the speaker, where known
 
@@ -71,6 +82,7 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
         "synthetic": _scan_synthetic,
         "librispeech": _scan_librispeech,
         "vctk": _scan_vctk,
+        "voxceleb1": _scan_voxceleb1,
         "folder": _scan_folder,
     }[parameters.name]
     try:
@@ -78,13 +90,20 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
     except OSError as error:
         where = error.filename or parameters.root
         raise CorpusError(f"{where}: cannot be used: {error.strerror}") from None
-    splits: dict[str, str | None] = {}
+    splits: dict[str, str] = {}
     for utterance in found:
-        other = splits.setdefault(utterance.speaker, utterance.split)
-        if other != utterance.split:
+        # validation is of the speakers of training
+        split = utterance.split if utterance.split in SPLITS else "train"
+        other = splits.setdefault(utterance.speaker, split)
+        if other != split:
             raise CorpusError(
                 f"{parameters.root}: expected speaker {utterance.speaker} in one "
-                f"split, found {other or 'train'} and {utterance.split or 'train'}"
+                f"split, found {other} and {split}"
+            )
+    for one, other in pairwise(found):
+        if one.id == other.id:
+            raise CorpusError(
+                f"{parameters.root}: expected {one.id} once, found it twice"
             )
     if len(splits) < 2:
         raise CorpusError(
@@ -92,6 +111,14 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
             f"found {', '.join(splits) or 'none'}"
         )
     return found
+
+
+def official_trials(parameters: DatasetParameters) -> Path | None:
+    """The list of trials published with the corpus, whose names are utterance ids, if
+    there is one: of VoxCeleb1 the cleaned VoxCeleb1-O."""
+    return (
+        parameters.root / "veri_test2.txt" if parameters.name == "voxceleb1" else None
+    )
 
 
 def _scan_synthetic(parameters: DatasetParameters) -> Iterator[Utterance]:
@@ -146,6 +173,72 @@ def _scan_vctk(parameters: DatasetParameters) -> Iterator[Utterance]:
     for path in _files(audio, f"<speaker>/*_{parameters.vctk.microphone}.flac"):
         speaker = path.parent.name
         yield Utterance(path.stem, speaker, path, gender=genders.get(speaker))
+
+
+def _scan_voxceleb1(parameters: DatasetParameters) -> Iterator[Utterance]:
+    """Speakers of the trials of VoxCeleb1-O are the test, the others are trained on.
+
+    Of the others, validation is what the split for closed-set identification marks as
+    its test (3); what it marks for validation (2) is trained on.
+    """
+    root = parameters.root
+    places = root / "wav", root / "dev" / "wav", root / "test" / "wav"
+    homes = [place for place in places if place.is_dir()]
+    if not homes:
+        raise CorpusError(
+            f"{root}: expected VoxCeleb1's wav, or dev/wav and test/wav, found none; "
+            f"its audio is given out on request: {VOXCELEB_PAGE}"
+        )
+    trials = _voxceleb_list(parameters, "veri_test2.txt")
+    unheard = {name: number for number, pair in enumerate(trials, 1) for name in pair}
+    test_speakers = {name.split("/")[0] for name in unheard}
+    parts = _voxceleb_list(parameters, "iden_split.txt")
+    validation = {name for part, name in parts if part == "3"}
+    genders = _table_genders(root / "vox1_meta.csv", None, 2)
+    for home in homes:
+        for path in _files(home, "<speaker>/<video>/*.wav"):
+            name = path.relative_to(home).as_posix()
+            speaker, video, _ = name.split("/")
+            split = "validation" if name in validation else "train"
+            if speaker in test_speakers:
+                split = "test"
+            yield Utterance(name, speaker, path, split, genders.get(speaker), video)
+            unheard.pop(name, None)
+    if unheard:
+        name, number = next(iter(unheard.items()))
+        raise CorpusError(
+            f"{root / 'veri_test2.txt'}:{number}: expected the audio of {name}, "
+            f"found none in {', '.join(map(str, homes))}"
+        )
+
+
+def _voxceleb_list(parameters: DatasetParameters, name: str) -> list[tuple[str, ...]]:
+    """One of `VOXCELEB_LISTS`, fetched where it is missing and may be."""
+    path = parameters.root / name
+    if parameters.download and not path.exists():
+        with fetched(f"{VOXCELEB_URL}/{name}", parameters.root) as partial:
+            _matching_lines(partial, *VOXCELEB_LISTS[name])
+    if not path.is_file():
+        raise CorpusError(
+            f"{path}: expected VoxCeleb1's list (set dataset.download=true to fetch "
+            "it), found nothing"
+        )
+    return _matching_lines(path, *VOXCELEB_LISTS[name])
+
+
+def _matching_lines(path: Path, pattern: str, example: str) -> list[tuple[str, ...]]:
+    """The groups of a pattern that each line matches; raise `CorpusError` if not."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines:
+        raise CorpusError(f"{path}: expected lines such as {example}, found none")
+    matches = [re.fullmatch(pattern, line) for line in lines]
+    if None in matches:
+        number = matches.index(None)
+        raise CorpusError(
+            f"{path}:{number + 1}: expected a line such as {example}, "
+            f"found {lines[number]!r}"
+        )
+    return [match.groups() for match in matches]
 
 
 def _scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:

@@ -252,7 +252,8 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
     """Deal a pack's speakers and utterances out by `dataset.seed`.
 
     Speakers that the corpus itself names for development or test stay there; otherwise
-    the fractions of the others are held out, at least two speakers of a test.
+    the fractions of the others are held out, at least two speakers of a test. The same
+    holds of utterances for validation; each training speaker keeps one to train on.
     """
     entries = packed.entries
     named = {entry.split for entry in entries}
@@ -281,11 +282,14 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
         else:
             parts[part].append(i)
     for _, own in sorted(of_training_speaker.items()):
-        num_validation = 0
-        if len(own) > 1 and parameters.validation_fraction > 0:
+        wanted = 0
+        if "validation" in named:
+            wanted = sum(entries[i].split == "validation" for i in own)
+        elif parameters.validation_fraction > 0:
             wanted = max(1, round(parameters.validation_fraction * len(own)))
-            num_validation = min(wanted, len(own) - 1)
+        num_validation = min(wanted, len(own) - 1)
         own = rng.permutation(own).tolist()
+        own.sort(key=lambda i: entries[i].split != "validation")
         parts["validation"] += own[:num_validation]
         parts["train"] += own[num_validation:]
     return Splits(packed, sorted(of_training_speaker), **parts)
@@ -298,6 +302,7 @@ def corpus_key(parameters: DatasetParameters) -> list:
         "synthetic": [p.seed, p.synthetic.model_dump()],
         "librispeech": [str(p.root.resolve()), p.librispeech.model_dump()],
         "vctk": [str(p.root.resolve()), p.vctk.model_dump()],
+        "voxceleb1": [str(p.root.resolve())],
         "folder": [str(p.root.resolve())],
     }
     return [p.name, *source[p.name]]

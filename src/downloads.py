@@ -1,6 +1,7 @@
-"""Archives from the web, each there whole or not at all.
+"""Archives and files from the web, each there whole or not at all.
 
 URL, published checksum -> `unpacked` -> a folder of its members
+URL -> `fetched` -> a file
 
 A download that was cut off goes on where it stopped. Members are unpacked into a
 scratch folder, none outside it, so that what the caller renames out of it is whole.
@@ -26,7 +27,7 @@ CHUNK = 2**20  # bytes on their way to disk
 
 
 class DownloadError(UserError):
-    """An archive that cannot be fetched or is not what was published."""
+    """A download that cannot be fetched or is not what was published."""
 
 
 @contextmanager
@@ -65,6 +66,23 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
             raise DownloadError(f"{partial}: cannot be unpacked: {reason}") from None
         yield scratch
     partial.unlink()
+
+
+@contextmanager
+def fetched(url: str, root: Path) -> Iterator[Path]:
+    """A file without a published checksum, in `root` under its own name once the caller
+    has found it sound, deleted where that raises.
+
+    Raises `DownloadError` where the download stops.
+    """
+    name = url.rpartition("/")[2]
+    partial = root / f"{name}.partial"
+    _fetch(url, partial)
+    try:
+        yield partial
+        partial.rename(root / name)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _fetch(url: str, partial: Path) -> None:

@@ -442,7 +442,7 @@ def refuse_heard(model: SpeakerModel, splits: Splits, p: DatasetParameters) -> N
     unseen = set(splits.speakers_of(splits.development + splits.test))
     heard = unseen & set(model.speakers)
     same_names = p.name == trained_on.name and (
-        p.name == "librispeech"
+        p.name in ("librispeech", "vctk", "voxceleb1")
         or (p.name == "synthetic" and p.seed == trained_on.seed)
         or (p.name == "folder" and p.root.resolve() == trained_on.root.resolve())
     )

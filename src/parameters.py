@@ -90,7 +90,7 @@ class VCTKParameters(Section):
 class DatasetParameters(Section):
     """Where the audio comes from and who is kept out of training."""
 
-    name: Literal["synthetic", "librispeech", "vctk", "folder"]
+    name: Literal["synthetic", "librispeech", "vctk", "voxceleb1", "folder"]
     root: PathLike
     packs: PathLike
     download: bool

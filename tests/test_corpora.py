@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 import zipfile
 from collections import Counter
@@ -15,9 +16,10 @@ import soundfile
 import corpora
 from audio import load_recording
 from conftest import RATE, REPOSITORY, SHARED, noise, write
-from corpora import CorpusError, utterances
+from corpora import CorpusError, official_trials, utterances
 from downloads import DownloadError
 from parameters import load_parameters
+from trials import read_trials
 
 DATA = SHARED / "data"
 DATASET = load_parameters(REPOSITORY / "parameters.yml").dataset
@@ -300,6 +302,150 @@ class TestVCTK:
         assert len(utterances(self.parameters(root, download=True))) == 2
         assert os.listdir(tmp_path) == ["root"]
         assert os.listdir(root) == [str(self.HOME)]
+
+
+# Layout and lists are those of robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html: archives
+# that unpack to wav/<speaker>/<video>/, trials of a target or none and two utterances,
+# and utterances for training (1), validation (2) and test (3) of identification.
+VOXCELEB_TRIALS = """1 id10270/5r0dWxy17C8/00001.wav id10270/8jEAjG6SegY/00008.wav
+0 id10270/5r0dWxy17C8/00001.wav id10271/1gtz-CUIygI/00001.wav
+"""
+VOXCELEB_PARTS = """1 id10001/1zcIwhmdeo4/00001.wav
+2 id10001/1zcIwhmdeo4/00002.wav
+3 id10001/7gWzIy6yIIk/00001.wav
+1 id10002/0_laIeN-Q44/00001.wav
+3 id10002/QanuGhOhb9A/00001.wav
+3 id10270/8jEAjG6SegY/00008.wav
+1 id11251/5-6lI5JQtb8/00001.wav
+"""
+
+
+class TestVoxCeleb1:
+    DEV = (
+        "id10001/1zcIwhmdeo4/00001.wav",
+        "id10001/1zcIwhmdeo4/00002.wav",
+        "id10001/7gWzIy6yIIk/00001.wav",
+        "id10002/0_laIeN-Q44/00001.wav",
+    )
+    TEST = (
+        "id10270/5r0dWxy17C8/00001.wav",
+        "id10270/8jEAjG6SegY/00008.wav",
+        "id10271/1gtz-CUIygI/00001.wav",
+        "id10271/1gtz-CUIygI/00002.wav",
+    )
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        tree(tmp_path / "wav", *self.DEV, *self.TEST)
+        (tmp_path / "wav" / "id10001" / "1zcIwhmdeo4" / "._00001.wav").touch()
+        (tmp_path / "veri_test2.txt").write_text(VOXCELEB_TRIALS)
+        (tmp_path / "iden_split.txt").write_text(VOXCELEB_PARTS)
+        (tmp_path / "vox1_meta.csv").write_text(
+            "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet\n"
+            "id10001\tA.J._Buckley\tm\tIreland\tdev\n"
+        )
+        return tmp_path
+
+    def test_layout(self, root):
+        found = utterances(dataset("voxceleb1", root))
+        assert tuple(u.id for u in found) == self.DEV + self.TEST
+        assert [u.split for u in found] == (
+            ["train", "train", "validation", "train"] + 4 * ["test"]
+        )
+        assert [u.speaker for u in found[3:5]] == ["id10002", "id10270"]
+        assert [u.session for u in found[3:5]] == ["0_laIeN-Q44", "5r0dWxy17C8"]
+        assert [u.gender for u in found[2:4]] == ["m", None]
+        assert found[0].source == root / "wav" / self.DEV[0]
+
+    def test_both_parts_side_by_side(self, root):
+        merged = utterances(dataset("voxceleb1", root))
+        for name, own in (("dev", self.DEV), ("test", self.TEST)):
+            tree(root / name / "wav", *own)
+        assert refusal(dataset("voxceleb1", root)) == (
+            f"{root}: expected {self.DEV[0]} once, found it twice"
+        )
+        shutil.rmtree(root / "wav")
+        found = utterances(dataset("voxceleb1", root))
+        assert [u.id for u in found] == [u.id for u in merged]
+        assert found[0].source == root / "dev" / "wav" / self.DEV[0]
+
+    def test_the_part_for_testing_alone(self, root):
+        for speaker in ("id10001", "id10002"):
+            shutil.rmtree(root / "wav" / speaker)
+        assert count(utterances(dataset("voxceleb1", root)), "test") == (2, 4)
+
+    def test_official_trials_name_utterances(self, root):
+        parameters = dataset("voxceleb1", root)
+        ids = [u.id for u in utterances(parameters)]
+        trials = read_trials(official_trials(parameters), ids)
+        assert trials.enrolment.tolist() == [4, 4]
+        assert trials.test.tolist() == [5, 6]
+        assert trials.targets.tolist() == [True, False]
+        assert official_trials(dataset("folder", root)) is None
+
+    @pytest.mark.parametrize("name", ["veri_test2.txt", "iden_split.txt"])
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (None, ": expected VoxCeleb1's list (set dataset.download=true to fetch "),
+            ("", ": expected lines such as `1 id10"),
+            ("{first}\n<html>", ":2: expected a line such as `1 id10"),
+            ("{first}\n\n", ":2: expected a line such as `1 id10"),
+            ("4{first}", ":1: expected a line such as `1 id10"),
+            ("1 ../../etc/passwd", ":1: expected a line such as `1 id10"),
+            ("1 id10001/00001.wav id10001/00001.wav", ":1: expected a line such as "),
+        ],
+    )
+    def test_bad_lists(self, root, name, text, message):
+        path = root / name
+        first = path.read_text().splitlines()[0]
+        path.unlink()
+        if text is not None:
+            path.write_text(text.format(first=first))
+        assert refusal(dataset("voxceleb1", root)).startswith(f"{path}{message}")
+
+    def test_refusals(self, root):
+        shutil.rmtree(root / "wav" / "id10271")
+        assert refusal(dataset("voxceleb1", root)) == (
+            f"{root / 'veri_test2.txt'}:2: expected the audio of {self.TEST[2]}, "
+            f"found none in {root / 'wav'}"
+        )
+        shutil.rmtree(root / "wav")
+        assert refusal(dataset("voxceleb1", root)) == (
+            f"{root}: expected VoxCeleb1's wav, or dev/wav and test/wav, found none; "
+            "its audio is given out on request: "
+            "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
+        )
+        (root / "wav").mkdir()
+        assert refusal(dataset("voxceleb1", root)) == (
+            f"{root / 'wav'}: expected <speaker>/<video>/*.wav, found none"
+        )
+
+    @pytest.mark.parametrize("name", ["veri_test2.txt", "iden_split.txt"])
+    def test_lists_are_fetched(self, root, name, monkeypatch, archive_server):
+        monkeypatch.setattr(corpora, "VOXCELEB_URL", archive_server.url)
+        before = utterances(dataset("voxceleb1", root))
+        parameters = dataset("voxceleb1", root, download=True)
+        archive_server.archive = (root / name).read_bytes()
+        assert utterances(parameters) == before
+        assert archive_server.requests == []
+        (root / name).unlink()
+        archive_server.cut_after = 20
+        assert refusal(parameters).endswith("; the same command resumes")
+        assert utterances(parameters) == before
+        assert archive_server.requests[-1] == (f"/resources/{name}", "bytes=20-")
+        files = {path.name for path in root.iterdir()}
+        assert files == {"wav", "veri_test2.txt", "iden_split.txt", "vox1_meta.csv"}
+
+    def test_a_list_that_is_another_page_is_not_kept(
+        self, root, monkeypatch, archive_server
+    ):
+        monkeypatch.setattr(corpora, "VOXCELEB_URL", archive_server.url)
+        (root / "iden_split.txt").unlink()
+        archive_server.archive = b"<html>"
+        said = refusal(dataset("voxceleb1", root, download=True))
+        assert said.startswith(f"{root / 'iden_split.txt.partial'}:1: expected a line")
+        assert not list(root.glob("iden_split*"))
 
 
 class TestFolder:

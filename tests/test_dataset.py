@@ -209,6 +209,40 @@ def test_speakers_that_the_corpus_names_stay_where_they_are(shipped):
     assert splits.speakers == [f"s{n}" for n in range(3, 10)]
 
 
+def named_for_validation(packed: Pack, *chosen: int) -> Pack:
+    entries = [
+        replace(entry, split="validation") if i in chosen else entry
+        for i, entry in enumerate(packed.entries)
+    ]
+    return replace(packed, entries=entries)
+
+
+def test_utterances_that_the_corpus_names_are_the_validation(shipped):
+    packed = made_up_pack({"a": 4, "b": 4, "c": 4, "d": 2}, c="test", d="test")
+    packed = named_for_validation(packed, 1, 2)
+    for fraction in (0, 0.5):
+        p = shipped(f"dataset.validation_fraction={fraction}").dataset
+        splits = split(packed, p)
+        assert sorted(splits.validation) == [1, 2]
+        assert sorted(splits.train) == [0, 3, 4, 5, 6, 7]
+        assert sorted(splits.test) == [8, 9, 10, 11, 12, 13]
+
+
+def test_a_speaker_named_for_validation_alone_keeps_something_to_train_on(shipped):
+    packed = named_for_validation(made_up_pack({"a": 3, "b": 1, "c": 2}), 0, 1, 2, 3)
+    splits = split(packed, shipped("dataset.test_fraction=0").dataset)
+    assert names(packed, splits.train) == {"a", "b", "c"}
+    assert len(splits.validation) == 2
+
+
+def test_speakers_held_out_are_held_out_whatever_is_named_for_validation(shipped):
+    packed = made_up_pack(dict.fromkeys("abcdef", 2))
+    packed = named_for_validation(packed, *range(0, 12, 2))
+    splits = split(packed, shipped("dataset.test_fraction=0.5").dataset)
+    assert len(splits.test) == 6
+    assert len(splits.validation) == len(splits.train) == 3
+
+
 def test_seed_of_the_dataset_chooses_who_is_held_out(shipped):
     packed = made_up_pack({f"s{n:02}": 4 for n in range(40)})
     held_out = [

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from downloads import DownloadError, unpacked
+from downloads import DownloadError, fetched, unpacked
 
 CONTENT = os.urandom(100_000)
 
@@ -130,6 +130,21 @@ def test_a_python_that_unpacks_unsafely(monkeypatch, download):
     monkeypatch.delattr(tarfile, "data_filter")
     assert download.refusal().startswith("download: expected a Python that unpacks")
     assert download.server.requests == []
+
+
+def test_a_file_is_kept_once_it_is_found_sound(archive_server, tmp_path):
+    archive_server.archive = CONTENT
+    url = f"{archive_server.url}/list.txt"
+    with pytest.raises(ValueError, match="unsound"), fetched(url, tmp_path):
+        raise ValueError("unsound")
+    assert os.listdir(tmp_path) == []
+    with fetched(url, tmp_path) as partial:
+        assert partial.read_bytes() == CONTENT
+    assert os.listdir(tmp_path) == ["list.txt"]
+    archive_server.status = 404
+    with pytest.raises(DownloadError, match="got HTTP 404"), fetched(url, tmp_path):
+        pass
+    assert os.listdir(tmp_path) == ["list.txt"]
 
 
 def link() -> tarfile.TarInfo:
