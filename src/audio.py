@@ -1,4 +1,4 @@
-"""One recording: an audio file or a synthetic utterance to 16-bit mono speech.
+"""One recording: an audio file, a part of one or a synthetic utterance to 16-bit mono.
 
 `Utterance.source` -> `load_recording` -> int16 [N]
 
@@ -31,6 +31,15 @@ class AudioError(Exception):
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A part of an audio file, in seconds; without a duration to the end."""
+
+    path: Path
+    offset: float = 0.0
+    duration: float | None = None
+
+
+@dataclass(frozen=True)
 class Recording:
     """Decoded mono speech."""
 
@@ -38,18 +47,22 @@ class Recording:
     warning: str | None = None
 
 
-def load_recording(source: Path | SyntheticUtterance, sample_rate: int) -> Recording:
+def load_recording(
+    source: Path | Segment | SyntheticUtterance, sample_rate: int
+) -> Recording:
     """Speech as int16 [N], mono, at `sample_rate` Hz, at least one 25 ms window long.
 
     Channels are averaged, other rates resampled and peaks beyond full scale clipped; a
-    16-bit mono file at `sample_rate` comes back bit for bit. A cut WAV, Ogg or MP3 file
+    16-bit mono file at `sample_rate` comes back bit for bit. Of a longer file only the
+    segment is decoded. A cut WAV, Ogg or MP3 file, or one that ends within the segment,
     gives what decodes, with a warning. Raises `AudioError` with the reason if the file
     is no audio, cut FLAC, damaged, empty, too short or not finite.
     """
     if isinstance(source, SyntheticUtterance):
         return Recording(source.render(sample_rate))
     try:
-        waveform, rate, warning = _decode(source)
+        segment = Segment(source) if isinstance(source, Path) else source
+        waveform, rate, warning = _decode(segment)
     except OSError as error:
         raise AudioError(f"cannot be read: {error.strerror}") from None
     if not MIN_RATE <= rate <= MAX_RATE:
@@ -67,32 +80,47 @@ def load_recording(source: Path | SyntheticUtterance, sample_rate: int) -> Recor
     return Recording(samples.to(torch.int16).numpy(), warning)
 
 
-def _decode(path: Path) -> tuple[torch.Tensor, int, str | None]:
+def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
     """The mean of the channels, float32 [N], its rate in Hz, and a warning if cut."""
-    if not path.is_file():
+    if not segment.path.is_file():
         raise AudioError("expected a file, found none")
     problem = "not readable as audio"
     try:
         # libsndfile gets an open file because it takes no name that is not UTF-8
-        with path.open("rb") as stream:
+        with segment.path.open("rb") as stream:
             ends_early = _ends_early(stream)
             stream.seek(0)
             with soundfile.SoundFile(stream) as file:
                 problem = "cut short or damaged"
                 promised, rate, container = file.frames, file.samplerate, file.format
-                size = CHUNK // file.channels
+                begin = segment.offset * rate
+                if begin:
+                    if begin >= promised:
+                        raise AudioError(
+                            f"expected more than the offset of {segment.offset} s, "
+                            f"found {promised / rate:.2f} s"
+                        )
+                    promised -= file.seek(round(begin))
+                if segment.duration is not None:
+                    promised = round(min(segment.duration * rate, promised))
+                size, left = CHUNK // file.channels, promised
                 blocks = []  # because a header may promise more than fits into memory
-                while len(block := file.read(size, dtype="float32", always_2d=True)):
+                while len(
+                    block := file.read(min(size, left), dtype="float32", always_2d=True)
+                ):
                     blocks.append(block)
+                    left -= len(block)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None
-    decoded = sum(map(len, blocks))
-    if not decoded:
+    if not blocks:
         raise AudioError("holds no samples")
+    seconds = (promised - left) / rate
     warning = None
-    if ends_early or decoded < promised:
-        warning = f"cut short: {decoded / rate:.2f} s are left"
-        if container == "FLAC":
+    if segment.duration is not None:  # whose rounding is no matter
+        ends_early = seconds + MIN_SECONDS < segment.duration
+    if ends_early or left:
+        warning = f"cut short: {seconds:.2f} s are left"
+        if container == "FLAC" and left:
             raise AudioError(warning)
     return torch.from_numpy(np.concatenate(blocks)).mean(dim=1), rate, warning
 

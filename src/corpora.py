@@ -3,18 +3,22 @@
 `DatasetParameters` -> `utterances` -> `Utterance.source` -> `audio.load_recording`
 
 LibriSpeech is openslr.org/12 (Panayotov et al., ICASSP 2015); VCTK is version 0.92,
-doi.org/10.7488/ds/2645; VoxCeleb1 is arXiv 1706.08612.
+doi.org/10.7488/ds/2645; VoxCeleb1 is arXiv 1706.08612; manifests are NVIDIA NeMo's.
 """
 
 import csv
+import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+from audio import Segment
 from downloads import fetched, unpacked
 from parameters import DatasetParameters, UserError
 from synthetic import SyntheticUtterance, synthetic_utterances
@@ -67,7 +71,7 @@ class Utterance:
 
     id: str  # unique in its corpus, without whitespace
     speaker: str
-    source: Path | SyntheticUtterance
+    source: Path | Segment | SyntheticUtterance
     split: str | None = None  # of `dataset.Splits`, where the corpus says so
     gender: str | None = None  # f or m where known
     session: str | None = None  # chapter, video or day of the speaker, where known
@@ -84,12 +88,17 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
         "vctk": _scan_vctk,
         "voxceleb1": _scan_voxceleb1,
         "folder": _scan_folder,
+        "manifest": _scan_manifests,
     }[parameters.name]
+    where = parameters.root
+    if parameters.name == "manifest":
+        where = parameters.manifest.train
     try:
         found = sorted(scan(parameters), key=lambda utterance: utterance.id)
     except OSError as error:
-        where = error.filename or parameters.root
-        raise CorpusError(f"{where}: cannot be used: {error.strerror}") from None
+        raise CorpusError(
+            f"{error.filename or where}: cannot be used: {error.strerror}"
+        ) from None
     splits: dict[str, str] = {}
     for utterance in found:
         # validation is of the speakers of training
@@ -97,17 +106,15 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
         other = splits.setdefault(utterance.speaker, split)
         if other != split:
             raise CorpusError(
-                f"{parameters.root}: expected speaker {utterance.speaker} in one "
-                f"split, found {other} and {split}"
+                f"{where}: expected speaker {utterance.speaker} in one split, "
+                f"found {other} and {split}"
             )
     for one, other in pairwise(found):
         if one.id == other.id:
-            raise CorpusError(
-                f"{parameters.root}: expected {one.id} once, found it twice"
-            )
+            raise CorpusError(f"{where}: expected {one.id} once, found it twice")
     if len(splits) < 2:
         raise CorpusError(
-            f"{parameters.root}: expected at least two speakers, "
+            f"{where}: expected at least two speakers, "
             f"found {', '.join(splits) or 'none'}"
         )
     return found
@@ -116,9 +123,9 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
 def official_trials(parameters: DatasetParameters) -> Path | None:
     """The list of trials published with the corpus, whose names are utterance ids, if
     there is one: of VoxCeleb1 the cleaned VoxCeleb1-O."""
-    return (
-        parameters.root / "veri_test2.txt" if parameters.name == "voxceleb1" else None
-    )
+    if parameters.name == "voxceleb1":
+        return parameters.root / "veri_test2.txt"
+    return None
 
 
 def _scan_synthetic(parameters: DatasetParameters) -> Iterator[Utterance]:
@@ -269,6 +276,69 @@ def _scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
         for speaker, path in paths:
             name = _quote(path.relative_to(root).as_posix())
             yield Utterance(name, speaker, path, split, genders.get(speaker))
+
+
+def _scan_manifests(parameters: DatasetParameters) -> Iterator[Utterance]:
+    manifests = parameters.manifest
+    home = manifests.train.parent  # from which ids lead to the audio
+    for split, path in manifests:
+        if path is None:
+            continue
+        if split == "train" and not manifests.test:
+            split = None  # speakers will be held out of it
+        lines = list(_manifest_lines(path))
+        if not lines:
+            raise CorpusError(f"{path}: expected a line for each utterance, found none")
+        for speaker, segment in lines:
+            name = _quote(Path(os.path.relpath(segment.path, home)).as_posix())
+            if segment.offset or segment.duration is not None:
+                name += f"@{segment.offset}"
+            if segment.duration is not None:
+                name += f"+{segment.duration}"
+            yield Utterance(name, speaker, segment, split)
+
+
+def _manifest_lines(path: Path) -> Iterator[tuple[str, Segment]]:
+    """Speaker and segment of each line; raise `CorpusError` naming file and line."""
+
+    def is_name(value: Any) -> bool:
+        # single bytes that are not UTF-8 may be escaped, other surrogates name nothing
+        halves = "\ud800-\udc7f\udd00-\udfff"
+        return isinstance(value, str) and bool(re.fullmatch(f"[^{halves}]+", value))
+
+    def is_offset(value: Any) -> bool:
+        return isinstance(value, float) and 0 <= value < math.inf
+
+    def is_duration(value: Any) -> bool:
+        return value is None or (is_offset(value) and value > 0)
+
+    keys = (
+        ("audio_filepath", "a path", is_name),
+        ("label", "the name of a speaker", is_name),
+        ("offset", "seconds of at least 0", is_offset),
+        ("duration", "seconds above 0 or null", is_duration),
+    )
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                values = json.loads(line, parse_int=float)
+            except (ValueError, RecursionError):
+                values = None
+            if not isinstance(values, dict):
+                raise CorpusError(
+                    f"{path}:{number}: expected a JSON object, "
+                    f"found {line.strip()[:80]!r}"
+                )
+            values = {"offset": 0.0, "duration": None} | values
+            for key, expected, fits in keys:
+                if not fits(values.get(key)):
+                    found = repr(values[key]) if key in values else "none"
+                    raise CorpusError(
+                        f"{path}:{number}: expected {key}, {expected}, found {found}"
+                    )
+            audio = path.parent / values["audio_filepath"]
+            segment = Segment(audio, values["offset"], values["duration"])
+            yield _quote(values["label"]), segment
 
 
 def _expect_folder(path: Path, what: str) -> None:

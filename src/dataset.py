@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from audio import AudioError, load_recording
+from audio import AudioError, Segment, load_recording
 from corpora import CorpusError, Utterance, utterances
 from parameters import DatasetParameters, Parameters
 
@@ -84,11 +84,12 @@ def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
     """Changes with every name, size and time of change of the sources."""
     digest = hashlib.sha256(f"{PACK_VERSION} {sample_rate}".encode())
     for u in corpus:
-        source = u.source
-        if isinstance(source, Path):
-            state = source.stat() if source.exists() else None
+        source = Segment(u.source) if isinstance(u.source, Path) else u.source
+        if isinstance(source, Segment):
+            path = source.path
+            state = path.stat() if path.exists() else None
             known = (state.st_size, state.st_mtime_ns) if state else "missing"
-            source = (os.path.abspath(source), known)
+            source = (os.path.abspath(path), known, source.offset, source.duration)
         row = (u.id, u.speaker, u.split, u.gender, u.session, source)
         digest.update(f"{row!r}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -304,6 +305,7 @@ def corpus_key(parameters: DatasetParameters) -> list:
         "vctk": [str(p.root.resolve()), p.vctk.model_dump()],
         "voxceleb1": [str(p.root.resolve())],
         "folder": [str(p.root.resolve())],
+        "manifest": [path and str(path.resolve()) for _, path in p.manifest],
     }
     return [p.name, *source[p.name]]
 

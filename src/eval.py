@@ -445,6 +445,10 @@ def refuse_heard(model: SpeakerModel, splits: Splits, p: DatasetParameters) -> N
         p.name in ("librispeech", "vctk", "voxceleb1")
         or (p.name == "synthetic" and p.seed == trained_on.seed)
         or (p.name == "folder" and p.root.resolve() == trained_on.root.resolve())
+        or (
+            p.name == "manifest"
+            and p.manifest.train.resolve() == trained_on.manifest.train.resolve()
+        )
     )
     if heard and (splits.pack.digest == model.corpus or same_names):
         raise ParameterError(

@@ -87,10 +87,19 @@ class VCTKParameters(Section):
     microphone: Literal["mic1", "mic2"]
 
 
+class ManifestParameters(Section):
+    """Manifests of utterances for each split; without one of the test, speakers of the
+    training manifest are held out."""
+
+    train: PathLike
+    development: PathLike | None
+    test: PathLike | None
+
+
 class DatasetParameters(Section):
     """Where the audio comes from and who is kept out of training."""
 
-    name: Literal["synthetic", "librispeech", "vctk", "voxceleb1", "folder"]
+    name: Literal["synthetic", "librispeech", "vctk", "voxceleb1", "folder", "manifest"]
     root: PathLike
     packs: PathLike
     download: bool
@@ -101,6 +110,7 @@ class DatasetParameters(Section):
     synthetic: SyntheticParameters
     librispeech: LibriSpeechParameters
     vctk: VCTKParameters
+    manifest: ManifestParameters
 
 
 class FrontEndParameters(Section):

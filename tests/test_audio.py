@@ -6,8 +6,9 @@ import struct
 
 import numpy as np
 import pytest
+import soundfile
 
-from audio import AudioError, load_recording
+from audio import AudioError, Segment, load_recording
 from conftest import RATE, noise, tone, write
 
 
@@ -153,16 +154,79 @@ def test_cut_mp3(tmp_path):
     assert load_recording(path, RATE).warning.startswith("cut short")
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("a.wav", {}),
-        ("a.flac", {}),
-        ("a.mp3", {}),
-        ("a.ogg", {}),
-        ("a.opus", {"format": "OGG", "subtype": "OPUS"}),
-    ],
-)
+FORMATS = [
+    ("a.wav", {}),
+    ("a.flac", {}),
+    ("a.mp3", {}),
+    ("a.ogg", {}),
+    ("a.opus", {"format": "OGG", "subtype": "OPUS"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), FORMATS)
+def test_segment_is_that_part_of_the_whole(tmp_path, name, options):
+    path = write(tmp_path / name, tone(4.0, hertz=10.3) * noise(4.0) / 9000, **options)
+    whole = load_recording(path, RATE).samples.astype(float)
+    for offset, duration in ((0.0, 1.0), (1.2345, 2.0), (3.0, None), (0.0, None)):
+        segment = load_recording(Segment(path, offset, duration), RATE)
+        assert segment.warning is None
+        begin = round(offset * RATE)
+        expected = whole[begin:][: None if duration is None else round(duration * RATE)]
+        assert len(segment.samples) == len(expected)
+        error = segment.samples[800:] - expected[800:]  # an Opus decoder has to settle
+        assert error.std() <= 0.02 * whole.std()
+        if name in ("a.wav", "a.flac"):
+            np.testing.assert_array_equal(segment.samples, expected)
+
+
+def test_segment_in_seconds_whatever_the_rate(tmp_path):
+    path = write(tmp_path / "a.wav", tone(3.0, 44_100), 44_100)
+    assert len(load_recording(Segment(path, 0.5, 1.25), RATE).samples) == 1.25 * RATE
+
+
+def test_nothing_but_the_segment_is_decoded(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.wav", noise())
+    decoded = []
+    real = soundfile.SoundFile.read
+
+    def read(*arguments, **options):
+        decoded.append(len(block := real(*arguments, **options)))
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    load_recording(Segment(path, 1.0, 0.5), RATE)
+    assert sum(decoded) == 8000
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_segment_that_the_file_ends_in(tmp_path, name):
+    path = write(tmp_path / name, noise())
+    assert load_recording(Segment(path, 1.0, 2.02), RATE).warning is None  # rounding
+    recording = load_recording(Segment(path, 1.0, 2.03), RATE)
+    assert recording.warning == "cut short: 2.00 s are left"
+    np.testing.assert_array_equal(recording.samples, noise()[RATE:])
+    assert load_recording(Segment(path, 0.0, 1e308), RATE).warning
+    for offset, said in ((3.0, "3.0"), (1e308, "1e+308")):
+        expected = f"expected more than the offset of {said} s, found 3.00 s"
+        assert audio_refusal(Segment(path, offset, 1.0)) == expected
+    assert audio_refusal(Segment(path, 1.0, 1e-9)) == "holds no samples"
+    assert audio_refusal(Segment(path, 2.98)).startswith("expected at least 0.025 s")
+
+
+def test_segments_of_a_cut_file(tmp_path):
+    path = write(tmp_path / "a.wav", noise())
+    path.write_bytes(path.read_bytes()[: 44 + 2 * 2 * RATE])
+    assert load_recording(Segment(path, 0.5, 1.5), RATE).warning is None
+    for segment in (Segment(path, 0.5, 2.0), Segment(path, 0.5)):
+        warning = load_recording(segment, RATE).warning
+        assert warning == "cut short: 1.50 s are left"
+    path = write(tmp_path / "a.flac", noise())
+    path.write_bytes(path.read_bytes()[:50_000])
+    assert len(load_recording(Segment(path, 0.0, 0.5), RATE).samples) == 8000
+    assert audio_refusal(Segment(path, 0.5)).startswith("cut short")
+
+
+@pytest.mark.parametrize(("name", "options"), FORMATS)
 def test_no_damage_raises_anything_else(tmp_path, name, options):
     path = write(tmp_path / name, noise(0.5), **options)
     whole = path.read_bytes()

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import json
+import math
 import os
 import shutil
 import tarfile
@@ -14,7 +16,7 @@ import pytest
 import soundfile
 
 import corpora
-from audio import load_recording
+from audio import Segment, load_recording
 from conftest import RATE, REPOSITORY, SHARED, noise, write
 from corpora import CorpusError, official_trials, utterances
 from downloads import DownloadError
@@ -585,6 +587,134 @@ class TestFolder:
         tree(tmp_path, *files)
         said = refusal(dataset("folder", tmp_path / root))
         assert said == message.format(root=tmp_path)
+
+
+def row(audio, label="a", **others):
+    return {"audio_filepath": str(audio), "label": label, **others}
+
+
+class TestManifest:
+    """NeMo's manifests: a JSON object a line, as its documentation has them."""
+
+    @staticmethod
+    def parameters(train, development=None, test=None):
+        manifests = {"train": train, "development": development, "test": test}
+        chosen = DATASET.manifest.model_copy(update=manifests)
+        found = dataset("manifest", Path("nowhere"))
+        return found.model_copy(update={"manifest": chosen})
+
+    @staticmethod
+    def manifest(path, *rows):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return path
+
+    def test_lines(self, tmp_path):
+        elsewhere = write(tmp_path / "elsewhere" / "long one.flac", noise())
+        near = write(tmp_path / "lists" / "wavs" / "1.wav", noise())
+        path = self.manifest(
+            tmp_path / "lists" / "train.json",
+            row("wavs/1.wav"),
+            row("wavs/1.wav", offset=1, text="an unused key"),
+            row("wavs/1.wav", offset=0, duration=1.5),
+            row(elsewhere, "Ann Lee", offset=1.5, duration=0.25),
+            row("../elsewhere/long one.flac", "Ann Lee", duration=None),
+        )
+        found = utterances(self.parameters(path))
+        assert [(u.id, u.speaker, u.split, u.gender, u.session) for u in found] == [
+            ("../elsewhere/long%20one.flac", "Ann%20Lee", None, None, None),
+            ("../elsewhere/long%20one.flac@1.5+0.25", "Ann%20Lee", None, None, None),
+            ("wavs/1.wav", "a", None, None, None),
+            ("wavs/1.wav@0.0+1.5", "a", None, None, None),
+            ("wavs/1.wav@1.0", "a", None, None, None),
+        ]
+        assert found[1].source == Segment(elsewhere, 1.5, 0.25)
+        assert found[3].source == Segment(near, 0.0, 1.5)
+        whole = noise()
+        for utterance, expected in zip(
+            found,
+            (whole, whole[24_000:28_000], whole, whole[:24_000], whole[16_000:]),
+            strict=True,
+        ):
+            recording = load_recording(utterance.source, RATE)
+            assert recording.warning is None
+            np.testing.assert_array_equal(recording.samples, expected)
+
+    def test_splits(self, tmp_path):
+        paths = [
+            self.manifest(tmp_path / f"{name}.json", row("1.wav", name, offset=number))
+            for number, name in enumerate("abc")
+        ]
+        found = utterances(self.parameters(*paths))
+        assert [u.split for u in found] == ["train", "development", "test"]
+        found = utterances(self.parameters(*paths[:2]))
+        assert [u.split for u in found] == [None, "development"]
+
+    def test_names_in_any_script(self, tmp_path):
+        path = self.manifest(
+            tmp_path / "train.json",
+            "\ufeff" + json.dumps(row("Žofie\u2028.wav"), ensure_ascii=False),
+            row("\udcff.wav", "王"),
+        )
+        found = utterances(self.parameters(path))
+        assert [u.id for u in found] == ["%FF.wav", "Žofie%E2%80%A8.wav"]
+        assert found[0].speaker == "王"
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("{", "a JSON object, found '{'"),
+            ("", "a JSON object, found ''"),
+            ("\udcff\udcfe", r"a JSON object, found '\udcff\udcfe'"),
+            ("[" * 9999, f"a JSON object, found {'[' * 80!r}"),
+            ("[1]", "a JSON object, found '[1]'"),
+            ("{}", "audio_filepath, a path, found none"),
+            ({"audio_filepath": "a.wav"}, "label, the name of a speaker, found none"),
+            ({"label": "a"}, "audio_filepath, a path, found none"),
+            (row(""), "audio_filepath, a path, found ''"),
+            ({"audio_filepath": ["a"]}, "audio_filepath, a path, found ['a']"),
+            (row("\ud800"), r"audio_filepath, a path, found '\ud800'"),
+            (row("a", 7), "label, the name of a speaker, found 7.0"),
+            (row("a", None), "label, the name of a speaker, found None"),
+            (row("a", offset=-1.5), "offset, seconds of at least 0, found -1.5"),
+            (row("a", offset="1"), "offset, seconds of at least 0, found '1'"),
+            (row("a", offset=True), "offset, seconds of at least 0, found True"),
+            (row("a", offset=math.nan), "offset, seconds of at least 0, found nan"),
+            (row("a", offset=10**999), "offset, seconds of at least 0, found inf"),
+            (row("a", duration=0), "duration, seconds above 0 or null, found 0.0"),
+            (row("a", duration=-2), "duration, seconds above 0 or null, found -2.0"),
+            (row("a", duration="x"), "duration, seconds above 0 or null, found 'x'"),
+        ],
+    )
+    def test_bad_lines(self, tmp_path, line, message):
+        path = self.manifest(tmp_path / "train.json", row("b.wav"))
+        line = line if isinstance(line, str) else json.dumps(line)
+        with path.open("ab") as file:
+            file.write(f"{line}\n".encode(errors="surrogateescape"))
+        assert refusal(self.parameters(path)) == f"{path}:2: expected {message}"
+
+    def test_refusals(self, tmp_path):
+        path = self.manifest(tmp_path / "train.json", row("1.wav"))
+        empty = self.manifest(tmp_path / "empty.json")
+        missing = tmp_path / "none.json"
+        for chosen, message in (
+            ((path,), f"{path}: expected at least two speakers, found a"),
+            ((missing,), f"{missing}: cannot be used: No such file or directory"),
+            (
+                (path, None, empty),
+                f"{empty}: expected a line for each utterance, found none",
+            ),
+            (
+                (path, None, path),
+                f"{path}: expected speaker a in one split, found train and test",
+            ),
+        ):
+            assert refusal(self.parameters(*chosen)) == message
+        self.manifest(path, row("1.wav", offset=0), row("1.wav"))
+        assert refusal(self.parameters(path)) == (
+            f"{path}: expected 1.wav once, found it twice"
+        )
 
 
 def pack_archive():
