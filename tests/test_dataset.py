@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import dataset
+from audio import Segment
 from corpora import CorpusError, Utterance, utterances
 from dataset import (
     Clips,
@@ -20,6 +21,7 @@ from dataset import (
     Splits,
     TrainingBatches,
     UtteranceBatches,
+    corpus_key,
     open_pack,
     pack,
     prepare,
@@ -91,6 +93,42 @@ def test_pack_is_made_again_when_the_sources_change(tmp_path, corpus, change):
         corpus = [replace(u, **{change: "d"}) for u in corpus]
     after = pack(corpus, tmp_path / "pack", rate)
     assert after.entries != before.entries
+
+
+@pytest.mark.parametrize("change", ["content", "time", "offset", "duration"])
+def test_pack_of_segments_is_made_again_when_they_change(tmp_path, corpus, change):
+    corpus = [replace(u, source=Segment(u.source, 0.05, 0.1)) for u in corpus]
+    before = pack(corpus, tmp_path / "pack", 16_000)
+    assert [entry.samples for entry in before.entries] == [1600, 1600, 1600]
+    made = (tmp_path / "pack" / "index.json").stat().st_mtime_ns
+    source = corpus[0].source
+    if change == "content":
+        soundfile.write(source.path, np.zeros(5000, np.int16), 16_000)
+    elif change == "time":
+        os.utime(source.path, (1, 1))
+    else:
+        corpus[0] = replace(corpus[0], source=replace(source, **{change: 0.04}))
+    pack(corpus, tmp_path / "pack", 16_000)
+    assert (tmp_path / "pack" / "index.json").stat().st_mtime_ns != made
+
+
+def test_each_corpus_has_a_pack_of_its_own(shipped):
+    keys = [
+        corpus_key(shipped(*overrides).dataset)
+        for overrides in (
+            ["dataset.name=synthetic"],
+            ["dataset.name=librispeech"],
+            ["dataset.name=vctk"],
+            ["dataset.name=vctk", "dataset.vctk.microphone=mic1"],
+            ["dataset.name=voxceleb1"],
+            ["dataset.name=voxceleb1", "dataset.root=elsewhere"],
+            ["dataset.name=folder"],
+            ["dataset.name=manifest"],
+            ["dataset.name=manifest", "dataset.manifest.train=other.json"],
+            ["dataset.name=manifest", "dataset.manifest.test=other.json"],
+        )
+    ]
+    assert len(set(map(json.dumps, keys))) == len(keys)
 
 
 def test_writing_to_the_samples_never_reaches_the_disk(tmp_path, corpus):

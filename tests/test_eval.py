@@ -15,9 +15,11 @@ from eval import (
     identify,
     main,
     mean_log_mel,
+    refuse_heard,
     verify,
 )
 from metrics import cllr
+from parameters import ParameterError
 from runs import build_model, save_checkpoint
 from scoring import Calibration
 from trials import TrialError, make_trials, write_scores, write_trials
@@ -275,6 +277,35 @@ def test_command_refuses(checkpoint, capsys, arguments, message):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "tested_on", "refused"),
+    [
+        ("librispeech", ["dataset.root=elsewhere"], True),
+        ("vctk", ["dataset.vctk.microphone=mic1"], True),
+        ("voxceleb1", ["dataset.root=elsewhere"], True),
+        ("vctk", ["dataset.name=voxceleb1"], False),
+        ("folder", ["dataset.seed=7"], True),
+        ("folder", ["dataset.root=elsewhere"], False),
+        ("manifest", ["dataset.manifest.test=other.json"], True),
+        ("manifest", ["dataset.manifest.train=other.json"], False),
+    ],
+)
+def test_names_of_heard_speakers(
+    prepared, shipped, capsys, trained_on, tested_on, refused
+):
+    model, splits = prepared()
+    name = f"dataset.name={trained_on}"
+    heard = splits.speakers_of(splits.test)
+    model = replace(model, parameters=shipped(name), speakers=heard, corpus="other")
+    p = shipped(name, *tested_on).dataset
+    if refused:
+        with pytest.raises(ParameterError, match="the model was not trained on"):
+            refuse_heard(model, splits, p)
+    else:
+        refuse_heard(model, splits, p)
+        assert "have names of training speakers" in capsys.readouterr().out
 
 
 def test_another_split_of_the_same_corpus_is_not_identified(checkpoint, capsys):
