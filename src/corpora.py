@@ -290,7 +290,7 @@ def _scan_manifests(parameters: DatasetParameters) -> Iterator[Utterance]:
         if not lines:
             raise CorpusError(f"{path}: expected a line for each utterance, found none")
         for speaker, segment in lines:
-            name = _quote(Path(os.path.relpath(segment.path, home)).as_posix())
+            name = _quote(os.path.relpath(segment.path, home))
             if segment.offset or segment.duration is not None:
                 name += f"@{segment.offset}"
             if segment.duration is not None:
