@@ -12,6 +12,7 @@ the same encoder untrained, and the mean log-mel spectrum.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,12 +29,14 @@ from tqdm import tqdm
 
 from corpora import official_trials
 from dataset import Splits, UtteranceBatches, prepare
+from figures import Figure, draw_det, draw_embeddings, draw_scores
 from losses import AngularMarginLoss, GE2ELoss
 from metrics import (
     Interval,
     actual_dcf,
     bootstrap_speakers,
     cllr,
+    det_points,
     equal_error_rate,
     min_cllr,
     min_dcf,
@@ -51,12 +54,28 @@ from parameters import (
     load_parameters,
     override_values,
 )
-from runs import SpeakerModel, build_model, choose_device
+from runs import (
+    RunError,
+    SpeakerModel,
+    atomic_write,
+    build_model,
+    choose_device,
+)
 from scoring import Backend, Calibration, as_norm, calibrate, cosine_scores
 from transforms import FrontEnd, valid_positions
-from trials import TrialError, Trials, conditions, make_trials, read_scores, read_trials
+from trials import (
+    TrialError,
+    Trials,
+    conditions,
+    make_trials,
+    read_scores,
+    read_trials,
+    write_scores,
+    write_trials,
+)
 
 FEW_SPEAKERS = 20  # below which an interval over speakers is rough
+MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
 TOP = 5  # places of a speaker that count as a hit of the second kind
 
 
@@ -372,6 +391,42 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     return Evaluation(identification, verification)
 
 
+def write_trials_and_scores(
+    directory: Path, evaluation: Evaluation, splits: Splits
+) -> None:
+    """`trials.txt` and `scores.txt` of the test, from which its figures can be had
+    again."""
+    if test := evaluation.verification.get("test"):
+        ids = [splits.pack.entries[i].id for i in splits.test]
+        write_trials(directory / "trials.txt", test.trials, ids)
+        write_scores(directory / "scores.txt", test.trials, test.scores["trained"], ids)
+
+
+def draw_evaluation(
+    evaluation: Evaluation, splits: Splits, model: SpeakerModel
+) -> dict[str, Figure]:
+    """Figures of the test by name: DET curves, scores, and the embeddings."""
+    test = evaluation.verification.get("test")
+    if test is None:
+        return {}
+    targets, scores = test.trials.targets, test.scores["trained"]
+    curves = {name: det_points(found, targets) for name, found in test.scores.items()}
+    calibration = model.backend and model.backend.calibrations.get("trained")
+    threshold = calibration and calibration.threshold_of_scores
+    figures = {
+        "det": draw_det(curves),
+        "scores": draw_scores(scores, targets, threshold),
+    }
+    if len(splits.test) >= MIN_DRAWN:
+        figures["embeddings"] = draw_embeddings(
+            test.embeddings,
+            splits.speakers_of(splits.test),
+            "Utterances of speakers never heard in training",
+            model.parameters.seed,
+        )
+    return figures
+
+
 def as_report(evaluation: Evaluation) -> dict[str, Any]:
     """Plain types for `report.json`."""
     found = evaluation.identification
@@ -474,7 +529,10 @@ OVERRIDABLE = ("dataset.", "evaluation.", "training.device=")
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
     """Load a run, checkpoint or `.nemo` file and evaluate it on a corpus, that of its
-    training unless the overrides name another."""
+    training unless the overrides name another.
+
+    What was found is also written into a run, below `evaluations`.
+    """
     trained = load_any_model(path, torch.device("cpu"))
     values = override_values(trained.parameters.as_dict(), overrides)
     parameters = check_parameters(values)
@@ -484,7 +542,26 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
     refuse_heard(trained, splits, parameters.dataset)
     if not _is_split_of_training(trained, splits, parameters.dataset):
         splits = replace(splits, validation=[])
-    return evaluate(model, splits)
+    evaluation = evaluate(model, splits)
+    if path.is_dir():
+        corpus = f"{parameters.dataset.name}-{splits.pack.digest[:8]}"
+        _write_evaluation(path / "evaluations" / corpus, evaluation, splits, model)
+    return evaluation
+
+
+def _write_evaluation(
+    directory: Path, evaluation: Evaluation, splits: Splits, model: SpeakerModel
+) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, figure in draw_evaluation(evaluation, splits, model).items():
+            figure.savefig(directory / f"{name}.png")
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written: {error}") from None
+    write_trials_and_scores(directory, evaluation, splits)
+    with atomic_write(directory / "report.json") as file:
+        file.write(json.dumps(as_report(evaluation), indent=2).encode())
+    print(f"written to {directory}")
 
 
 def evaluate_scores(scores: Path, trials: Path) -> VerificationReport:

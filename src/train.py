@@ -25,16 +25,16 @@ from dataset import Batch, Splits, TrainingBatches, prepare
 from eval import (
     as_report,
     as_table,
+    draw_evaluation,
     evaluate,
     fit_backend,
     identify,
     make_split_trials,
     print_table,
     refuse_heard,
+    write_trials_and_scores,
 )
-from figures import draw_det, draw_embeddings, draw_scores
 from losses import AngularMarginLoss, LossOutput
-from metrics import det_points
 from nemo_checkpoint import load_any_model
 from parameters import (
     OptimizerParameters,
@@ -56,10 +56,8 @@ from runs import (
     save_checkpoint,
 )
 from transforms import Augmentation
-from trials import write_scores, write_trials
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
-MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
 # When a run is resumed, and when an encoder is fine-tuned:
 MAY_CHANGE = ("dataset.packs", "dataset.download", "training.device", "run", "wandb")
 MAY_DIFFER = (
@@ -330,32 +328,13 @@ def _epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
 
 
 def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
-    """Evaluate, print, and write trials, report and figure into the run."""
+    """Evaluate, print, and write trials, report and figures into the run."""
     evaluation = evaluate(model, splits)
     table = as_table(evaluation)
     run.log_report(as_report(evaluation), table)
-    if test := evaluation.verification.get("test"):
-        entries = [splits.pack.entries[i] for i in splits.test]
-        ids, scores = [entry.id for entry in entries], test.scores["trained"]
-        write_trials(run.directory / "trials.txt", test.trials, ids)
-        write_scores(run.directory / "scores.txt", test.trials, scores, ids)
-        curves = {
-            name: det_points(found, test.trials.targets)
-            for name, found in test.scores.items()
-        }
-        run.log_figure("det", draw_det(curves))
-        calibration = model.backend.calibrations.get("trained")
-        threshold = calibration and calibration.threshold_of_scores
-        figure = draw_scores(scores, test.trials.targets, threshold)
-        run.log_figure("scores", figure)
-        if len(entries) >= MIN_DRAWN:
-            figure = draw_embeddings(
-                test.embeddings,
-                [entry.speaker for entry in entries],
-                "Utterances of speakers never heard in training",
-                model.parameters.seed,
-            )
-            run.log_figure("embeddings", figure)
+    write_trials_and_scores(run.directory, evaluation, splits)
+    for name, figure in draw_evaluation(evaluation, splits, model).items():
+        run.log_figure(name, figure)
     print_table(table)
     print(f"run: {run.directory}")
 

@@ -1,5 +1,6 @@
 """Embedding, identification and verification, and the command line."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -313,6 +314,24 @@ def test_another_split_of_the_same_corpus_is_not_identified(checkpoint, capsys):
     arguments = ["dataset.validation_fraction=0.5"]
     assert main(["--checkpoint", str(checkpoint), *arguments]) == 0
     assert "accuracy" not in capsys.readouterr().out
+
+
+def test_a_run_keeps_what_was_found_of_it(checkpoint, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.pt").write_bytes(checkpoint.read_bytes())
+    arguments = ["--checkpoint", str(run), "dataset.seed=5", "dataset.test_fraction=1"]
+    assert main(arguments) == 0
+    (folder,) = (run / "evaluations").iterdir()
+    assert folder.name.startswith("synthetic-")
+    names = ("report.json", "trials.txt", "scores.txt", "det.png", "scores.png")
+    assert {*names, "embeddings.png"} == {path.name for path in folder.iterdir()}
+    report = json.loads((folder / "report.json").read_text())
+    eer = report["verification"]["test"]["systems"]["trained"]["eer"]
+    files = [f"--{kind}={folder / kind}.txt" for kind in ("scores", "trials")]
+    capsys.readouterr()
+    assert main(files) == 0
+    assert f"{eer:.2%}" in capsys.readouterr().out
 
 
 def test_several_checkpoints_in_one_table(checkpoint, tmp_path, capsys):
