@@ -410,9 +410,10 @@ class TrainingBatches:
         """Batches of an epoch."""
         return len(self._plan(0))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, a function of (seed, epoch) alone."""
-        for number, chosen in enumerate(self._plan(epoch)):
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from the `first`, a function of (seed, epoch)
+        alone."""
+        for number, chosen in enumerate(self._plan(epoch)[first:], first):
             yield self._batch(epoch, number, chosen)
 
     def _plan(self, epoch: int) -> list[np.ndarray]:

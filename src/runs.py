@@ -220,9 +220,10 @@ class Run:
         cls, directory: Path, parameters: Parameters, epoch: int, wandb_id: str
     ) -> "Run":
         """An existing directory, its metrics cut back to `epoch` finished epochs."""
-        path = directory / "metrics.jsonl"
+        path, lines = directory / "metrics.jsonl", []
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()[:epoch]
+            if epoch:  # before, there is no such file
+                lines = path.read_text(encoding="utf-8").splitlines()[:epoch]
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error}") from None
         with atomic_write(path) as file:

@@ -10,11 +10,14 @@ comes from (seed, epoch, batch), so a resumed run repeats an unbroken one.
 import argparse
 import ctypes
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -72,6 +75,29 @@ class TrainingError(UserError):
     """Training that cannot go on."""
 
 
+class StoppedError(UserError):
+    """Training that was asked to stop, and did so with everything saved."""
+
+
+@dataclass
+class Tally:
+    """Sums over the utterances and steps of an epoch so far."""
+
+    utterances: int = 0
+    correct: int = 0
+    loss: float = 0.0
+    audio_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the utterances, and the speed."""
+        return {
+            "train/loss": self.loss / self.utterances,
+            "train/accuracy": self.correct / self.utterances,
+            "train/audio_seconds_per_second": self.audio_seconds / self.seconds,
+        }
+
+
 @dataclass
 class State:
     """All that training changes."""
@@ -80,6 +106,7 @@ class State:
     optimizer: torch.optim.Optimizer
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps
+    tally: Tally = field(default_factory=Tally)  # of the epoch that is not finished
     best_loss: float = math.inf  # on validation
     wandb_id: str = ""
 
@@ -91,6 +118,7 @@ class State:
             optimizer=self.optimizer.state_dict(),
             epoch=self.epoch,
             step=self.step,
+            tally=asdict(self.tally),
             best_loss=self.best_loss,
             wandb_id=self.wandb_id,
         )
@@ -110,7 +138,10 @@ class State:
         optimizer = build_optimizer(model, parameters.training.optimizer)
         optimizer.load_state_dict(saved["optimizer"])
         kept = ("epoch", "step", "best_loss", "wandb_id")
-        return cls(model, optimizer, **{name: saved[name] for name in kept})
+        tally = Tally(**saved["tally"])
+        return cls(
+            model, optimizer, tally=tally, **{name: saved[name] for name in kept}
+        )
 
 
 def build_optimizer(
@@ -177,28 +208,24 @@ def training_step(
     return output, norm
 
 
-class Tally:
-    """Figures of an epoch, read from the device every few steps, not at each."""
+class Readings:
+    """Figures of the latest steps, which stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.audio_seconds = 0.0
-        self.utterances = self.correct = 0
-        self.loss = 0.0  # summed over utterances
-        self.pending: list[Tensor] = []
+        self.rows: list[Tensor] = []
 
     def add(self, output: LossOutput, norm: Tensor, speakers: Tensor) -> None:
         """Note a step's loss, gradient norm and hits without waiting for the device."""
         hits = (output.predictions == speakers).sum()
         size = torch.full_like(hits, len(speakers))
         row = (output.loss.detach(), norm, hits, size)
-        self.pending.append(torch.stack([value.float() for value in row]))
+        self.rows.append(torch.stack([value.float() for value in row]))
 
-    def read(self, step: int) -> None:
-        """Take in what is pending up to `step`; raise `TrainingError` where a loss or a
+    def read_into(self, tally: Tally, step: int) -> None:
+        """Take in the steps up to `step`; raise `TrainingError` where a loss or a
         gradient is not finite."""
-        first = step - len(self.pending) + 1
-        for number, row in enumerate(torch.stack(self.pending).tolist(), first):
+        first = step - len(self.rows) + 1
+        for number, row in enumerate(torch.stack(self.rows).tolist(), first):
             loss, norm, hits, size = row
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise TrainingError(
@@ -206,42 +233,68 @@ class Tally:
                     f"{loss} and gradient norm {norm}; "
                     "a lower training.optimizer.lr may help"
                 )
-            self.loss += loss * size
-            self.correct += int(hits)
-            self.utterances += int(size)
-        self.pending.clear()
+            tally.loss += loss * size
+            tally.correct += int(hits)
+            tally.utterances += int(size)
+        self.rows.clear()
 
-    def metrics(self) -> dict[str, float]:
-        """Means over the utterances read so far, and the speed."""
-        return {
-            "train/loss": self.loss / self.utterances,
-            "train/accuracy": self.correct / self.utterances,
-            "train/audio_seconds_per_second": self.audio_seconds
-            / (time.perf_counter() - self.started),
-        }
+
+class StopSignals:
+    """SIGINT and SIGTERM, noted while training; a second one interrupts at once."""
+
+    KINDS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {kind: signal.signal(kind, self._note) for kind in self.KINDS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kind, handler in self.before.items():
+            signal.signal(kind, handler)
+
+    def _note(self, kind: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
 
 
 def training_epoch(
-    state: State, batches: TrainingBatches, augmentation: Augmentation, num_steps: int
-) -> dict[str, float]:
-    """One crop of every training utterance; the epoch's metrics."""
+    state: State,
+    batches: TrainingBatches,
+    augmentation: Augmentation,
+    num_steps: int,
+    stop: StopSignals,
+) -> dict[str, float] | None:
+    """One crop of every training utterance, or those that are left of the epoch; its
+    metrics, or None where it was stopped."""
     state.model.train()
-    tally = Tally()
-    title = f"epoch {state.epoch + 1}"
-    with tqdm(total=len(batches), desc=title, unit="step", leave=False) as progress:
-        for number, batch in enumerate(batches.epoch(state.epoch), 1):
+    readings, tally, began = Readings(), state.tally, time.perf_counter()
+    title, done = f"epoch {state.epoch + 1}", state.step - state.epoch * len(batches)
+    with tqdm(
+        total=len(batches), initial=done, desc=title, unit="step", leave=False
+    ) as progress:
+        for number, batch in enumerate(batches.epoch(state.epoch, done), done + 1):
             output, norm = training_step(state, augmentation, batch, num_steps)
-            tally.add(output, norm, batch.speakers)
-            seconds = len(batch.indices) * batch.crop / batches.sample_rate
-            tally.audio_seconds += seconds
+            readings.add(output, norm, batch.speakers)
+            tally.audio_seconds += len(batch.indices) * batch.crop / batches.sample_rate
             progress.update()
-            if len(tally.pending) == STEPS_PER_READING or number == progress.total:
-                tally.read(state.step)
+            last = stop.received or number == len(batches)
+            if last or len(readings.rows) == STEPS_PER_READING:
+                readings.read_into(tally, state.step)
+                now = time.perf_counter()
+                tally.seconds, began = tally.seconds + now - began, now
                 progress.set_postfix_str(
                     "loss {:.3f}, accuracy {:.1%}, {:.0f} audio s/s".format(
                         *tally.metrics().values()
                     )
                 )
+            if stop.received and number < len(batches):
+                return None
     rate = state.optimizer.param_groups[0]["lr"]
     return {**tally.metrics(), "train/learning_rate": rate}
 
@@ -299,23 +352,38 @@ def _train_epochs(state: State, splits: Splits, run: Run) -> None:
         f"training {parameters.model.name} ({num_weights / 1e6:.2f} M weights) with "
         f"{parameters.loss.name} on {device}: {epochs} epochs of {len(batches)} steps"
     )
-    while state.epoch < epochs:
-        trained = training_epoch(state, batches, augmentation, epochs * len(batches))
-        state.epoch += 1
-        metrics = {"epoch": state.epoch, "step": state.step, **trained}
-        # Without validation utterances the last epoch is as good a choice as any.
-        loss = -state.epoch
-        if found := identify(state.model, splits):
-            metrics["validation/loss"] = loss = found.loss
-            metrics["validation/accuracy"] = found.accuracy
-        if not math.isfinite(loss):
-            raise TrainingError(f"step {state.step}: the validation loss is {loss}")
-        run.log_epoch(metrics)
-        if loss < state.best_loss:
-            state.best_loss = loss
-            state.save(run.directory / "best.pt")
-        state.save(run.directory / "last.pt")
-        print(_epoch_line(metrics, epochs))
+    num_steps = epochs * len(batches)
+    with StopSignals() as stop:
+        while state.epoch < epochs:
+            trained = training_epoch(state, batches, augmentation, num_steps, stop)
+            if trained is not None:
+                _end_epoch(state, splits, run, trained)
+            state.save(run.directory / "last.pt")
+            if stop.received and state.epoch < epochs:
+                raise StoppedError(
+                    f"stopped after step {state.step} of {num_steps}; "
+                    f"go on with --resume {run.directory}"
+                )
+
+
+def _end_epoch(
+    state: State, splits: Splits, run: Run, trained: Mapping[str, float]
+) -> None:
+    """Validate, log, and keep the model where it is the best so far."""
+    state.epoch, state.tally = state.epoch + 1, Tally()
+    metrics = {"epoch": state.epoch, "step": state.step, **trained}
+    # Without validation utterances the last epoch is as good a choice as any.
+    loss = -state.epoch
+    if found := identify(state.model, splits):
+        metrics["validation/loss"] = loss = found.loss
+        metrics["validation/accuracy"] = found.accuracy
+    if not math.isfinite(loss):
+        raise TrainingError(f"step {state.step}: the validation loss is {loss}")
+    run.log_epoch(metrics)
+    if loss < state.best_loss:
+        state.best_loss = loss
+        state.save(run.directory / "best.pt")
+    print(_epoch_line(metrics, state.model.parameters.training.epochs))
 
 
 def _epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
@@ -423,6 +491,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 *options.parameters, overrides=options.overrides
             )
         train(parameters, options.resume)
+    except StoppedError as stopped:
+        print(stopped)
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import sys
 from collections import Counter
 
@@ -19,7 +20,16 @@ from losses import AngularMarginLoss
 from metrics import equal_error_rate
 from parameters import load_parameters
 from runs import RunError, build_model, load_checkpoint, load_model
-from train import State, TrainingError, build_optimizer, learning_rate, main, train
+from train import (
+    State,
+    StoppedError,
+    StopSignals,
+    TrainingError,
+    build_optimizer,
+    learning_rate,
+    main,
+    train,
+)
 from transforms import Augmentation, Noise, Reverberation, SpecAugment, Speed
 from trials import read_scores, read_trials
 
@@ -157,6 +167,63 @@ def test_resumed_run_equals_an_unbroken_one(miniature, monkeypatch, optimizer):
     assert (broken / "report.json").read_text() == (
         unbroken / "report.json"
     ).read_text()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_a_signal_finishes_the_step_and_loses_nothing(
+    miniature, monkeypatch, kind, step
+):
+    unbroken = train(miniature("run.name=unbroken"))
+    assert len(metrics(unbroken)) == 2
+    num_steps = metrics(unbroken)[-1]["step"]
+    real = training.training_step
+
+    def struck(state, *arguments):
+        if state.step + 1 == step:
+            os.kill(os.getpid(), kind)
+        return real(state, *arguments)
+
+    monkeypatch.setattr(training, "training_step", struck)
+    p, handler = miniature("run.name=mine"), signal.getsignal(kind)
+    run = p.run.directory / "mine"
+    with pytest.raises(StoppedError) as stopped:
+        train(p)
+    assert str(stopped.value) == (
+        f"stopped after step {step} of {num_steps}; go on with --resume {run}"
+    )
+    assert signal.getsignal(kind) is handler
+    monkeypatch.setattr(training, "training_step", real)
+    train(p, resume=run)
+    assert equal_weights(unbroken, run)
+    timed = {"train/audio_seconds_per_second"}
+    for broken_row, row in zip(metrics(run), metrics(unbroken), strict=True):
+        assert {k: broken_row[k] for k in row.keys() - timed} == {
+            k: row[k] for k in row.keys() - timed
+        }
+    assert (run / "scores.txt").read_text() == (unbroken / "scores.txt").read_text()
+
+
+def test_a_second_signal_does_not_wait():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_stopped_on_the_command_line(tmp_path, monkeypatch, capsys):
+    real = training.training_step
+
+    def struck(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "training_step", struck)
+    assert command(tmp_path, "run.name=mine") == 130
+    shown = capsys.readouterr()
+    assert f"go on with --resume {tmp_path / 'runs' / 'mine'}" in shown.out
+    assert "Traceback" not in shown.err
 
 
 def test_resume_on_the_command_line(miniature, capsys):
