@@ -379,7 +379,7 @@ class TestVoxCeleb1:
     def test_official_trials_name_utterances(self, root):
         parameters = dataset("voxceleb1", root)
         ids = [u.id for u in utterances(parameters)]
-        trials = read_trials(official_trials(parameters), ids)
+        trials, _ = read_trials(official_trials(parameters), ids)
         assert trials.enrolment.tolist() == [4, 4]
         assert trials.test.tolist() == [5, 6]
         assert trials.targets.tolist() == [True, False]
