@@ -4,10 +4,10 @@ augmented, beside a loop over files.
     python benchmarks/pipeline.py dataset.name=librispeech dataset.root=DATA \
         augmentation.noise.root=DATA/noise augmentation.reverberation.root=DATA/rirs
 
-Augmented means speed, reverberation and noise at probability 0.5 each. The loop does for
-one file after the other what the batches do at once: it decodes the file and changes it
-by torchaudio's own functions. All three take turns within one process; the figures are
-medians of the rounds.
+Augmented means speed, reverberation and noise at probability 0.5 each. The loop does
+for one file after the other what the batches do at once: it decodes the file and
+changes it by torchaudio's own functions. All three take turns within one process; the
+figures are medians of the rounds.
 """
 
 import argparse
