@@ -8,6 +8,8 @@ reflections by the image method (Allen and Berkley, JASA 1979), late ones as noi
 decays with the same reverberation time.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ SMALLEST, LARGEST = (3.0, 2.5, 2.3), (10.0, 8.0, 4.0)  # rooms, in m
 FROM_WALLS = 0.4  # m, at least, of talker and microphone
 EARLY_SECONDS = 0.05  # whose reflections are images; the ear hears later ones as a tail
 MATCHED_SECONDS = 0.02  # at their end, over which the tail's level is found
+LOWEST_HERTZ = 50.0  # that a simulated room passes on
 MOST_CELLS = 4  # of mirrored rooms to either side, beyond which images are not early
 
 
@@ -64,7 +67,22 @@ def simulate_rooms(
     ).sqrt()
     tail = torch.randn(responses.shape, generator=generator) * decay * level[:, None]
     responses[:, early:] = tail[:, early:]
-    return responses
+    return _without_rumble(responses, sample_rate)
+
+
+def _without_rumble(responses: Tensor, sample_rate: int) -> Tensor:
+    """Two first-order high-passes, [K, R] -> [K, R]; a first sample stays as it is.
+
+    All images have one sign, so that their sum at 0 Hz is far above that of any room
+    (Allen and Berkley filter theirs too).
+    """
+    size = 2 * responses.shape[1]  # samples, so that nothing wraps around
+    turns = torch.arange(size // 2 + 1) / size
+    delay = torch.exp(-2j * torch.pi * turns)
+    kept = math.exp(-2 * math.pi * LOWEST_HERTZ / sample_rate)
+    passed = ((1 - delay) / (1 - kept * delay)) ** 2
+    spectra = torch.fft.rfft(responses, size) * passed
+    return torch.fft.irfft(spectra, size)[:, : responses.shape[1]]
 
 
 def coloured_noise(

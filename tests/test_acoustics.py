@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import acoustics
 from acoustics import SPEED_OF_SOUND, coloured_noise, simulate_rooms
 
 RATE = 16_000
@@ -36,6 +37,7 @@ def test_direct_sound_comes_first_with_amplitude_one():
 
 def test_early_part_is_that_of_a_shoebox_by_hand(monkeypatch):
     """The six first reflections of a talker and a microphone, mirrored one by one."""
+    monkeypatch.setattr(acoustics, "_without_rumble", lambda rooms, _: rooms)
     drawn = torch.rand(3, 1, 3, generator=generator(5))
     sizes = torch.tensor([3.0, 2.5, 2.3]) + drawn[0, 0] * torch.tensor([7.0, 5.5, 1.7])
     talker, microphone = 0.4 + drawn[1:, 0] * (sizes - 0.8)
@@ -50,6 +52,12 @@ def test_early_part_is_that_of_a_shoebox_by_hand(monkeypatch):
             distance = (image - microphone).norm()
             place = round(((distance - direct) / SPEED_OF_SOUND * RATE).item())
             assert room[place] >= kept * direct / distance - 1e-5
+
+
+def test_rooms_do_not_rumble():
+    rooms = simulate_rooms(torch.full((20,), 0.5), RATE, RATE, generator())
+    power = torch.fft.rfft(rooms).abs().square().mean(0)  # 1 Hz a bin
+    assert power[:5].mean() < 0.01 * power[200:4000].mean()
 
 
 def test_rooms_are_those_of_their_seed():
