@@ -169,8 +169,7 @@ def test_resumed_run_equals_an_unbroken_one(miniature, monkeypatch, optimizer):
     ).read_text()
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 4, 7])
+@pytest.mark.parametrize(("kind", "step"), [(signal.SIGINT, 1), (signal.SIGTERM, 7)])
 def test_a_signal_finishes_the_step_and_loses_nothing(
     miniature, monkeypatch, kind, step
 ):
