@@ -491,7 +491,7 @@ def test_a_nemo_file_is_evaluated_like_a_run(tmp_path, miniature, capsys):
         capsys.readouterr()
         assert eval_main(["--checkpoint", str(checkpoint), *corpus]) == 0
         lines = capsys.readouterr().out.splitlines()
-        rows = [line.partition(" trained ")[2] for line in lines]
+        rows = [line.partition(" trained ")[2].split() for line in lines]
         tables.append([row for row in rows if row])
     assert len(tables[0]) == 1
     assert tables[0] == tables[1] == tables[2]
