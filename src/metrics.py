@@ -234,7 +234,7 @@ def bootstrap_speakers(
     Trials share speakers, so speakers are drawn with replacement, not trials: where a
     speaker comes w_i times, its target trials weigh w_i, and non-target trials with
     another w_i w_j. `speakers` are numbers from 0 of both sides, [K] each. Percentile
-    intervals of those resamples that have target and non-target trials.
+    intervals; resamples without target or without non-target trials are drawn again.
     """
     scores, targets = _checked(scores, targets)
     weights = _cost_weights(p_target, c_miss, c_fa)
@@ -245,7 +245,7 @@ def bootstrap_speakers(
     num_speakers = 1 + int(max(enrolled.max(), tested.max()))
     generator = np.random.default_rng(seed)
     found = []
-    for _ in range(num_resamples):
+    while len(found) < num_resamples:
         drawn = generator.integers(num_speakers, size=num_speakers)
         counts = np.bincount(drawn, minlength=num_speakers)
         weight = counts[enrolled]

@@ -233,6 +233,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say(num_speakers, least):
     assert least <= covered[0] / 200 <= 0.99
 
 
+def test_intervals_of_two_speakers_and_one_resample():
+    trials = [0.9, 0.1, 0.2, 0.8], [1, 0, 0, 1]
+    sides = [0, 0, 0, 1], [0, 1, 1, 1]
+    for seed in range(20):  # half of all draws have no non-target trial
+        eer, _ = bootstrap_speakers(*trials, sides, 0.01, 1, 1, 1, seed)
+        assert (eer.low, eer.high) == (0, 0)
+
+
 # Refusals
 
 
