@@ -564,11 +564,13 @@ def _write_evaluation(
     print(f"written to {directory}")
 
 
-def evaluate_scores(scores: Path, trials: Path) -> VerificationReport:
-    """What two files say, at the shipped operating point; without intervals, since they
-    do not name the speakers."""
+def evaluate_scores(
+    scores: Path, trials: Path, overrides: Sequence[str]
+) -> VerificationReport:
+    """What two files say, at the shipped operating point unless the overrides name
+    another; without intervals, since they do not name the speakers."""
+    parameters = load_parameters(SHIPPED, overrides=overrides).evaluation
     pairs, ids = read_trials(trials)
-    parameters = load_parameters(SHIPPED).evaluation
     return verify(read_scores(scores, pairs, ids), pairs, parameters)
 
 
@@ -613,7 +615,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows += [] if rows else [["checkpoint", *header]]
                 rows += [[path, *row] for row in found]
         else:
-            report = evaluate_scores(*files)
+            report = evaluate_scores(*files, overrides)
             rows = [["EER", "minDCF", "Cllr", "on"], report_cells(report)]
         print_table(rows)
     except UserError as error:

@@ -19,7 +19,7 @@ from eval import (
     refuse_heard,
     verify,
 )
-from metrics import cllr
+from metrics import cllr, min_dcf
 from parameters import ParameterError
 from runs import build_model, save_checkpoint
 from scoring import Calibration
@@ -369,6 +369,9 @@ def test_figures_from_two_files_alone(files, capsys, shipped):
     shown = capsys.readouterr().out
     assert f"{expected.eer:.2%}" in shown
     assert f"{expected.min_dcf:.3f}" in shown
+    assert main([*arguments, "evaluation.p_target=0.5"]) == 0
+    expected = min_dcf(scores, trials.targets, p_target=0.5)
+    assert f"{expected:.3f}" in capsys.readouterr().out
     lines = scores_file.read_text().splitlines()
     scores_file.write_text("\n".join(lines[::-1]))  # in any order
     assert main(arguments) == 0
