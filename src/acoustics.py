@@ -18,7 +18,7 @@ SMALLEST, LARGEST = (3.0, 2.5, 2.3), (10.0, 8.0, 4.0)  # rooms, in m
 FROM_WALLS = 0.4  # m, at least, of talker and microphone
 EARLY_SECONDS = 0.05  # whose reflections are images; the ear hears later ones as a tail
 MATCHED_SECONDS = 0.02  # at their end, over which the tail's level is found
-LOWEST_HERTZ = 50.0  # that a simulated room passes on
+LOWEST_HERTZ = 50.0  # that simulated rooms pass on and that colours reach down to
 MOST_CELLS = 4  # of mirrored rooms to either side, beyond which images are not early
 
 
@@ -86,16 +86,16 @@ def _without_rumble(responses: Tensor, sample_rate: int) -> Tensor:
 
 
 def coloured_noise(
-    exponents: Tensor, num_samples: int, generator: torch.Generator
+    exponents: Tensor, sample_rate: int, num_samples: int, generator: torch.Generator
 ) -> Tensor:
     """Noise of unit power whose spectrum falls as 1 / f^exponent, [K] -> [K, R].
 
-    0 is white, 1 pink, 2 brown noise.
+    0 is white, 1 pink, 2 brown noise. Below 50 Hz the spectrum is flat, or nearly all
+    power would lie where there is neither speech nor hearing.
     """
     white = torch.randn(len(exponents), num_samples, generator=generator)
     spectrum = torch.fft.rfft(white)
-    bins = torch.arange(spectrum.shape[1]).clamp(min=1)
-    shaped = spectrum * bins ** (-exponents[:, None] / 2)
-    shaped[:, 0] = 0
+    hertz = torch.arange(spectrum.shape[1]) * sample_rate / num_samples
+    shaped = spectrum * hertz.clamp(min=LOWEST_HERTZ) ** (-exponents[:, None] / 2)
     noise = torch.fft.irfft(shaped, num_samples)
     return noise / noise.square().mean(1, keepdim=True).sqrt()

@@ -324,7 +324,7 @@ def load_noise(
     generator = _generator(parameters, 4 + held_out)
     exponents = 2 * torch.rand(NUM_COLOURS, generator=generator)
     size = round(COLOURED_SECONDS * rate)
-    return Clips.simulated(coloured_noise(exponents, size, generator), device)
+    return Clips.simulated(coloured_noise(exponents, rate, size, generator), device)
 
 
 class Augmentation(nn.Module):

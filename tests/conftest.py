@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+import transforms
 from parameters import Parameters, load_parameters
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,11 +31,13 @@ MINIATURE = (
     "model.dvector.projection_size=16",
     "model.dvector.num_layers=1",
     "model.dvector.embedding_size=12",
+    "augmentation.reverberation.num_rooms=4",
     "loss.ge2e.speakers_per_batch=4",
     "loss.ge2e.utterances_per_speaker=2",
     "training.device=cpu",
     "training.epochs=2",
     "training.batch_size=6",
+    "evaluation.num_resamples=20",
     "wandb.mode=disabled",
 )
 
@@ -65,8 +68,9 @@ def shipped() -> Callable[..., Parameters]:
 
 
 @pytest.fixture
-def miniature(tmp_path, shipped) -> Callable[..., Parameters]:
+def miniature(tmp_path, monkeypatch, shipped) -> Callable[..., Parameters]:
     """A training of seconds that writes below the test's own folder."""
+    monkeypatch.setattr(transforms, "NUM_COLOURS", 4)
 
     def load(*overrides: str) -> Parameters:
         return shipped(

@@ -71,9 +71,12 @@ def test_rooms_are_those_of_their_seed():
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
 def test_noise_has_its_colour_and_unit_power(exponent):
-    noise = coloured_noise(torch.full((20,), exponent), 2**16, generator())
+    noise = coloured_noise(torch.full((20,), exponent), RATE, 2**16, generator())
     assert torch.allclose(noise.square().mean(1), torch.ones(20), atol=1e-4)
     power = torch.fft.rfft(noise).abs().square().mean(0)
-    octaves = torch.stack([power[2**k : 2 ** (k + 1)].mean() for k in range(6, 15)])
+    # Octaves from 62.5 Hz, and all below 50 Hz: 4.096 bins are 1 Hz.
+    octaves = torch.stack([power[2**k : 2 ** (k + 1)].mean() for k in range(8, 15)])
     slope = (octaves.log2().diff()).mean()
     assert slope.item() == pytest.approx(-exponent, abs=0.1)
+    low, corner = power[:40].mean().item(), power[150:204].mean().item()
+    assert low == pytest.approx(corner, rel=0.2)
