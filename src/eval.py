@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from audio import load_recording
 from corpora import official_trials
 from dataset import Splits, UtteranceBatches, prepare
 from figures import Figure, draw_det, draw_embeddings, draw_scores
@@ -253,6 +254,40 @@ def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None
     )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How alike two recordings are, and whether that is enough to be one person's.
+
+    The decision is at the threshold that the calibration stored; a model without one
+    has none to offer.
+    """
+
+    cosine: float
+    llr: float | None
+    same_speaker: bool | None
+
+
+@torch.inference_mode()
+def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Comparison:
+    """Two audio files, whoever speaks in them; raises `AudioError` for unreadable
+    ones."""
+    model.train(False)
+    rate = model.parameters.front_end.sample_rate
+    device = next(model.encoder.parameters()).device
+    embeddings = []
+    for path in (first, second):
+        samples = torch.from_numpy(load_recording(path, rate).samples).to(device)
+        lengths = torch.tensor([len(samples)], device=device)
+        waveforms = samples[None].float() / 2**15
+        embeddings.append(model.encoder(*model.front_end(waveforms, lengths)))
+    cosine = F.cosine_similarity(*embeddings).double().cpu().numpy()
+    calibration = model.backend and model.backend.calibrations.get("trained")
+    if not calibration:
+        return Comparison(cosine.item(), None, None)
+    llr = calibration.llrs(cosine).item()
+    return Comparison(cosine.item(), llr, llr >= calibration.threshold)
+
+
 def mean_log_mel(front_end: FrontEnd) -> tuple[Callable, Callable]:
     """A front end and an encoder whose embedding is the mean log-mel spectrum, [B,
     M]."""
@@ -409,17 +444,17 @@ def draw_evaluation(
     test = evaluation.verification.get("test")
     if test is None:
         return {}
-    targets, scores = test.trials.targets, test.scores["trained"]
+    targets = test.trials.targets
     curves = {name: det_points(found, targets) for name, found in test.scores.items()}
-    calibration = model.backend and model.backend.calibrations.get("trained")
-    threshold = calibration and calibration.threshold_of_scores
+    calibrations = model.backend.calibrations if model.backend else {}
+    thresholds = {name: c.threshold_of_scores for name, c in calibrations.items()}
     figures = {
         "det": draw_det(curves),
-        "scores": draw_scores(scores, targets, threshold),
+        "scores": draw_scores(test.scores, targets, thresholds),
     }
     if len(splits.test) >= MIN_DRAWN:
         figures["embeddings"] = draw_embeddings(
-            test.embeddings,
+            {model.parameters.model.name: test.embeddings},
             splits.speakers_of(splits.test),
             "Utterances of speakers never heard in training",
             model.parameters.seed,
@@ -462,6 +497,15 @@ def as_table(evaluation: Evaluation) -> list[list[str]]:
         first, *others = verification.reports.items()
         for system, report in (first, *of_conditions.items(), *others):
             rows.append([split, system, *report_cells(report)])
+    return rows
+
+
+def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[str]]:
+    """Tables of the same columns in one, with their names in a first column."""
+    rows: list[list[str]] = []
+    for name, (header, *found) in tables.items():
+        rows += [] if rows else [[title, *header]]
+        rows += [[name, *row] for row in found]
     return rows
 
 
@@ -609,11 +653,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "training.device; the rest is the checkpoint's own"
                 )
         if paths:
-            rows: list[list[str]] = []
-            for path in paths:
-                header, *found = as_table(evaluate_checkpoint(Path(path), overrides))
-                rows += [] if rows else [["checkpoint", *header]]
-                rows += [[path, *row] for row in found]
+            tables = {
+                path: as_table(evaluate_checkpoint(Path(path), overrides))
+                for path in paths
+            }
+            rows = joint_table(tables, "checkpoint")
         else:
             report = evaluate_scores(*files, overrides)
             rows = [["EER", "minDCF", "Cllr", "on"], report_cells(report)]

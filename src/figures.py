@@ -1,24 +1,37 @@
-"""Pictures of what a run found: data in, a matplotlib `Figure` out, nothing shown.
+"""Pictures of a corpus, a model and what a run found: data in, a matplotlib `Figure`
+out, nothing shown.
 
-embeddings [U, E], speakers [U] -> `draw_embeddings` -> Figure
+seconds [U], speakers [U], genders [U] -> `draw_corpus` -> Figure
 waveforms [N] by name -> `draw_sounds` -> Figure
-scores [K], targets [K] -> `draw_scores` -> Figure
+features [F, T] by name -> `draw_features` -> Figure
+layers by model -> `draw_architecture` -> Figure
+losses [K, 2] by name, on a circle -> `draw_margins` -> Figure
+metrics of epochs by run -> `draw_curves` -> Figure
 miss and false-alarm rates by system -> `draw_det` -> Figure
+scores [K] by system, targets [K] -> `draw_scores` -> Figure
+embeddings [U, E] by system, speakers [U] -> `draw_embeddings` -> Figure
 
-U utterances, K trials, E embedding size, N samples. One style and one palette serve the
-whole project; a colour belongs to one speaker or system throughout a figure. UMAP is
-arXiv 1802.03426.
+U utterances, K trials or angles, E embedding size, N samples, F bands, T frames. One
+style and one palette serve the whole project; a colour belongs to one speaker or system
+throughout a figure, and systems take theirs in order. UMAP is arXiv 1802.03426, t-SNE
+JMLR 9 (2008).
 """
 
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Wedge
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+
+from models import Layer
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = (
@@ -47,9 +60,7 @@ DYNAMIC_RANGE = 80  # dB, of a spectrogram
 
 def project_svd(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """The two directions of greatest variance of unit embeddings, [U, E] -> [U, 2]."""
-    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    unit = embeddings / np.maximum(lengths, np.finfo(np.float32).tiny)
-    centred = unit - unit.mean(0)
+    centred = _unit(embeddings) - _unit(embeddings).mean(0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     return left[:, :2] * singular[:2]
 
@@ -68,45 +79,130 @@ def project_umap(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float
         ).fit_transform(embeddings)
 
 
-def draw_embeddings(
-    embeddings: NDArray[np.float32], speakers: Sequence[str], title: str, seed: int
-) -> Figure:
-    """Utterances in the plane by SVD and by UMAP, a colour and shape for each speaker.
+def project_tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """t-SNE of unit embeddings, whose distances grow with the angle, [U, E] -> [U,
+    2]."""
+    perplexity = min(30, (len(embeddings) - 1) / 3)
+    return TSNE(perplexity=perplexity, random_state=seed).fit_transform(
+        _unit(embeddings)
+    )
 
-    embeddings [U, E]; at most 24 speakers are drawn, those first in order.
+
+def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def _project(
+    method: str, embeddings: NDArray[np.float32], seed: int
+) -> NDArray[np.float32]:
+    if method == "SVD":
+        return project_svd(embeddings)
+    return {"UMAP": project_umap, "t-SNE": project_tsne}[method](embeddings, seed)
+
+
+def draw_embeddings(
+    embeddings: Mapping[str, NDArray[np.float32]],
+    speakers: Sequence[str],
+    title: str,
+    seed: int,
+    methods: Sequence[str] = ("SVD", "UMAP"),
+) -> Figure:
+    """Utterances in the plane, a colour and shape for each speaker: a row for each
+    system's embeddings [U, E], a column for each method of `SVD`, `UMAP`, `t-SNE`.
+
+    At most 24 speakers are drawn, those first in order.
     """
-    num_speakers = len(set(speakers))
     names = sorted(set(speakers))[:MAX_SPEAKERS]
-    drawn = np.isin(speakers, names)
-    embeddings, speakers = embeddings[drawn], np.array(speakers)[drawn]
-    planes = {
-        "SVD": project_svd(embeddings),
-        "UMAP, cosine": project_umap(embeddings, seed),
-    }
+    drawn, labels = np.isin(speakers, names), np.array(speakers)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.6))
-        for axes, (method, plane) in zip(
-            figure.subplots(1, 2), planes.items(), strict=True
-        ):
-            for number, name in enumerate(names):
-                own = plane[speakers == name]
-                axes.scatter(
-                    *own.T,
-                    s=18,
-                    color=PALETTE[number % len(PALETTE)],
-                    marker=MARKERS[number // len(PALETTE) % len(MARKERS)],
-                    linewidths=0,
-                    alpha=0.8,
-                    label=name,
+        size = (1.4 + 4.2 * len(methods), 0.5 + 3.8 * len(embeddings))
+        figure = Figure(figsize=size)
+        rows = figure.subplots(len(embeddings), len(methods), squeeze=False)
+        for (system, found), row in zip(embeddings.items(), rows, strict=True):
+            for method, axes in zip(methods, row, strict=True):
+                plane = _project(method, found[drawn], seed)
+                for number, name in enumerate(names):
+                    axes.scatter(
+                        *plane[labels[drawn] == name].T,
+                        s=18,
+                        color=PALETTE[number % len(PALETTE)],
+                        marker=MARKERS[number // len(PALETTE) % len(MARKERS)],
+                        linewidths=0,
+                        alpha=0.8,
+                        label=name,
+                    )
+                axes.set(
+                    title=f"{system}, {method}",
+                    xlabel="component 1",
+                    ylabel="component 2",
                 )
-            axes.set(title=method, xlabel="component 1", ylabel="component 2")
-        count = f"{len(names)} of {num_speakers} speakers"
+        count = f"{len(names)} of {len(set(speakers))} speakers"
         figure.suptitle(f"{title}: {count}", x=0.01, ha="left")
         figure.legend(
             *axes.get_legend_handles_labels(),
             loc="outside right upper",
             fontsize=7,
             frameon=False,
+        )
+    return figure
+
+
+def draw_corpus(
+    seconds: Sequence[float], speakers: Sequence[str], genders: Sequence[str | None]
+) -> Figure:
+    """How long utterances are, and how much each speaker says and how often.
+
+    One entry of each for every utterance; a gender is `f`, `m` or unknown, None.
+    """
+    names, owner = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
+    seconds = np.asarray(seconds)
+    minutes = np.bincount(owner, seconds) / 60  # of each speaker
+    gender = dict(zip(speakers, genders, strict=True))
+    kinds = {"f": "women", "m": "men", None: "gender unknown"}
+    colours = dict(zip(kinds, PALETTE, strict=False))
+    order = np.argsort(-minutes, kind="stable")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3))
+        durations, amounts, counts = figure.subplots(1, 3)
+        durations.hist(seconds, 30, color="0.45")
+        durations.set(
+            title="Utterances", xlabel="duration (s)", ylabel="number of utterances"
+        )
+        of_gender = [gender[names[speaker]] for speaker in order]
+        amounts.bar(
+            range(len(names)),
+            minutes[order],
+            width=1,
+            color=[colours[kind] for kind in of_gender],
+        )
+        amounts.set(
+            title="Speech of each speaker",
+            xlabel="speakers, most speech first",
+            ylabel="speech (min)",
+        )
+        amounts.legend(
+            handles=[
+                Patch(color=colours[kind], label=f"{of_gender.count(kind)} {name}")
+                for kind, name in kinds.items()
+                if kind in of_gender
+            ],
+            frameon=False,
+        )
+        spoken = np.bincount(owner)
+        edges = np.arange(spoken.min(), spoken.max() + 2) - 0.5
+        counts.hist(spoken, edges, color="0.45")
+        counts.xaxis.get_major_locator().set_params(integer=True)
+        counts.set(
+            title="Utterances of each speaker",
+            xlabel="utterances",
+            ylabel="number of speakers",
+        )
+        hours = seconds.sum() / 3600
+        figure.suptitle(
+            f"{hours:.1f} h, {len(seconds)} utterances of {len(names)} speakers",
+            x=0.01,
+            ha="left",
         )
     return figure
 
@@ -153,6 +249,164 @@ def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> 
     return figure
 
 
+def draw_features(
+    steps: Mapping[str, NDArray[np.float32]], hop_seconds: float
+) -> Figure:
+    """Each step of a front end as an image of bands over time, [F, T] by name; a step
+    of several lines in its name has the last as the label of its colours."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 1.9 * len(steps)))
+        rows = figure.subplots(len(steps), sharex=True, squeeze=False)[:, 0]
+        for (name, bands), axes in zip(steps.items(), rows, strict=True):
+            title, _, unit = name.partition("\n")
+            low, high = np.percentile(bands, (1, 99.5))
+            image = axes.imshow(
+                bands,
+                origin="lower",
+                aspect="auto",
+                cmap="magma",
+                vmin=low,
+                vmax=high,
+                interpolation="nearest",
+                extent=(0, bands.shape[1] * hop_seconds, 0, len(bands)),
+            )
+            axes.set(title=title, ylabel="band")
+            figure.colorbar(image, ax=axes, label=unit)
+        rows[-1].set_xlabel("time (s)")
+    return figure
+
+
+def draw_architecture(models: Mapping[str, Sequence[Layer]]) -> Figure:
+    """Models from features, below, to embeddings, side by side: a box for each layer,
+    as wide as the square root of its channels, with its weights and the stretch of
+    speech that one of its outputs sees."""
+    widest = max(layer.channels for layers in models.values() for layer in layers)
+    most = max(map(len, models.values()))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5 * len(models), 0.7 + 0.55 * most))
+        columns = figure.subplots(1, len(models), squeeze=False)[0]
+        for (name, layers), axes, colour in zip(
+            models.items(), columns, itertools.cycle(PALETTE), strict=False
+        ):
+            for height, layer in enumerate(layers):
+                width = (layer.channels / widest) ** 0.5
+                axes.barh(height, width, 0.76, -width / 2, color=colour, alpha=0.5)
+                sees = "" if layer.sees is None else f", sees {layer.sees}"
+                axes.text(
+                    0.55,
+                    height,
+                    f"{layer.name}: {layer.channels} channels\n"
+                    f"{layer.weights / 1e6:.2f} M weights{sees}",
+                    va="center",
+                    fontsize=8,
+                )
+            total = sum(layer.weights for layer in layers)
+            axes.set(
+                title=f"{name}: {total / 1e6:.2f} M weights",
+                xlim=(-0.5, 1.7),
+                ylim=(-0.5, most - 0.5),
+            )
+            axes.axis("off")
+    return figure
+
+
+def draw_margins(
+    angles: NDArray[np.float64],
+    losses: Mapping[str, NDArray[np.float64]],
+    class_vectors: NDArray[np.float32],
+) -> Figure:
+    """Where on a circle two speakers' losses are content, above, and the losses
+    themselves, below: [K] radians, and [K, 2] by name; arrows are the speakers' class
+    vectors [2, 2].
+
+    A loss is content where its speaker is likelier than the other, that is, below ln 2;
+    where neither is, it asks for a margin.
+    """
+    degrees = np.degrees(angles)
+    half_step = (degrees[1] - degrees[0]) / 2
+    arrows = 0.7 * class_vectors / np.linalg.norm(class_vectors, axis=1).max()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.7 * len(losses), 5))
+        circles, curves = figure.subplots(
+            2, len(losses), squeeze=False, height_ratios=(3, 2)
+        )
+        for (name, pair), circle, curve in zip(
+            losses.items(), circles, curves, strict=True
+        ):
+            content = (pair < np.log(2)).tolist()
+            pieces = zip(degrees, content, strict=True)
+            for (first, second), piece in itertools.groupby(pieces, lambda p: p[1]):
+                colour = PALETTE[0] if first else PALETTE[1] if second else "0.85"
+                within = [degree for degree, _ in piece]
+                ends = (within[0] - half_step, within[-1] + half_step)
+                circle.add_patch(Wedge((0, 0), 1, *ends, width=0.25, fc=colour, lw=0))
+            circle.set(title=name, xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
+            circle.axis("off")
+            for speaker, colour in enumerate(PALETTE[:2]):
+                circle.quiver(
+                    *(0, 0, *arrows[speaker]),
+                    color=colour,
+                    angles="xy",
+                    scale_units="xy",
+                    scale=1,
+                )
+                label = f"speaker {speaker + 1}"
+                curve.plot(degrees, pair[:, speaker], color=colour, label=label)
+            curve.axhline(np.log(2), color="0.6", linewidth=0.8, label="ln 2")
+            curve.set(xlabel="angle (degrees)", xticks=range(-180, 181, 90))
+        curves[0].set_ylabel("loss")
+        figure.legend(
+            *curve.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+        )
+    return figure
+
+
+def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Loss and accuracy over the epochs of runs by name, as `metrics.jsonl` has them;
+    full lines are of training, dashed ones of validation."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3.4))
+        panels = dict(zip(("loss", "accuracy"), figure.subplots(1, 2), strict=True))
+        for (key, axes), (split, line), ((name, epochs), colour) in itertools.product(
+            panels.items(),
+            {"train": "-", "validation": "--"}.items(),
+            zip(metrics.items(), itertools.cycle(PALETTE), strict=False),
+        ):
+            values = [epoch.get(f"{split}/{key}", np.nan) for epoch in epochs]
+            numbers = [epoch["epoch"] for epoch in epochs]
+            marker = "." if len(epochs) < 30 else ""
+            axes.plot(
+                *(numbers, values, line),
+                color=colour,
+                marker=marker,
+                label=f"{name}, {split}",
+            )
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set(xlabel="epoch", ylabel=key)
+        panels["accuracy"].yaxis.set_major_formatter(PercentFormatter(1))
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside right upper", frameon=False
+        )
+    return figure
+
+
+class LiveCurves:
+    """`draw_curves` of a run that trains in a notebook cell, drawn anew after each
+    epoch; the handle is IPython's `DisplayHandle()`."""
+
+    def __init__(self, name: str, handle: Any) -> None:
+        self.name, self.handle, self.epochs = name, handle, []
+
+    def __call__(self, metrics: Mapping[str, float]) -> None:
+        """Take in what `train` reports of an epoch."""
+        self.epochs.append(metrics)
+        show = self.handle.update if len(self.epochs) > 1 else self.handle.display
+        show(draw_curves({self.name: self.epochs}))
+
+
 DET_TICKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # rates
 
 
@@ -196,25 +450,27 @@ def draw_det(
 
 
 def draw_scores(
-    scores: NDArray[np.float64],
+    scores: Mapping[str, NDArray[np.float64]],
     targets: NDArray[np.bool_],
-    threshold: float | None = None,
+    thresholds: Mapping[str, float],
 ) -> Figure:
-    """How scores [K] of target and non-target trials are distributed, each of area 1,
-    and a threshold between them."""
-    edges = np.linspace(scores.min(), scores.max(), 101)
+    """How each system's scores [K] of target and non-target trials are distributed,
+    each of area 1, and the threshold between them of those that have one."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.2))
-        axes = figure.subplots()
-        for name, own, colour in (
-            ("non-target trials", ~targets, PALETTE[0]),
-            ("target trials", targets, PALETTE[1]),
-        ):
-            axes.hist(
-                scores[own], edges, density=True, color=colour, alpha=0.6, label=name
-            )
-        if threshold is not None:
-            axes.axvline(threshold, color="0.2", linewidth=1, label="threshold")
-        axes.set(title="Scores of the test trials", xlabel="score", ylabel="density")
-        axes.legend(frameon=False)
+        figure = Figure(figsize=(0.8 + 4 * len(scores), 3.2))
+        panels = figure.subplots(1, len(scores), squeeze=False)[0]
+        for (system, found), axes in zip(scores.items(), panels, strict=True):
+            edges = np.linspace(found.min(), found.max(), 101)
+            for name, own, colour in (
+                ("non-target trials", ~targets, PALETTE[0]),
+                ("target trials", targets, PALETTE[1]),
+            ):
+                axes.hist(
+                    found[own], edges, density=True, color=colour, alpha=0.6, label=name
+                )
+            if np.isfinite(threshold := thresholds.get(system, np.nan)):
+                axes.axvline(threshold, color="0.2", linewidth=1, label="threshold")
+            axes.set(title=system, xlabel="score")
+        panels[0].set_ylabel("density")
+        panels[0].legend(frameon=False, fontsize=8)
     return figure

@@ -13,6 +13,7 @@ padding, as in training, has frames None and is spared the masks.
 """
 
 import warnings
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,21 @@ SUB_BLOCKS = 3
 SQUEEZE = 8
 ATTENTION_CHANNELS = 128
 VARIANCE_FLOOR = 1e-10
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A part of an encoder, for the eye."""
+
+    name: str
+    channels: int  # that it hands on
+    weights: int
+    sees: str | None  # how much of the features one of its outputs depends on
+
+
+def _layer(name: str, channels: int, *modules: nn.Module, sees: str | None) -> Layer:
+    weights = sum(w.numel() for module in modules for w in module.parameters())
+    return Layer(name, channels, weights, sees)
 
 
 class FrameNorm(nn.BatchNorm1d):
@@ -204,6 +220,31 @@ class TitaNet(nn.Module):
             x = block(x, valid)  # [B, T, C], at last [B, T, P]
         return self.embedding(self.norm(self.pooling(x, valid)))
 
+    def layers(self) -> list[Layer]:
+        """Its parts from features to embedding; the frames that a block's filters see,
+        apart from squeeze-and-excitation, which reads the whole utterance."""
+        names = ["prolog", *(f"mega block, kernel {k}" for k in MEGA_KERNELS), "epilog"]
+        layers, frames = [], 1
+        for name, block in zip(names, self.blocks, strict=True):
+            convolutions = [m for m in block.modules() if isinstance(m, DepthwiseConv)]
+            frames += sum(m.kernel_size[0] - 1 for m in convolutions)
+            channels = block.sub_blocks[-1].pointwise.out_features
+            layers.append(_layer(name, channels, block, sees=f"{frames} frames"))
+        pooled = self.embedding.in_features
+        return [
+            *layers,
+            _layer(
+                "attentive statistics",
+                pooled,
+                self.pooling,
+                self.norm,
+                sees="the utterance",
+            ),
+            _layer(
+                "embedding", self.embedding_size, self.embedding, sees="the utterance"
+            ),
+        ]
+
 
 class DVector(nn.Module):
     """The d-vector: an LSTM's last output in windows of 160 frames, half overlapping.
@@ -265,6 +306,28 @@ class DVector(nn.Module):
         lengths = embeddings.norm(dim=2, keepdim=True)  # [B, W, 1]
         mean_direction = F.normalize(embeddings, dim=2).sum(1) / count[:, None]
         return mean_direction * lengths.sum(1) / count[:, None]
+
+    def layers(self) -> list[Layer]:
+        """Its parts from features to embedding."""
+        window = f"{self.WINDOW} frames"
+        own = dict(self.lstm.named_parameters())
+        return [
+            *(
+                Layer(
+                    f"LSTM, {self.lstm.hidden_size} cells",
+                    self.lstm.proj_size,
+                    sum(w.numel() for n, w in own.items() if n.endswith(f"_l{number}")),
+                    "the frames before",
+                )
+                for number in range(self.lstm.num_layers)
+            ),
+            _layer(
+                "embedding of a window",
+                self.embedding_size,
+                self.embedding,
+                sees=window,
+            ),
+        ]
 
 
 def build_encoder(parameters: ModelParameters, num_mels: int) -> nn.Module:

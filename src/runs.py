@@ -184,6 +184,15 @@ def choose_device(parameters: Parameters) -> torch.device:
     return torch.device(name)
 
 
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The metrics of each epoch of a run."""
+    path = run / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+
+
 class Run:
     """A run's directory and its mirror on W&B."""
 

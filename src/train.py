@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -299,11 +299,17 @@ def training_epoch(
     return {**tally.metrics(), "train/learning_rate": rate}
 
 
-def train(parameters: Parameters, resume: Path | None = None) -> Path:
+Watch = Callable[[Mapping[str, float]], None]
+
+
+def train(
+    parameters: Parameters, resume: Path | None = None, watch: Watch | None = None
+) -> Path:
     """Train, evaluate with the best checkpoint, and return the run's directory.
 
     `resume` is the directory of a run to go on with; its parameters must be these, but
-    for where it runs. Raises `UserError` for whatever the user can mend.
+    for where it runs. `watch` is handed the metrics of each epoch. Raises `UserError`
+    for whatever the user can mend.
     """
     keep_freed_memory()
     device = choose_device(parameters)
@@ -329,7 +335,7 @@ def train(parameters: Parameters, resume: Path | None = None) -> Path:
             raise RunError(f"{resume}: the corpus has changed since the run began")
         run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     try:
-        _train_epochs(state, splits, run)
+        _train_epochs(state, splits, run, watch)
         path = run.directory / "best.pt"
         best = State.restore(path, parameters, device)
         best.model = replace(best.model, backend=fit_backend(best.model, splits))
@@ -341,7 +347,20 @@ def train(parameters: Parameters, resume: Path | None = None) -> Path:
     return run.directory
 
 
-def _train_epochs(state: State, splits: Splits, run: Run) -> None:
+def train_once(parameters: Parameters, watch: Watch | None = None) -> Path:
+    """The run that `run.name` names, which must have these parameters: as it is where
+    it was finished, gone on with where it was stopped, else trained."""
+    directory = parameters.run.directory / str(parameters.run.name)
+    if parameters.run.name is None or not directory.exists():
+        return train(parameters, watch=watch)
+    old = load_checkpoint(directory / "last.pt")["parameters"]
+    _refuse_changes(directory, old, parameters.as_dict(), MAY_CHANGE)
+    if (directory / "report.json").exists():
+        return directory
+    return train(parameters, directory, watch)
+
+
+def _train_epochs(state: State, splits: Splits, run: Run, watch: Watch | None) -> None:
     parameters = state.model.parameters
     device = next(state.model.encoder.parameters()).device
     batches = TrainingBatches(splits, parameters, device)
@@ -357,7 +376,9 @@ def _train_epochs(state: State, splits: Splits, run: Run) -> None:
         while state.epoch < epochs:
             trained = training_epoch(state, batches, augmentation, num_steps, stop)
             if trained is not None:
-                _end_epoch(state, splits, run, trained)
+                metrics = _end_epoch(state, splits, run, trained)
+                if watch is not None:
+                    watch(metrics)
             state.save(run.directory / "last.pt")
             if stop.received and state.epoch < epochs:
                 raise StoppedError(
@@ -368,8 +389,9 @@ def _train_epochs(state: State, splits: Splits, run: Run) -> None:
 
 def _end_epoch(
     state: State, splits: Splits, run: Run, trained: Mapping[str, float]
-) -> None:
-    """Validate, log, and keep the model where it is the best so far."""
+) -> dict[str, float]:
+    """Validate, log, keep the model where it is the best so far; the epoch's
+    metrics."""
     state.epoch, state.tally = state.epoch + 1, Tally()
     metrics = {"epoch": state.epoch, "step": state.step, **trained}
     # Without validation utterances the last epoch is as good a choice as any.
@@ -384,6 +406,7 @@ def _end_epoch(
         state.best_loss = loss
         state.save(run.directory / "best.pt")
     print(_epoch_line(metrics, state.model.parameters.training.epochs))
+    return metrics
 
 
 def _epoch_line(metrics: Mapping[str, float], epochs: int) -> str:

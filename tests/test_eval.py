@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import eval as evaluation
 from dataset import UtteranceBatches, prepare
 from eval import (
+    compare_recordings,
     embed,
     evaluate,
     fit_backend,
@@ -22,7 +24,7 @@ from eval import (
 from metrics import cllr, min_dcf
 from parameters import ParameterError
 from runs import build_model, save_checkpoint
-from scoring import Calibration
+from scoring import Backend, Calibration
 from trials import TrialError, make_trials, write_scores, write_trials
 
 CPU = torch.device("cpu")
@@ -97,6 +99,28 @@ def test_calibrated_scores_have_costs_and_rates(shipped):
     assert report.miss == (scores < 1.5)[trials.targets].mean()
     assert report.false_alarm == (scores >= 1.5)[~trials.targets].mean()
     assert calibration.threshold_of_scores == 1.5
+
+
+def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
+    model, splits = prepared()
+    paths, indices = [tmp_path / "a.wav", tmp_path / "b.wav"], splits.test[:2]
+    for path, index in zip(paths, indices, strict=True):
+        entry = splits.pack.entries[index]
+        samples = splits.pack.samples[entry.offset :][: entry.samples]
+        soundfile.write(path, samples.numpy(), splits.pack.sample_rate)
+    batches = UtteranceBatches(splits.pack, indices, 1, CPU)
+    embeddings = embed(model.front_end, model.encoder, batches)
+    cosine = torch.cosine_similarity(*embeddings[:, None]).item()
+    found = compare_recordings(model, *paths)
+    assert found.cosine == pytest.approx(cosine, abs=1e-5)
+    assert found.llr is found.same_speaker is None
+    for threshold, same in ((3 * cosine - 1.01, True), (3 * cosine - 0.99, False)):
+        calibration = Calibration(3.0, -1.0, threshold, 0.1, 0.1)
+        backend = Backend(torch.eye(2), {"trained": calibration})
+        found = compare_recordings(replace(model, backend=backend), *paths)
+        assert found.llr == pytest.approx(3 * cosine - 1, abs=1e-4)
+        assert found.same_speaker is same
+    assert compare_recordings(model, paths[0], paths[0]).cosine == pytest.approx(1)
 
 
 def test_mean_log_mel_ignores_padding(prepared):

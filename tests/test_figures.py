@@ -1,19 +1,30 @@
 """Figures: what is drawn, not how it looks."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from sklearn.decomposition import TruncatedSVD
 
 from figures import (
     MAX_SPEAKERS,
+    PALETTE,
+    LiveCurves,
+    draw_architecture,
+    draw_corpus,
+    draw_curves,
     draw_det,
     draw_embeddings,
+    draw_features,
+    draw_margins,
     draw_scores,
     draw_sounds,
     project_svd,
+    project_tsne,
     project_umap,
 )
 from metrics import det_points
+from models import Layer
 
 
 @pytest.fixture
@@ -34,10 +45,11 @@ def test_svd_is_scikit_learns(clusters):
     assert np.allclose(np.abs(project_svd(embeddings)), np.abs(expected), atol=1e-4)
 
 
-def test_umap_is_seeded_and_keeps_speakers_together(clusters):
+@pytest.mark.parametrize("project", [project_umap, project_tsne])
+def test_maps_are_seeded_and_keep_speakers_together(clusters, project):
     embeddings, speakers = clusters
-    plane = project_umap(embeddings, 1)
-    assert np.array_equal(plane, project_umap(embeddings, 1))
+    plane = project(embeddings, 1)
+    assert np.array_equal(plane, project(embeddings, 1))
     nearest = np.linalg.norm(plane[:, None] - plane, axis=2)
     np.fill_diagonal(nearest, np.inf)
     neighbours = np.array(speakers)[nearest.argmin(1)]
@@ -45,8 +57,13 @@ def test_umap_is_seeded_and_keeps_speakers_together(clusters):
 
 
 def test_every_utterance_of_24_speakers_is_drawn(clusters):
-    figure = draw_embeddings(*clusters, "A title", seed=1)
+    embeddings, speakers = clusters
+    systems = {"one": embeddings, "other": embeddings[::-1]}
+    ways = ("SVD", "t-SNE")
+    figure = draw_embeddings(systems, speakers, "A title", 1, ways)
     assert "A title" in figure.get_suptitle()
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["one, SVD", "one, t-SNE", "other, SVD", "other, t-SNE"]
     for axes in figure.axes:
         drawn = [c.get_offsets() for c in axes.collections]
         assert len(drawn) == MAX_SPEAKERS
@@ -58,6 +75,64 @@ def test_every_utterance_of_24_speakers_is_drawn(clusters):
         for c in figure.axes[0].collections
     }
     assert len(looks) == MAX_SPEAKERS
+
+
+def test_a_corpus_in_three_histograms():
+    seconds = [60.0, 60.0, 30.0, 90.0]
+    genders = ["f", "f", "m", None]
+    figure = draw_corpus(seconds, ["ann", "ann", "bob", "cat"], genders)
+    assert figure.get_suptitle() == "0.1 h, 4 utterances of 3 speakers"
+    durations, amounts, counts = figure.axes
+    assert sum(bar.get_height() for bar in durations.patches) == 4
+    assert [bar.get_height() for bar in amounts.patches] == [2.0, 1.5, 0.5]
+    names = [text.get_text() for text in amounts.get_legend().get_texts()]
+    assert names == ["1 women", "1 men", "1 gender unknown"]
+    assert [bar.get_height() for bar in counts.patches] == [2, 1]
+
+
+def test_features_share_their_time():
+    steps = {"log-mel\nnats": np.eye(80, 200), "normalised": np.eye(40, 200)}
+    figure = draw_features(steps, 0.01)
+    images = [axes.images[0] for axes in figure.axes[:2]]
+    assert [image.get_extent() for image in images] == [[0, 2, 0, 80], [0, 2, 0, 40]]
+    assert figure.axes[0].get_title(loc="left") == "log-mel"
+    assert [axes.get_ylabel() for axes in figure.axes[2:]] == ["nats", ""]
+
+
+def test_architecture_names_every_layer():
+    layers = [
+        Layer("below", 256, 1_230_000, "3 frames"),
+        Layer("top", 64, 10_000, None),
+    ]
+    (axes,) = draw_architecture({"net": layers}).axes
+    assert axes.get_title(loc="left") == "net: 1.24 M weights"
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[0] == "below: 256 channels\n1.23 M weights, sees 3 frames"
+    assert texts[1] == "top: 64 channels\n0.01 M weights"
+    wide, narrow = axes.patches
+    assert wide.get_width() == 2 * narrow.get_width()
+
+
+def test_ring_is_grey_where_no_loss_is_content():
+    angles = np.radians(np.arange(-180, 180))
+    losses = np.stack([np.where(angles > 0.5, 0.1, 2), np.where(angles < 0, 0, 2)], 1)
+    vectors = np.array([[0.0, 1.0], [0.0, -2.0]], np.float32)
+    circle, curve = draw_margins(angles, {"loss": losses}, vectors).axes
+    ring = [(p.get_facecolor()[:3], p.theta2 - p.theta1) for p in circle.patches]
+    assert [round(width) for _, width in ring] == [180, 29, 151]
+    assert ring[1][0] == (0.85, 0.85, 0.85)
+    assert [line.get_color() for line in curve.get_lines()[:2]] == [*PALETTE[:2]]
+
+
+def test_curves_leave_out_what_was_not_measured():
+    epochs = [
+        {"epoch": n, "train/loss": 3.0 - n, "train/accuracy": 0.2} for n in (1, 2)
+    ]
+    loss, accuracy = draw_curves({"run": epochs}).axes
+    trained, validated = loss.get_lines()
+    assert trained.get_xydata().tolist() == [[1, 2], [2, 1]]
+    assert np.isnan(validated.get_ydata()).all()
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss", "accuracy")
 
 
 def test_sounds_are_drawn_on_common_scales():
@@ -76,6 +151,17 @@ def test_sounds_are_drawn_on_common_scales():
         assert rows.max() == pytest.approx(20 * np.log10(0.5) + loudest, abs=0.5)
     assert spectrograms[0].images[0].get_clim() == spectrograms[1].images[0].get_clim()
     assert spectrograms[0].get_xlabel() == "time (s)"
+
+
+def test_live_curves_grow_in_their_place():
+    handle = Mock()
+    curves = LiveCurves("run", handle)
+    for epoch in (1, 2, 3):
+        curves({"epoch": epoch, "train/loss": 1.0 / epoch, "train/accuracy": 0.5})
+    calls = [(name, figure) for name, (figure,), _ in handle.mock_calls]
+    assert [name for name, _ in calls] == ["display", "update", "update"]
+    lines = [figure.axes[0].get_lines()[0] for _, figure in calls]
+    assert [len(line.get_xdata()) for line in lines] == [1, 2, 3]
 
 
 def test_gaussian_scores_give_straight_det_curves():
@@ -98,11 +184,15 @@ def test_gaussian_scores_give_straight_det_curves():
 def test_scores_are_drawn_as_densities():
     generator = np.random.default_rng(0)
     targets = np.arange(9000) % 9 == 0
-    figure = draw_scores(generator.normal(4.0 * targets), targets, threshold=2.0)
-    axes = figure.axes[0]
-    for container in axes.containers:
-        area = sum(bar.get_height() * bar.get_width() for bar in container)
-        assert area == pytest.approx(1)
-    assert axes.get_lines()[0].get_xdata() == [2.0, 2.0]
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    scores = generator.normal(4.0 * targets)
+    systems = {"one": scores, "other": 2 * scores, "third": scores}
+    figure = draw_scores(systems, targets, {"one": 2.0, "third": np.inf})
+    for axes in figure.axes:
+        for container in axes.containers:
+            area = sum(bar.get_height() * bar.get_width() for bar in container)
+            assert area == pytest.approx(1)
+    one, other, third = figure.axes
+    assert one.get_lines()[0].get_xdata() == [2.0, 2.0]
+    assert not [*other.get_lines(), *third.get_lines()]
+    names = [text.get_text() for text in one.get_legend().get_texts()]
     assert set(names) == {"non-target trials", "target trials", "threshold"}

@@ -18,7 +18,7 @@ from dataset import TrainingBatches, prepare
 from eval import as_report, evaluate
 from losses import AngularMarginLoss
 from metrics import equal_error_rate
-from parameters import load_parameters
+from parameters import ParameterError, load_parameters
 from runs import RunError, build_model, load_checkpoint, load_model
 from train import (
     State,
@@ -29,6 +29,7 @@ from train import (
     learning_rate,
     main,
     train,
+    train_once,
 )
 from transforms import Augmentation, Noise, Reverberation, SpecAugment, Speed
 from trials import read_scores, read_trials
@@ -234,6 +235,22 @@ def test_resume_on_the_command_line(miniature, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: training.batch_size: expected 6, which {run} has, got 3"
     )
+
+
+def test_a_run_is_trained_once(miniature, monkeypatch):
+    p = miniature("run.name=once")
+    reported = []
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(training, "_report", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            train_once(p, reported.append)
+    run = train_once(p, reported.append)  # goes on where it was
+    assert reported == metrics(run)
+    assert len(reported) == p.training.epochs
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained"))
+    assert train_once(p) == run
+    with pytest.raises(ParameterError, match=r"training\.epochs: expected 2"):
+        train_once(miniature("run.name=once", "training.epochs=3"))
 
 
 def test_resume_of_a_corpus_with_other_speakers(tmp_path, miniature):
