@@ -1,0 +1,218 @@
+"""The runs behind README's results: train, evaluate, tabulate, draw.
+
+    python benchmarks/study.py DATA
+
+DATA holds the excerpts of LibriSpeech and speechocean762 that README describes.
+Finished runs are taken as they are, stopped ones go on. Writes `assets/results.json`,
+figures and lists of utterances in `assets`, and the results in `README.md`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from dataset import Splits, UtteranceBatches, prepare
+from eval import as_report, embed, evaluate
+from figures import draw_curves, draw_embeddings
+from parameters import Parameters, UserError, load_parameters
+from runs import SpeakerModel, choose_device, load_model, read_metrics
+from train import train_once
+
+HOME = Path(__file__).parents[1]
+ASSETS = HOME / "assets"
+MODELS = {  # files and overrides on top of parameters.yml
+    "d-vector, CE": (["init/dvector.yml"], []),
+    "TitaNet, CE": ([], ["loss.name=cross_entropy"]),
+    "TitaNet, ArcFace": ([], []),
+}
+CORPORA = {  # overrides of each, and the folder of its runs
+    "LibriSpeech excerpt": (
+        ["dataset.name=librispeech", "dataset.root=$DATA", "training.epochs=10"],
+        "runs/excerpt",
+    ),
+    "speechocean762": (
+        [
+            "dataset.name=folder",
+            "dataset.root=$DATA/speechocean762",
+            "training.epochs=6",
+            "front_end.normalization=mean",
+        ],
+        "runs/speechocean762",
+    ),
+    "synthetic": ([], "runs/embedded"),
+}
+OWN, UNSEEN = "LibriSpeech excerpt", "speechocean762"
+RUNS = [
+    *((corpus, model) for corpus in (OWN, UNSEEN) for model in MODELS),
+    ("synthetic", "TitaNet, ArcFace"),
+]
+REFERENCES = {"untrained": "TitaNet, untrained", "mean log-mel": "mean log-mel"}
+BEGIN, END = "<!-- written by benchmarks/study.py -->\n", "<!-- to here -->\n"
+
+
+def run_parameters(data: Path, corpus: str, model: str) -> Parameters:
+    """Of one run, named after its model."""
+    (files, own), (options, folder) = MODELS[model], CORPORA[corpus]
+    paths = [HOME / file for file in ["parameters.yml", *files]]
+    overrides = [option.replace("$DATA", str(data)) for option in [*options, *own]]
+    where = [f"run.directory={folder}", f"run.name={model.replace(', ', '-')}"]
+    return load_parameters(
+        *paths, overrides=[*overrides, *where, "wandb.mode=disabled"]
+    )
+
+
+def summarise(corpus: str, name: str, run: Path, splits: Splits) -> dict[str, Any]:
+    """What is reported of a run, and the command that trains the same."""
+    model = load_model(run, torch.device("cpu"))
+    report = json.loads((run / "report.json").read_text())
+    files, own = MODELS[name]
+    given = [f"-p {file}" for file in ["parameters.yml", *files]]
+    num_samples = sum(splits.pack.entries[i].samples for i in splits.train)
+    return {
+        "corpus": corpus,
+        "model": name,
+        "weights": sum(w.numel() for w in model.encoder.parameters()),
+        "epochs": model.parameters.training.epochs,
+        "steps": read_metrics(run)[-1]["step"],
+        "seed": model.parameters.seed,
+        "hours": num_samples / splits.pack.sample_rate / 3600,
+        "speakers": len(splits.speakers),
+        "command": " ".join(["python src/train.py", *given, *CORPORA[corpus][0], *own]),
+        "trials_sha256": hashlib.sha256((run / "trials.txt").read_bytes()).hexdigest(),
+        "identification": report["identification"],
+        **report["verification"]["test"],
+    }
+
+
+def embed_test(model: SpeakerModel, splits: Splits) -> Any:
+    """[U, E] of the test utterances."""
+    device = next(model.encoder.parameters()).device
+    seconds = model.parameters.evaluation.batch_seconds
+    batches = UtteranceBatches(splits.pack, splits.test, seconds, device)
+    return embed(model.front_end, model.encoder, batches).numpy()
+
+
+def draw(models: Mapping[str, SpeakerModel], own: Splits, unseen: Splits) -> None:
+    """The comparisons of the original study, of models trained on one corpus."""
+    baseline, cross_entropy, arcface = models
+    for file, splits, names, methods in (
+        ("baseline", own, (baseline, arcface), ("SVD", "UMAP")),
+        ("losses", own, (cross_entropy, arcface), ("SVD", "UMAP")),
+        ("unseen", unseen, (baseline, arcface), ("SVD", "UMAP")),
+        ("projections", own, (arcface,), ("SVD", "UMAP", "t-SNE")),
+    ):
+        embeddings = {name: embed_test(models[name], splits) for name in names}
+        speakers = splits.speakers_of(splits.test)
+        title = "Speakers never heard in training"
+        figure = draw_embeddings(embeddings, speakers, title, 1, methods)
+        figure.savefig(ASSETS / f"{file}.png")
+
+
+def cells(report: Mapping[str, Any]) -> list[str]:
+    """EER and minDCF with their intervals."""
+    eer, dcf = report["eer_interval"], report["min_dcf_interval"]
+    return [
+        f"{report['eer']:.1%} [{100 * eer['low']:.1f}, {100 * eer['high']:.1f}]",
+        f"{report['min_dcf']:.3f} [{dcf['low']:.3f}, {dcf['high']:.3f}]",
+    ]
+
+
+def as_table(rows: list[list[str]]) -> str:
+    """Markdown of rows, the first naming the columns."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_markdown(results: Mapping[str, Any]) -> str:
+    """Tables and commands as README has them."""
+    columns = ["trained and tested on", "model", "weights", "epochs", "accuracy"]
+    rows = [[*columns, "EER", "minDCF"]]
+    for corpus in CORPORA:
+        runs = [run for run in results["runs"] if run["corpus"] == corpus]
+        heading = f"{corpus}, {runs[0]['hours']:.1f} h, {runs[0]['speakers']} speakers"
+        for run in runs:
+            accuracy = f"{run['identification']['accuracy']:.1%}"
+            about = [f"{run['weights'] / 1e6:.2f} M", str(run["epochs"]), accuracy]
+            trained = cells(run["systems"]["trained"])
+            rows.append([heading, run["model"], *about, *trained])
+            heading = ""
+        for name in ("untrained", "mean log-mel"):
+            reference = cells(runs[-1]["systems"][name])
+            rows.append(
+                ["", name.replace("un", "TitaNet, un", 1), *3 * [""], *reference]
+            )
+    unseen = [[f"trained on the {OWN}", "EER", "minDCF"]]
+    for name, systems in results["unseen"].items():
+        unseen.append([name, *cells(systems["trained"])])
+    unseen.append(["mean log-mel", *cells(systems["mean log-mel"])])
+    commands = "".join(run["command"] + "\n" for run in results["runs"])
+    return (
+        f"{as_table(rows)}\nTested on {UNSEEN}, which none of these has met:\n\n"
+        f"{as_table(unseen)}\nOne seed each, on {results['hardware']}:\n\n"
+        f"```bash\n{commands}```\n"
+    )
+
+
+def write_readme(results: Mapping[str, Any]) -> None:
+    """Put the results between the marks."""
+    path = HOME / "README.md"
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    text = before + BEGIN + as_markdown(results) + END + rest.split(END)[1]
+    path.write_text(text, encoding="utf-8")
+
+
+def write_utterances(path: Path, splits: Splits) -> None:
+    """A line with split and id for each utterance."""
+    with open(path, "w", encoding="utf-8") as file:
+        for split in ("train", "validation", "test"):
+            for index in getattr(splits, split):
+                file.write(f"{split} {splits.pack.entries[index].id}\n")
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("data", type=Path, metavar="DATA")
+    data = parser.parse_args().data
+    try:
+        parameters = {key: run_parameters(data, *key) for key in RUNS}
+        runs = {key: train_once(p) for key, p in parameters.items()}
+        corpora = {corpus: prepare(p) for (corpus, _), p in parameters.items()}
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    device = choose_device(parameters[RUNS[0]])
+    own = {model: run for (corpus, model), run in runs.items() if corpus == OWN}
+    curves = draw_curves({name: read_metrics(run) for name, run in own.items()})
+    curves.savefig(ASSETS / "curves.png")
+    models = {name: load_model(run, device).train(False) for name, run in own.items()}
+    draw(models, corpora[OWN], corpora[UNSEEN])
+    unseen = {
+        name: as_report(evaluate(model, corpora[UNSEEN]))["verification"]["test"]
+        for name, model in models.items()
+    }
+    cores = f"{os.cpu_count()} CPU cores"
+    results = {
+        "hardware": torch.cuda.get_device_name() if device.type == "cuda" else cores,
+        "runs": [summarise(*key, run, corpora[key[0]]) for key, run in runs.items()],
+        "unseen": {name: found["systems"] for name, found in unseen.items()},
+    }
+    (ASSETS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_readme(results)
+    write_utterances(ASSETS / "librispeech-excerpt.txt", corpora[OWN])
+    write_utterances(ASSETS / "speechocean762-excerpt.txt", corpora[UNSEEN])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
