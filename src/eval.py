@@ -449,6 +449,18 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def as_summary(evaluation: Evaluation) -> dict[str, float]:
+    """The model's main figures by names such as `test/eer`, as far as there are any."""
+    figures = {}
+    if found := evaluation.identification:
+        for name in ("loss", "accuracy", "top_5_accuracy"):
+            figures[f"validation/{name}"] = getattr(found, name)
+    for split, verification in evaluation.verification.items():
+        for name in ("eer", "min_dcf", "cllr"):
+            figures[f"{split}/{name}"] = getattr(verification.reports["trained"], name)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
 def as_errors(evaluation: Evaluation, splits: Splits) -> list[list]:
     """The hardest trials of the test, which there must be, as `hardest_trials` has
     them."""
