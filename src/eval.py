@@ -68,15 +68,18 @@ from trials import (
     TrialError,
     Trials,
     conditions,
+    hardest_trials,
     make_trials,
     read_scores,
     read_trials,
     write_scores,
+    write_table,
     write_trials,
 )
 
 FEW_SPEAKERS = 20  # below which an interval over speakers is rough
 MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
+NUM_HARDEST = 25  # trials of each kind that are listed
 TOP = 5  # places of a speaker that count as a hit of the second kind
 
 
@@ -430,11 +433,12 @@ def write_trials_and_scores(
     directory: Path, evaluation: Evaluation, splits: Splits
 ) -> None:
     """`trials.txt` and `scores.txt` of the test, from which its figures can be had
-    again."""
+    again, and the hardest of them in `errors.tsv`."""
     if test := evaluation.verification.get("test"):
         ids = [splits.pack.entries[i].id for i in splits.test]
         write_trials(directory / "trials.txt", test.trials, ids)
         write_scores(directory / "scores.txt", test.trials, test.scores["trained"], ids)
+        write_table(directory / "errors.tsv", as_errors(evaluation, splits))
 
 
 def draw_evaluation(
@@ -478,6 +482,29 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
             for split, found in evaluation.verification.items()
         },
     }
+
+
+def as_summary(evaluation: Evaluation) -> dict[str, float]:
+    """The model's main figures by names such as `test/eer`, as far as there are any."""
+    figures = {}
+    if found := evaluation.identification:
+        for name in ("loss", "accuracy", "top_5_accuracy"):
+            figures[f"validation/{name}"] = getattr(found, name)
+    for split, verification in evaluation.verification.items():
+        for name in ("eer", "min_dcf", "cllr"):
+            figures[f"{split}/{name}"] = getattr(verification.reports["trained"], name)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def as_errors(evaluation: Evaluation, splits: Splits) -> list[list]:
+    """The hardest trials of the test, which there must be, as `hardest_trials` has
+    them."""
+    test = evaluation.verification["test"]
+    ids = [splits.pack.entries[i].id for i in splits.test]
+    speakers = splits.speakers_of(splits.test)
+    return hardest_trials(
+        test.trials, test.scores["trained"], ids, speakers, NUM_HARDEST
+    )
 
 
 def as_table(evaluation: Evaluation) -> list[list[str]]:

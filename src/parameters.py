@@ -301,6 +301,7 @@ class WandbParameters(Section):
     entity: str | None
     project: str
     api_key_file: PathLike | None
+    log_audio: bool
 
 
 class Parameters(Section):

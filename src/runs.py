@@ -1,10 +1,11 @@
 """What a run leaves behind: its directory, its checkpoints and its W&B page.
 
-runs/<name>/  parameters.yml  metrics.jsonl  trials.txt  report.json  embeddings.png
-              last.pt  best.pt
+runs/<name>/  parameters.yml  metrics.jsonl  trials.txt  scores.txt  errors.tsv
+              report.json  embeddings.png  det.png  scores.png  last.pt  best.pt
 
-Metrics have the same names in `metrics.jsonl` and on W&B. wandb is imported in this
-module only, and nothing that it does or fails to do stops training.
+Metrics have the same names in `metrics.jsonl` and on W&B, where a step is an epoch and
+the last one also holds what ends the run. wandb is imported in this module only, and
+nothing that it does or fails to do stops training.
 """
 
 import json
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
+from dataset import Pack
 from figures import Figure
 from losses import build_loss
 from models import build_encoder
@@ -199,7 +201,9 @@ class Run:
     def __init__(self, directory: Path, parameters: Parameters, wandb_id: str) -> None:
         self.directory = directory
         self.wandb_id = wandb_id
-        self._step = 0  # the last epoch logged
+        self._epochs = parameters.training.epochs
+        self._log_audio = parameters.wandb.log_audio
+        self._step = 0  # the last epoch on W&B
         self._wandb = _start_wandb(parameters, directory, wandb_id)
 
     @classmethod
@@ -232,13 +236,13 @@ class Run:
         path, lines = directory / "metrics.jsonl", []
         try:
             if epoch:  # before, there is no such file
-                lines = path.read_text(encoding="utf-8").splitlines()[:epoch]
+                lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error}") from None
         with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.write("".join(f"{line}\n" for line in lines[:epoch]).encode())
         run = cls(directory, parameters, wandb_id)
-        run._step = epoch
+        run._step = len(lines)  # W&B takes nothing back
         return run
 
     def log_epoch(self, metrics: Mapping[str, float]) -> None:
@@ -249,19 +253,20 @@ class Run:
                 file.write(json.dumps(metrics) + "\n")
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error}") from None
-        self._step = metrics["epoch"]
-        self._mirror(lambda wandb, page: page.log(dict(metrics), self._step))
+        epoch = metrics["epoch"]
+        if epoch > self._step:
+            self._step = epoch
+            commit = epoch < self._epochs  # the last is open to what ends the run
+            self._mirror(lambda wandb, page: page.log(dict(metrics), epoch, commit))
 
     def log_figure(self, name: str, figure: Figure) -> None:
-        """Save a figure as `<name>.png`."""
+        """Save a figure as `<name>.png`; W&B has it as `figures/<name>`."""
         path = self.directory / f"{name}.png"
         try:
             figure.savefig(path)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error}") from None
-        self._mirror(
-            lambda wandb, page: page.log({name: wandb.Image(str(path))}, self._step)
-        )
+        self._log_ending(lambda wandb: {f"figures/{name}": wandb.Image(str(path))})
 
     def log_report(self, report: Mapping[str, Any], table: list[list]) -> None:
         """Write `report.json`; W&B shows the table, whose first row names its
@@ -269,10 +274,36 @@ class Run:
         with atomic_write(self.directory / "report.json") as file:
             file.write(json.dumps(report, indent=2).encode())
         rows = {"columns": table[0], "data": table[1:]}
-        self._mirror(
-            lambda wandb, page: page.log({"results": wandb.Table(**rows)}, self._step)
-        )
-        self._mirror(lambda wandb, page: page.summary.update(report))
+        self._log_ending(lambda wandb: {"results": wandb.Table(**rows)})
+
+    def log_errors(self, table: list[list], pack: Pack) -> None:
+        """Show a table of trials on W&B, whose first row names its columns and whose
+        first two columns are ids of the pack; with players of both utterances where
+        `wandb.log_audio` asks for them."""
+
+        def show(wandb: Any) -> dict[str, Any]:
+            columns, *rows = table
+            if self._log_audio:
+                entries = {entry.id: entry for entry in pack.entries}
+
+                def player(name: str) -> Any:
+                    entry = entries[name]
+                    samples = pack.samples[entry.offset : entry.offset + entry.samples]
+                    return wandb.Audio(samples.numpy(), pack.sample_rate, caption=name)
+
+                columns = [*columns, "enrolment audio", "test audio"]
+                rows = [[*row, *map(player, row[:2])] for row in rows]
+            return {"errors": wandb.Table(columns=columns, data=rows)}
+
+        self._log_ending(show)
+
+    def log_summary(self, figures: Mapping[str, float]) -> None:
+        """Close the last step on W&B with a run's main figures, and have them in its
+        summary."""
+        # Those of validation are the best epoch's: curves keep their own last point.
+        last = {k: v for k, v in figures.items() if not k.startswith("validation/")}
+        self._log_ending(lambda wandb: last, commit=True)
+        self._mirror(lambda wandb, page: page.summary.update(dict(figures)))
 
     def log_model(self) -> None:
         """Hand the best checkpoint to W&B."""
@@ -288,6 +319,19 @@ class Run:
         """Close the page on W&B."""
         self._mirror(lambda wandb, page: page.finish())
         self._wandb = None
+
+    def _log_ending(
+        self, values: Callable[[Any], dict[str, Any]], commit: bool = False
+    ) -> None:
+        """Add to the last step on W&B; to a further one where the page was resumed
+        after the last epoch."""
+        self._mirror(
+            lambda wandb, page: page.log(
+                {"epoch": self._step, **values(wandb)},
+                max(self._step, page.starting_step),
+                commit,
+            )
+        )
 
     def _mirror(self, action: Callable[[Any, Any], None]) -> None:
         if self._wandb is None:
@@ -337,7 +381,7 @@ def _start_wandb(
         print("W&B: no API key in wandb.api_key_file, WANDB_API_KEY or ~/.netrc")
 
     def start(mode: str) -> Any:
-        return wandb.init(
+        page = wandb.init(
             entity=chosen.entity,
             project=chosen.project,
             name=directory.name,
@@ -355,6 +399,10 @@ def _start_wandb(
                 silent=True,
             ),
         )
+        page.define_metric("*", step_metric="epoch")
+        for name in ("epoch", "step"):  # straight lines
+            page.define_metric(name, hidden=True)
+        return page
 
     if online:
         try:

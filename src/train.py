@@ -26,7 +26,9 @@ from tqdm import tqdm
 
 from dataset import Batch, Splits, TrainingBatches, prepare
 from eval import (
+    as_errors,
     as_report,
+    as_summary,
     as_table,
     draw_evaluation,
     evaluate,
@@ -426,6 +428,9 @@ def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
     write_trials_and_scores(run.directory, evaluation, splits)
     for name, figure in draw_evaluation(evaluation, splits, model).items():
         run.log_figure(name, figure)
+    if "test" in evaluation.verification:
+        run.log_errors(as_errors(evaluation, splits), splits.pack)
+    run.log_summary(as_summary(evaluation))
     print_table(table)
     print(f"run: {run.directory}")
 

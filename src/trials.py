@@ -2,6 +2,7 @@
 
 speakers [U] -> `make_trials` -> `Trials` <-> `write_trials`, `read_trials` <-> file
 `Trials`, scores [K] <-> `write_scores`, `read_scores` <-> file
+`Trials`, scores [K] -> `hardest_trials` -> table
 
 U utterances, K trials. Files are in VoxCeleb's format (arXiv 1706.08612): one trial a
 line, `1 enrolment test` for the same speaker, `0 enrolment test` for different ones.
@@ -110,6 +111,32 @@ def conditions(
     return {name: mask.astype(bool) for name, mask in found.items()}
 
 
+def hardest_trials(
+    trials: Trials,
+    scores: NDArray[np.float64],
+    ids: Sequence[str],
+    speakers: Sequence[str],
+    count: int,
+) -> list[list]:
+    """Rows of the trials nearest to an error or deepest in it, the first row naming the
+    columns: `count` non-targets from the highest score down, then `count` targets from
+    the lowest up.
+
+    Equal scores are in the order of the ids [U], whatever the order of the trials [K].
+    """
+    _, places = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
+    ease = np.where(trials.targets, scores, -scores)
+    order = np.lexsort((places[trials.test], places[trials.enrolment], ease))
+    columns = ["enrolment", "test", "enrolment speaker", "test speaker"]
+    rows = [[*columns, "score", "error"]]
+    for error, is_target in (("false alarm", False), ("miss", True)):
+        for k in order[trials.targets[order] == is_target][:count].tolist():
+            i, j = trials.enrolment[k], trials.test[k]
+            pair = [ids[i], ids[j], speakers[i], speakers[j]]
+            rows.append([*pair, float(scores[k]), error])
+    return rows
+
+
 def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> None:
     """Write trials of the utterances `ids` [U], whole or not at all.
 
@@ -130,6 +157,11 @@ def write_scores(
     columns = trials.enrolment.tolist(), trials.test.tolist(), scores.tolist()
     rows = zip(*columns, strict=True)
     _write_lines(path, (f"{ids[i]} {ids[j]} {score!r}\n" for i, j, score in rows))
+
+
+def write_table(path: Path, rows: Iterable[Sequence]) -> None:
+    """Write rows whose cells hold no tab, one a line, with tabs between the cells."""
+    _write_lines(path, ("\t".join(map(str, row)) + "\n" for row in rows))
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

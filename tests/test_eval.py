@@ -348,7 +348,8 @@ def test_a_run_keeps_what_was_found_of_it(checkpoint, tmp_path, capsys):
     assert main(arguments) == 0
     (folder,) = (run / "evaluations").iterdir()
     assert folder.name.startswith("synthetic-")
-    names = ("report.json", "trials.txt", "scores.txt", "det.png", "scores.png")
+    texts = ("report.json", "trials.txt", "scores.txt", "errors.tsv")
+    names = (*texts, "det.png", "scores.png")
     assert {*names, "embeddings.png"} == {path.name for path in folder.iterdir()}
     report = json.loads((folder / "report.json").read_text())
     eer = report["verification"]["test"]["systems"]["trained"]["eer"]

@@ -1,14 +1,22 @@
 """Run directories, checkpoints and the W&B mirror."""
 
 import builtins
+import itertools
 import json
 import os
 import stat
+import struct
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+import train as training
+from dataset import prepare
 from parameters import load_parameters
 from runs import (
     Run,
@@ -232,3 +240,169 @@ def test_failing_wandb_never_stops_a_run(miniature, no_key, capsys):
     run.finish()
     assert capsys.readouterr().out.count("no longer logging there") <= 1
     assert len((run.directory / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def records(run: Path) -> Iterator:
+    """What W&B wrote down of a run offline: a log in LevelDB's format of protobufs."""
+    from wandb.proto import wandb_internal_pb2
+
+    header, block, (full, last) = 7, 2**15, (1, 4)  # bytes, and kinds of chunks
+    for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
+        data, at, message = path.read_bytes(), header, b""
+        while at + header <= len(data):
+            if block - at % block < header:  # padding
+                at += block - at % block
+                continue
+            _, size, kind = struct.unpack_from("<IHB", data, at)
+            message += data[at + header : at + header + size]
+            at += header + size
+            if kind in (full, last):
+                yield wandb_internal_pb2.Record.FromString(message)
+                message = b""
+
+
+def named(items) -> dict:
+    """Name -> value; a medium's fields stand below its own name."""
+    found = {}
+    for item in items:
+        name, *fields = item.nested_key or [item.key]
+        value = json.loads(item.value_json)
+        if fields:
+            found.setdefault(name, {})["/".join(fields)] = value
+        else:
+            assert name not in found
+            found[name] = value
+    return found
+
+
+def steps_of(run: Path) -> list[dict]:
+    return [named(r.history.item) for r in records(run) if r.HasField("history")]
+
+
+def summary_of(run: Path) -> dict:
+    summary = {}
+    for record in records(run):
+        summary |= named(record.summary.update)
+    return summary
+
+
+def artifacts_of(run: Path, kind: str) -> dict:
+    """Name -> {path in the artifact: file}."""
+    found = [r.request.log_artifact.artifact for r in records(run)]
+    found += [r.artifact for r in records(run)]
+    return {
+        artifact.name: {e.path: e.local_path for e in artifact.manifest.contents}
+        for artifact in found
+        if artifact.type == kind
+    }
+
+
+def curves(run: Path) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("log_audio", [False, True])
+def test_the_page_holds_all_that_a_run_leaves(
+    miniature, no_key, monkeypatch, tmp_path, log_audio
+):
+    key = "0123456789" * 4
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    (tmp_path / "key.txt").write_text(key)
+    p = miniature(
+        "wandb.mode=offline",
+        f"wandb.api_key_file={tmp_path / 'key.txt'}",
+        f"wandb.log_audio={str(log_audio).lower()}",
+        "training.epochs=3",
+        "dataset.development_fraction=0.25",
+    )
+    run = training.train(p)
+
+    steps, metrics = steps_of(run), curves(run)
+    assert [step["_step"] for step in steps] == [1, 2, 3]
+    last = {name: steps[-1].pop(name) for name in set(steps[-1]) - set(metrics[-1])}
+    for step, row in zip(steps, metrics, strict=True):
+        assert {k: v for k, v in step.items() if not k.startswith("_")} == row
+    figures = {"figures/det", "figures/scores", "figures/embeddings"}
+    measured = ("eer", "min_dcf", "cllr")
+    names = {
+        f"{split}/{name}" for split in ("development", "test") for name in measured
+    }
+    tables = {"results", "errors"}
+    assert {k for k in last if not k.startswith("_")} == figures | names | tables
+    files = next(run.glob("wandb/offline-run-*/files"))
+    for name in figures:
+        image = (run / f"{name.removeprefix('figures/')}.png").read_bytes()
+        assert (files / last[name]["path"]).read_bytes() == image
+    metric = next(r.metric for r in records(run) if r.metric.glob_name == "*")
+    assert metric.step_metric == "epoch"
+
+    summary = summary_of(run)
+    report = json.loads((run / "report.json").read_text())
+    assert not {"identification", "verification"} & set(summary)
+    for split in ("development", "test"):
+        found = report["verification"][split]["systems"]["trained"]
+        for name in measured:
+            assert summary[f"{split}/{name}"] == last[f"{split}/{name}"] == found[name]
+    for name in ("loss", "accuracy", "top_5_accuracy"):
+        assert summary[f"validation/{name}"] == report["identification"][name]
+
+    (model,) = artifacts_of(run, "model").values()
+    assert list(model) == ["best.pt"]
+    logged = {}
+    for manifest in artifacts_of(run, "run_table").values():
+        for name, path in manifest.items():
+            logged[name] = path
+    table = json.loads(Path(logged["results.table.json"]).read_text())
+    assert table["columns"] == ["split", "system", "EER", "minDCF", "Cllr", "on"]
+    assert len(table["data"]) == last["results"]["nrows"]
+    table = json.loads(Path(logged["errors.table.json"]).read_text())
+    rows = [row.split("\t") for row in (run / "errors.tsv").read_text().splitlines()]
+    players = ["enrolment audio", "test audio"] if log_audio else []
+    assert table["columns"] == [*rows[0], *players]
+    assert [list(map(str, row[:6])) for row in table["data"]] == rows[1:]
+    assert {row[5] for row in table["data"]} == {"false alarm", "miss"}
+
+    sounds = {name for name in logged if name.endswith(".wav")}
+    if log_audio:
+        pack = prepare(p).pack
+        for row in table["data"]:
+            for name, player in zip(row[:2], row[6:], strict=True):
+                (entry,) = (entry for entry in pack.entries if entry.id == name)
+                found, rate = soundfile.read(logged[player["path"]], dtype="int16")
+                said = pack.samples[entry.offset : entry.offset + entry.samples]
+                assert rate == pack.sample_rate
+                assert np.array_equal(found, said.numpy())
+    assert bool(sounds) == log_audio
+    everywhere = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert log_audio or not [path for path in everywhere if path.suffix == ".wav"]
+    keyed = [path for path in everywhere if key.encode() in path.read_bytes()]
+    assert keyed == [tmp_path / "key.txt"]
+
+
+@pytest.mark.parametrize(
+    ("place", "call"),  # in an epoch, before one's checkpoint, after all
+    [("training_epoch", 2), ("_epoch_line", 2), ("evaluate", 1)],
+)
+def test_a_resumed_run_is_not_logged_twice(miniature, no_key, monkeypatch, place, call):
+    p = miniature("run.name=mine", "wandb.mode=offline")
+    real, calls = getattr(training, place), itertools.count(1)
+
+    def struck(*arguments):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, place, struck)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(p)
+    run = training.train(p, resume=p.run.directory / "mine")
+    steps, metrics = steps_of(run), curves(run)
+    assert [step["epoch"] for step in steps] == [step["_step"] for step in steps]
+    timed = "train/audio_seconds_per_second"  # differs where an epoch is repeated
+    for name in set(metrics[0]) - {"epoch", timed}:
+        found = [(step["_step"], step[name]) for step in steps if name in step]
+        assert found == [(row["epoch"], row[name]) for row in metrics], name
+    assert sum(timed in step for step in steps) == 2
+    for name in ("results", "errors", "figures/det", "test/eer"):
+        assert [step["_step"] for step in steps if name in step] == [2]

@@ -70,6 +70,7 @@ def test_a_run_leaves_all_that_it_should(miniature, overrides):
         "metrics.jsonl",
         "trials.txt",
         "scores.txt",
+        "errors.tsv",
         "report.json",
         "embeddings.png",
         "det.png",

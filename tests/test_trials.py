@@ -12,10 +12,12 @@ from trials import (
     Trials,
     _pairs,
     conditions,
+    hardest_trials,
     make_trials,
     read_scores,
     read_trials,
     write_scores,
+    write_table,
     write_trials,
 )
 
@@ -236,3 +238,38 @@ def test_kinds_of_trials_by_hand():
     assert not unknown["same gender"].any()
     assert not unknown["other session"].any()
     assert unknown["over 4 s"].all()
+
+
+def hardest(order, count: int) -> list[list]:
+    ids = ["b/2", "a/1", "a/3", "b/1"]
+    trials = make_trials(["b", "a", "a", "b"], 100, seed=1)
+    assert pairs_of(trials) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    scores = np.array([0.5, 0.9, 0.25, 0.25, 0.5, 0.5])
+    trials = Trials(*(part[order] for part in vars(trials).values()))
+    return hardest_trials(trials, scores[order], ids, ["b", "a", "a", "b"], count)
+
+
+def test_hardest_trials_by_hand():
+    found = hardest(np.arange(6), 3)
+    assert found == [
+        ["enrolment", "test", "enrolment speaker", "test speaker", "score", "error"],
+        ["b/2", "a/3", "b", "a", 0.9, "false alarm"],
+        ["a/1", "b/1", "a", "b", 0.5, "false alarm"],
+        ["a/3", "b/1", "a", "b", 0.5, "false alarm"],
+        ["a/1", "a/3", "a", "a", 0.25, "miss"],
+        ["b/2", "b/1", "b", "b", 0.25, "miss"],
+    ]
+    assert hardest(np.arange(6), 1) == [found[0], found[1], found[4]]
+    assert len(hardest(np.arange(6), 25)) == 1 + 4 + 2
+
+
+def test_hardest_trials_do_not_depend_on_the_order_of_trials():
+    found = hardest(np.arange(6), 2)
+    for seed in range(10):
+        assert hardest(np.random.default_rng(seed).permutation(6), 2) == found
+
+
+def test_a_table_is_lines_with_tabs(tmp_path):
+    write_table(tmp_path / "x.tsv", [["id", "score"], ["a", 0.1], ["\u00e9", -2.0]])
+    text = (tmp_path / "x.tsv").read_bytes().decode()
+    assert text == "id\tscore\na\t0.1\n\u00e9\t-2.0\n"
