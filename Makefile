@@ -1,16 +1,27 @@
-# make train   an environment in .venv, then a training run on the embedded corpus
-# make test    the same environment with the test packages, then lint and tests
+# make train      an environment in .venv, then a training run on the embedded corpus
+# make notebook   the same environment, then titanet.ipynb from top to bottom, in place;
+#                 with DATA in the environment on real speech below that folder
+# make study      the runs, figures and tables behind README's results; wants DATA
+# make test       the same environment with the test packages, then lint and tests
 #
 # ARGS passes overrides on:  make train ARGS="model.name=dvector training.epochs=2"
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint
+.PHONY: train notebook study test lint
 .DELETE_ON_ERROR:
 
 train: .venv/requirements.stamp
 	$(BIN)/python src/train.py -p parameters.yml $(ARGS)
+
+notebook: .venv/requirements.stamp
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.record_timing=False \
+	  titanet.ipynb
+
+study: .venv/requirements.stamp
+	$(BIN)/python benchmarks/study.py $(DATA)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)

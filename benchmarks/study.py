@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +21,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from dataset import Splits, UtteranceBatches, prepare
+from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
 from eval import as_report, embed, evaluate
-from figures import draw_curves, draw_embeddings
+from figures import draw_curves, draw_embeddings, draw_sounds
 from parameters import Parameters, UserError, load_parameters
 from runs import SpeakerModel, choose_device, load_model, read_metrics
 from train import train_once
+from transforms import Augmentation
 
 HOME = Path(__file__).parents[1]
 ASSETS = HOME / "assets"
@@ -55,6 +57,7 @@ RUNS = [
     *((corpus, model) for corpus in (OWN, UNSEEN) for model in MODELS),
     ("synthetic", "TitaNet, ArcFace"),
 ]
+KINDS = ("speed", "reverberation", "noise")
 REFERENCES = {"untrained": "TitaNet, untrained", "mean log-mel": "mean log-mel"}
 BEGIN, END = "<!-- written by benchmarks/study.py -->\n", "<!-- to here -->\n"
 
@@ -115,6 +118,24 @@ def draw(models: Mapping[str, SpeakerModel], own: Splits, unseen: Splits) -> Non
         title = "Speakers never heard in training"
         figure = draw_embeddings(embeddings, speakers, title, 1, methods)
         figure.savefig(ASSETS / f"{file}.png")
+
+
+def draw_augmentation() -> None:
+    """A synthetic voice before and after each change."""
+    always = [f"augmentation.{kind}.probability=1" for kind in KINDS]
+    p = load_parameters(HOME / "parameters.yml", overrides=always)
+    augmentation, cpu = Augmentation(p, torch.device("cpu")), torch.device("cpu")
+    batch = next(TrainingBatches(prepare(p), p, cpu).epoch(0))
+    torch.manual_seed(batch.seed)
+    before = batch.waveforms[:, : batch.crop]
+    sounds = {
+        "as recorded": before,
+        "faster or slower": augmentation.speed(batch.waveforms, batch.crop),
+        "in a room": augmentation.reverberation(before),
+        "with noise": augmentation.noise(before),
+    }
+    drawn = {name: x[0].numpy() for name, x in sounds.items()}
+    draw_sounds(drawn, p.front_end.sample_rate).savefig(ASSETS / "augmentation.png")
 
 
 def cells(report: Mapping[str, Any]) -> list[str]:
@@ -197,6 +218,8 @@ def main() -> int:
     curves.savefig(ASSETS / "curves.png")
     models = {name: load_model(run, device).train(False) for name, run in own.items()}
     draw(models, corpora[OWN], corpora[UNSEEN])
+    shutil.copy(runs[UNSEEN, "TitaNet, ArcFace"] / "embeddings.png", ASSETS)
+    draw_augmentation()
     unseen = {
         name: as_report(evaluate(model, corpora[UNSEEN]))["verification"]["test"]
         for name, model in models.items()
