@@ -325,7 +325,9 @@ def test_a_run_keeps_what_was_found_of_it(checkpoint, tmp_path, capsys):
     (folder,) = (run / "evaluations").iterdir()
     assert folder.name.startswith("synthetic-")
     names = ("report.json", "trials.txt", "scores.txt", "det.png", "scores.png")
-    assert {*names, "embeddings.png"} == {path.name for path in folder.iterdir()}
+    assert {*names, "embeddings.png", "map.html"} == {
+        path.name for path in folder.iterdir()
+    }
     report = json.loads((folder / "report.json").read_text())
     eer = report["verification"]["test"]["systems"]["trained"]["eer"]
     files = [f"--{kind}={folder / kind}.txt" for kind in ("scores", "trials")]
