@@ -1,10 +1,11 @@
 """One recording: an audio file, a part of one or a synthetic utterance to 16-bit mono.
 
-`Utterance.source` -> `load_recording` -> int16 [N]
+`Utterance.source` -> `load_recording` -> int16 [N] -> `encode_ogg` -> bytes
 
-N samples. This is the only module that decodes audio files.
+N samples. This is the only module that decodes and encodes audio files.
 """
 
+import io
 import os
 import struct
 from dataclasses import dataclass
@@ -78,6 +79,16 @@ def load_recording(
         raise AudioError("expected finite samples, found NaN or infinity")
     samples = (waveform * 32768).round().clamp(-32768, 32767)
     return Recording(samples.to(torch.int16).numpy(), warning)
+
+
+def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:
+    """Speech as a small Ogg Vorbis file, which browsers play; int16 [N], or float32
+    [N] in [-1, 1]."""
+    file = io.BytesIO()  # Vorbis, since Opus takes 15 times as long to save a third
+    soundfile.write(
+        file, samples, sample_rate, format="OGG", subtype="VORBIS", compression_level=1
+    )
+    return file.getvalue()
 
 
 def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:

@@ -27,10 +27,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from audio import load_recording
+from audio import encode_ogg, load_recording
 from corpora import official_trials
 from dataset import Splits, UtteranceBatches, prepare
-from figures import Figure, draw_det, draw_embeddings, draw_scores
+from figures import (
+    Figure,
+    draw_det,
+    draw_embeddings,
+    draw_scores,
+    map_embeddings,
+    project_umap,
+    speaker_looks,
+)
 from losses import AngularMarginLoss, GE2ELoss
 from metrics import (
     Interval,
@@ -80,6 +88,9 @@ from trials import (
 FEW_SPEAKERS = 20  # below which an interval over speakers is rough
 MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
 NUM_HARDEST = 25  # trials of each kind that are listed
+UNHEARD = "Utterances of speakers never heard in training"  # a figure's title
+MAPPED_UTTERANCES = 16  # of a speaker, and
+MAPPED_SECONDS = 3  # of each, so that a map has some 10 MB
 TOP = 5  # places of a speaker that count as a hit of the second kind
 
 
@@ -460,10 +471,43 @@ def draw_evaluation(
         figures["embeddings"] = draw_embeddings(
             {model.parameters.model.name: test.embeddings},
             splits.speakers_of(splits.test),
-            "Utterances of speakers never heard in training",
+            UNHEARD,
             model.parameters.seed,
         )
     return figures
+
+
+def write_map(
+    directory: Path, evaluation: Evaluation, splits: Splits, model: SpeakerModel
+) -> None:
+    """`map.html`: the UMAP of the test's embeddings to explore and, cut short, to hear.
+
+    It holds people's voices: it is written here and handed to nobody.
+    """
+    test = evaluation.verification.get("test")
+    if test is None or len(splits.test) < MIN_DRAWN:
+        return
+    speakers = np.array(splits.speakers_of(splits.test))
+    drawn = np.isin(speakers, list(looks := speaker_looks(speakers)))
+    plane = np.empty((len(speakers), 2), np.float32)
+    plane[drawn] = project_umap(test.embeddings[drawn], model.parameters.seed)
+    rows = []
+    for name in looks:
+        own = np.flatnonzero(speakers == name)
+        rows += own[:: -(-len(own) // MAPPED_UTTERANCES)].tolist()
+    entries = [splits.pack.entries[splits.test[row]] for row in rows]
+    rate = splits.pack.sample_rate
+    sounds = {}
+    for entry in entries:
+        end = entry.offset + min(entry.samples, MAPPED_SECONDS * rate)
+        samples = splits.pack.samples[entry.offset : end].numpy()
+        sounds[entry.id] = encode_ogg(samples, rate)
+    ids = [entry.id for entry in entries]
+    page = map_embeddings(
+        plane[rows], speakers[rows], ids, UNHEARD, sounds, offline=True
+    )
+    with atomic_write(directory / "map.html") as file:
+        file.write(page.encode())
 
 
 def as_report(evaluation: Evaluation) -> dict[str, Any]:
@@ -629,6 +673,7 @@ def _write_evaluation(
             figure.savefig(directory / f"{name}.png")
     except OSError as error:
         raise RunError(f"{directory}: cannot be written: {error}") from None
+    write_map(directory, evaluation, splits, model)
     write_trials_and_scores(directory, evaluation, splits)
     with atomic_write(directory / "report.json") as file:
         file.write(json.dumps(as_report(evaluation), indent=2).encode())

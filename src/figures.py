@@ -1,5 +1,5 @@
 """Pictures of a corpus, a model and what a run found: data in, a matplotlib `Figure`
-out, nothing shown.
+out, or HTML, and nothing shown.
 
 seconds [U], speakers [U], genders [U] -> `draw_corpus` -> Figure
 waveforms [N] by name -> `draw_sounds` -> Figure
@@ -10,6 +10,7 @@ metrics of epochs by run -> `draw_curves` -> Figure
 miss and false-alarm rates by system -> `draw_det` -> Figure
 scores [K] by system, targets [K] -> `draw_scores` -> Figure
 embeddings [U, E] by system, speakers [U] -> `draw_embeddings` -> Figure
+plane [U, 2], speakers [U], sounds -> `map_embeddings` -> HTML
 
 U utterances, K trials or angles, E embedding size, N samples, F bands, T frames. One
 style and one palette serve the whole project; a colour belongs to one speaker or system
@@ -17,18 +18,26 @@ throughout a figure, and systems take theirs in order. UMAP is arXiv 1802.03426,
 JMLR 9 (2008).
 """
 
+import base64
+import hashlib
+import html
 import itertools
+import json
+import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist
+from string import Template
 from typing import Any
 
 import matplotlib
 import numpy as np
+import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Wedge
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from sklearn.manifold import TSNE
 
 from models import Layer
@@ -44,7 +53,16 @@ PALETTE = (
     "#F0E442",
     "#000000",
 )
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+MARKERS = {  # matplotlib's names: plotly's
+    "o": "circle",
+    "^": "triangle-up",
+    "s": "square",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "*": "star",
+}
 STYLE = {
     "figure.dpi": 150,
     "font.size": 10,
@@ -101,6 +119,12 @@ def _project(
     return {"UMAP": project_umap, "t-SNE": project_tsne}[method](embeddings, seed)
 
 
+def speaker_looks(speakers: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """(marker, colour) of each speaker that is drawn: the first 24 in order."""
+    names = sorted(set(speakers))[:MAX_SPEAKERS]
+    return dict(zip(names, itertools.product(MARKERS, PALETTE), strict=False))
+
+
 def draw_embeddings(
     embeddings: Mapping[str, NDArray[np.float32]],
     speakers: Sequence[str],
@@ -113,8 +137,8 @@ def draw_embeddings(
 
     At most 24 speakers are drawn, those first in order.
     """
-    names = sorted(set(speakers))[:MAX_SPEAKERS]
-    drawn, labels = np.isin(speakers, names), np.array(speakers)
+    looks, labels = speaker_looks(speakers), np.array(speakers)
+    drawn = np.isin(speakers, list(looks))
     with matplotlib.rc_context(STYLE):
         size = (1.4 + 4.2 * len(methods), 0.5 + 3.8 * len(embeddings))
         figure = Figure(figsize=size)
@@ -122,12 +146,12 @@ def draw_embeddings(
         for (system, found), row in zip(embeddings.items(), rows, strict=True):
             for method, axes in zip(methods, row, strict=True):
                 plane = _project(method, found[drawn], seed)
-                for number, name in enumerate(names):
+                for name, (marker, colour) in looks.items():
                     axes.scatter(
                         *plane[labels[drawn] == name].T,
                         s=18,
-                        color=PALETTE[number % len(PALETTE)],
-                        marker=MARKERS[number // len(PALETTE) % len(MARKERS)],
+                        color=colour,
+                        marker=marker,
                         linewidths=0,
                         alpha=0.8,
                         label=name,
@@ -137,7 +161,7 @@ def draw_embeddings(
                     xlabel="component 1",
                     ylabel="component 2",
                 )
-        count = f"{len(names)} of {len(set(speakers))} speakers"
+        count = f"{len(looks)} of {len(set(speakers))} speakers"
         figure.suptitle(f"{title}: {count}", x=0.01, ha="left")
         figure.legend(
             *axes.get_legend_handles_labels(),
@@ -474,3 +498,113 @@ def draw_scores(
         panels[0].set_ylabel("density")
         panels[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+MAP = Template("""\
+<figure id="$key" style="margin: 1rem; max-width: 64rem; font-family: sans-serif">
+<div style="height: 40rem"></div>
+<figcaption>$caption</figcaption>
+</figure>
+<script>
+(() => {
+  const [map, player, playing] = ["div", "audio", "output"].map(
+    (tag) => document.querySelector("#$key " + tag));
+  const sounds = $sounds;
+  const draw = async () => {
+    await Plotly.newPlot(map, {config: $config, ...$figure});
+    map.on("plotly_click", ({points: [{customdata, data, text}]}) => {
+      if (!sounds[customdata]) return;
+      player.src = "data:audio/ogg;base64," + sounds[customdata];
+      playing.innerHTML = data.name + " · " + text;
+    });
+  };
+  $start
+})();
+</script>
+""")
+# A notebook runs the scripts of its outputs without waiting for one from the web.
+FROM_WEB = Template("""\
+if (window.Plotly) return draw();
+  document.head.append(Object.assign(document.createElement("script"), {
+    src: "https://cdn.plot.ly/plotly-$version.min.js",
+    integrity: "sha256-$digest",
+    crossOrigin: "anonymous",
+    onload: draw,
+    onerror: () => { map.textContent = "The map needs plotly.js from the web."; },
+  }));""")
+PAGE = Template("""\
+<!DOCTYPE html>
+<meta charset="utf-8">
+<title>$title</title>
+<script>$script</script>
+$map""")
+MAP_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "typesetMath": False,  # a name may hold two dollar signs
+    # Named one by one, since plotly's own set has one that uploads the figure.
+    "modeBarButtons": [
+        ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]
+    ],
+}
+PLAYER = "<p><audio controls autoplay></audio><br><output></output></p>"
+
+
+def map_embeddings(
+    plane: NDArray[np.float32],
+    speakers: Sequence[str],
+    ids: Sequence[str],
+    title: str,
+    sounds: Mapping[str, bytes] | None = None,
+    offline: bool = False,
+) -> str:
+    """Utterances in the plane [U, 2] to zoom into, as HTML; a tooltip names speaker and
+    utterance, a click plays the Ogg file that `sounds` has under its id, if any.
+
+    Speakers look as in `draw_embeddings`, and at most 24 are drawn. With `offline` it
+    is a page that needs nothing else; without, a part of one, such as a notebook's
+    output, and takes plotly.js (5 MB) from the web.
+    """
+    sounds, figure = sounds or {}, go.Figure()
+    # plotly reads tags and entities in text
+    names = np.array([html.escape(name, quote=False) for name in ids])
+    for speaker, (marker, colour) in speaker_looks(speakers).items():
+        own = np.flatnonzero(np.array(speakers) == speaker)
+        figure.add_scatter(
+            x=plane[own, 0],
+            y=plane[own, 1],
+            mode="markers",
+            marker={"symbol": MARKERS[marker], "color": colour, "size": 9},
+            opacity=0.8,
+            name=html.escape(speaker, quote=False),
+            text=names[own],
+            customdata=own,
+            hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
+        )
+    figure.update_layout(
+        template="simple_white",
+        title=html.escape(title, quote=False),
+        legend_title="speaker",
+        margin={"l": 60, "r": 10, "t": 60, "b": 60},
+        xaxis_title="component 1",
+        yaxis={"title": "component 2", "scaleanchor": "x"},
+    )
+    caption = "Drag to zoom in, double-click to see everything."
+    if sounds:
+        caption += f" Click a point to hear its utterance.{PLAYER}"
+    script, start = get_plotlyjs(), "draw();"
+    if not offline:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        start = FROM_WEB.substitute(version=get_plotlyjs_version(), digest=digest)
+    encoded = [base64.b64encode(sounds.get(name, b"")).decode() for name in ids]
+    drawn = MAP.substitute(
+        key=f"map-{uuid.uuid4().hex}",
+        caption=caption,
+        sounds=json.dumps(encoded),
+        config=json.dumps(MAP_CONFIG),
+        figure=figure.to_json(engine="json"),  # leaves no < in a name
+        start=start,
+    )
+    if not offline:
+        return drawn
+    return PAGE.substitute(title=html.escape(title), script=script, map=drawn)

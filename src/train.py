@@ -37,6 +37,7 @@ from eval import (
     make_split_trials,
     print_table,
     refuse_heard,
+    write_map,
     write_trials_and_scores,
 )
 from losses import AngularMarginLoss, LossOutput
@@ -428,6 +429,7 @@ def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
     write_trials_and_scores(run.directory, evaluation, splits)
     for name, figure in draw_evaluation(evaluation, splits, model).items():
         run.log_figure(name, figure)
+    write_map(run.directory, evaluation, splits, model)
     if "test" in evaluation.verification:
         run.log_errors(as_errors(evaluation, splits), splits.pack)
     run.log_summary(as_summary(evaluation))

@@ -33,6 +33,7 @@ OWNERS = {
     "wandb": {"runs"},
     "matplotlib": {"figures"},
     "umap": {"figures"},
+    "plotly": {"figures"},
     "soundfile": {"audio"},
     "torchaudio": {"audio"},
     "yaml": {"parameters"},

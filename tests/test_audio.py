@@ -1,6 +1,7 @@
 """Decoding: bit for bit where it can be, refused where it must, cut files warned of."""
 
 import contextlib
+import io
 import math
 import struct
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio import AudioError, Segment, load_recording
+from audio import AudioError, Segment, encode_ogg, load_recording
 from conftest import RATE, noise, tone, write
 
 
@@ -241,3 +242,16 @@ def test_no_damage_raises_anything_else(tmp_path, name, options):
         path.write_bytes(damaged.tobytes())
         with contextlib.suppress(AudioError):
             assert len(load_recording(path, RATE).samples) >= 400
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 48_000])
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_encoded_speech_sounds_as_before(rate, kind):
+    chirp = 0.5 * np.sin(2 * np.pi * np.cumsum(np.linspace(200, 2000, 2 * rate)) / rate)
+    full_scale = 32768 if kind == np.int16 else 1
+    encoded = encode_ogg((chirp * full_scale).astype(kind), rate)
+    decoded, decoded_rate = soundfile.read(io.BytesIO(encoded))
+    assert decoded_rate == rate
+    assert decoded.shape == chirp.shape
+    assert np.corrcoef(decoded, chirp)[0, 1] > 0.99
+    assert len(encoded) < len(chirp)  # half of int16's bytes

@@ -1,12 +1,21 @@
 """Figures: what is drawn, not how it looks."""
 
+import base64
+import html
+import json
+import re
+from html.parser import HTMLParser
 from unittest.mock import Mock
 
+import matplotlib.colors
 import numpy as np
+import plotly.graph_objects as go
 import pytest
+from plotly.offline import get_plotlyjs
 from sklearn.decomposition import TruncatedSVD
 
 from figures import (
+    MARKERS,
     MAX_SPEAKERS,
     PALETTE,
     LiveCurves,
@@ -19,6 +28,7 @@ from figures import (
     draw_margins,
     draw_scores,
     draw_sounds,
+    map_embeddings,
     project_svd,
     project_tsne,
     project_umap,
@@ -133,6 +143,128 @@ def test_curves_leave_out_what_was_not_measured():
     assert trained.get_xydata().tolist() == [[1, 2], [2, 1]]
     assert np.isnan(validated.get_ydata()).all()
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss", "accuracy")
+
+
+class Tags(HTMLParser):
+    """A page as a browser takes it apart."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.ids, self.scripts, self.text = [], [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attributes if name == "id"]
+        self.scripts += [""] * (tag == "script")
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+
+def mapped(page: str) -> tuple[go.Figure, list[bytes]]:
+    """The figure in a map, and the sound of each utterance."""
+
+    def unpack(found: dict) -> dict | np.ndarray:
+        if "bdata" not in found:
+            return found
+        return np.frombuffer(base64.b64decode(found["bdata"]), found["dtype"])
+
+    figure = re.search(r"newPlot\(map, .* \.\.\.(.*)}\);\n", page)[1]
+    sounds = json.loads(re.search(r"const sounds = (.*);\n", page)[1])
+    decoded = [base64.b64decode(sound) for sound in sounds]
+    return go.Figure(json.loads(figure, object_hook=unpack)), decoded
+
+
+def test_speakers_look_alike_in_figure_and_map(clusters):
+    embeddings, speakers = clusters
+    plane = np.zeros((180, 2), np.float32)
+    plane[:144] = project_svd(embeddings[:144])
+    ids = [f"u{n}" for n in range(len(plane))]
+    figure, _ = mapped(map_embeddings(plane, speakers, ids, "A title"))
+    drawn = (
+        draw_embeddings({"net": embeddings}, speakers, "A title", 1).axes[0].collections
+    )
+    assert len(figure.data) == len(drawn) == MAX_SPEAKERS
+    symbols = {}
+    for trace, points in zip(figure.data, drawn, strict=True):
+        assert trace.name == points.get_label()
+        assert np.array_equal(np.stack([trace.x, trace.y], 1), points.get_offsets())
+        colour = matplotlib.colors.to_hex(points.get_facecolor()[0])
+        assert trace.marker.color.lower() == colour
+        shape = points.get_paths()[0].vertices.tobytes()
+        assert symbols.setdefault(shape, trace.marker.symbol) == trace.marker.symbol
+        own = [name for name, s in zip(ids, speakers, strict=True) if s == trace.name]
+        assert list(trace.text) == own
+    assert list(symbols.values()) == list(MARKERS.values())[: len(symbols)]
+    assert figure.layout.title.text == "A title"
+
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    """ "a' & <b>b</b> &lt; ${1} $key %{x} \\ \u2028""",
+    "語 \udcff",  # a byte of a file name that is not UTF-8
+)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_names_in_a_map_are_text(offline):
+    plane = np.zeros((len(HOSTILE), 2), np.float32)
+    sounds = dict.fromkeys(HOSTILE, b"sound")
+    harmless = dict.fromkeys("abcd", b"sound")
+    page = map_embeddings(plane, HOSTILE, HOSTILE, HOSTILE[0], sounds, offline)
+    expected = Tags(
+        map_embeddings(plane, [*"abcd"], [*"abcd"], "A title", harmless, offline)
+    )
+    assert Tags(page.encode().decode()).tags == expected.tags
+    figure, _ = mapped(page)
+    assert {html.unescape(trace.name) for trace in figure.data} == set(HOSTILE)
+    for trace in figure.data:
+        assert "<" not in trace.name + trace.text[0]
+        assert trace.text == (trace.name,)
+
+
+def test_a_map_plays_the_sounds_that_there_are():
+    plane, ids = np.zeros((3, 2), np.float32), ["u1", "u2", "u3"]
+    page = map_embeddings(
+        plane, [*"bab"], ids, "A title", {"u1": b"one", "u3": b"three"}
+    )
+    figure, sounds = mapped(page)
+    assert sounds == [b"one", b"", b"three"]
+    rows = {trace.name: list(trace.customdata) for trace in figure.data}
+    assert rows == {"a": [1], "b": [0, 2]}
+    assert "audio" in Tags(page).tags
+    assert "hear" in Tags(page).text
+    silent = map_embeddings(plane, [*"bab"], ids, "A title")
+    assert not any(mapped(silent)[1])
+    assert "audio" not in Tags(silent).tags
+    assert "hear" not in Tags(silent).text
+
+
+def test_maps_share_a_page():
+    plane = np.zeros((1, 2), np.float32)
+    one, other = (
+        Tags(map_embeddings(plane, ["a"], ["a"], "A title")) for _ in range(2)
+    )
+    assert len({*one.ids, *other.ids}) == len(one.ids) + len(other.ids) == 2
+    assert all(f"#{one.ids[0]} " in script for script in one.scripts)
+
+
+def test_a_map_brings_its_script_or_names_it():
+    plane = np.zeros((1, 2), np.float32)
+    page = map_embeddings(plane, ["a"], ["a"], "A title", offline=True)
+    assert page.startswith("<!DOCTYPE html>")
+    script, drawing = Tags(page).scripts
+    assert script == get_plotlyjs()
+    assert "https:" not in drawing
+    part = map_embeddings(plane, ["a"], ["a"], "A title")
+    assert "https://cdn.plot.ly/plotly-" in part
+    assert 'integrity: "sha256-' in part
+    assert len(part) < 20_000
 
 
 def test_sounds_are_drawn_on_common_scales():

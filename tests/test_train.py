@@ -73,6 +73,7 @@ def test_a_run_leaves_all_that_it_should(miniature, overrides):
         "errors.tsv",
         "report.json",
         "embeddings.png",
+        "map.html",
         "det.png",
         "scores.png",
         "best.pt",
