@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,23 +243,34 @@ def test_failing_wandb_never_stops_a_run(miniature, no_key, capsys):
     assert len((run.directory / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def records(run: Path) -> Iterator:
-    """What W&B wrote down of a run offline: a log in LevelDB's format of protobufs."""
+def records(run: Path) -> list:
+    """What W&B wrote down of a run offline, once all is there: `finish` does not wait
+    for the disk."""
+    for _ in range(300):
+        files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
+        found = [list(records_of(file)) for file in files]
+        if all(of and of[-1].HasField("exit") for of in found):
+            break
+        time.sleep(0.1)
+    return [record for of in found for record in of]
+
+
+def records_of(path: Path) -> Iterator:
+    """The protobufs of a log in LevelDB's format."""
     from wandb.proto import wandb_internal_pb2
 
     header, block, (full, last) = 7, 2**15, (1, 4)  # bytes, and kinds of chunks
-    for path in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        data, at, message = path.read_bytes(), header, b""
-        while at + header <= len(data):
-            if block - at % block < header:  # padding
-                at += block - at % block
-                continue
-            _, size, kind = struct.unpack_from("<IHB", data, at)
-            message += data[at + header : at + header + size]
-            at += header + size
-            if kind in (full, last):
-                yield wandb_internal_pb2.Record.FromString(message)
-                message = b""
+    data, at, message = path.read_bytes(), header, b""
+    while at + header <= len(data):
+        if block - at % block < header:  # padding
+            at += block - at % block
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        message += data[at + header : at + header + size]
+        at += header + size
+        if kind in (full, last):
+            yield wandb_internal_pb2.Record.FromString(message)
+            message = b""
 
 
 def named(items) -> dict:
