@@ -31,30 +31,33 @@ from transforms import Augmentation
 
 HOME = Path(__file__).parents[1]
 ASSETS = HOME / "assets"
-MODELS = {  # files and overrides on top of parameters.yml
-    "d-vector, CE": (["init/dvector.yml"], []),
-    "TitaNet, CE": ([], ["loss.name=cross_entropy"]),
-    "TitaNet, ArcFace": ([], []),
+MODELS = {  # model.name, files and overrides on top of parameters.yml
+    "d-vector, CE": ("dvector", ["init/dvector.yml"], ["loss.name=cross_entropy"]),
+    "TitaNet, CE": ("titanet", [], ["loss.name=cross_entropy"]),
+    "TitaNet, ArcFace": ("titanet", [], ["loss.name=arcface"]),
 }
-CORPORA = {  # overrides of each, and the folder of its runs
+CORPORA = {  # the folder of its runs, epochs by model.name, and overrides
     "LibriSpeech excerpt": (
-        ["dataset.name=librispeech", "dataset.root=$DATA", "training.epochs=10"],
         "runs/excerpt",
+        {"dvector": 40, "titanet": 10},
+        ["dataset.name=librispeech", "dataset.root=$DATA"],
     ),
     "speechocean762": (
+        "runs/speechocean762",
+        {"dvector": 20, "titanet": 6},
         [
             "dataset.name=folder",
             "dataset.root=$DATA/speechocean762",
-            "training.epochs=6",
             "front_end.normalization=mean",
         ],
-        "runs/speechocean762",
     ),
-    "synthetic": ([], "runs/embedded"),
+    "synthetic": ("runs/embedded", {"titanet": 5}, []),
 }
 OWN, UNSEEN = "LibriSpeech excerpt", "speechocean762"
 RUNS = [
-    *((corpus, model) for corpus in (OWN, UNSEEN) for model in MODELS),
+    *((OWN, model) for model in MODELS),
+    (UNSEEN, "d-vector, CE"),
+    (UNSEEN, "TitaNet, ArcFace"),
     ("synthetic", "TitaNet, ArcFace"),
 ]
 KINDS = ("speed", "reverberation", "noise")
@@ -62,23 +65,28 @@ REFERENCES = {"untrained": "TitaNet, untrained", "mean log-mel": "mean log-mel"}
 BEGIN, END = "<!-- written by benchmarks/study.py -->\n", "<!-- to here -->\n"
 
 
+def settings(corpus: str, model: str) -> tuple[list[str], list[str]]:
+    """Files and overrides of one run."""
+    (name, files, own), (_, epochs, options) = MODELS[model], CORPORA[corpus]
+    overrides = [*options, *own, f"training.epochs={epochs[name]}"]
+    return ["parameters.yml", *files], overrides
+
+
 def run_parameters(data: Path, corpus: str, model: str) -> Parameters:
-    """Of one run, named after its model."""
-    (files, own), (options, folder) = MODELS[model], CORPORA[corpus]
-    paths = [HOME / file for file in ["parameters.yml", *files]]
-    overrides = [option.replace("$DATA", str(data)) for option in [*options, *own]]
-    where = [f"run.directory={folder}", f"run.name={model.replace(', ', '-')}"]
-    return load_parameters(
-        *paths, overrides=[*overrides, *where, "wandb.mode=disabled"]
-    )
+    """Of one run, named after its model in the folder of its corpus."""
+    files, overrides = settings(corpus, model)
+    overrides = [override.replace("$DATA", str(data)) for override in overrides]
+    overrides += [f"run.directory={CORPORA[corpus][0]}", "wandb.mode=disabled"]
+    overrides += [f"run.name={model.replace(', ', '-')}"]
+    return load_parameters(*(HOME / file for file in files), overrides=overrides)
 
 
 def summarise(corpus: str, name: str, run: Path, splits: Splits) -> dict[str, Any]:
     """What is reported of a run, and the command that trains the same."""
     model = load_model(run, torch.device("cpu"))
     report = json.loads((run / "report.json").read_text())
-    files, own = MODELS[name]
-    given = [f"-p {file}" for file in ["parameters.yml", *files]]
+    files, overrides = settings(corpus, name)
+    given = [*(f"-p {file}" for file in files), *overrides]
     num_samples = sum(splits.pack.entries[i].samples for i in splits.train)
     return {
         "corpus": corpus,
@@ -89,7 +97,7 @@ def summarise(corpus: str, name: str, run: Path, splits: Splits) -> dict[str, An
         "seed": model.parameters.seed,
         "hours": num_samples / splits.pack.sample_rate / 3600,
         "speakers": len(splits.speakers),
-        "command": " ".join(["python src/train.py", *given, *CORPORA[corpus][0], *own]),
+        "command": " ".join(["python src/train.py", *given]),
         "trials_sha256": hashlib.sha256((run / "trials.txt").read_bytes()).hexdigest(),
         "identification": report["identification"],
         **report["verification"]["test"],
