@@ -59,7 +59,6 @@ RUNS = [
     (UNSEEN, "TitaNet, ArcFace"),
     ("synthetic", "TitaNet, ArcFace"),
 ]
-KINDS = ("speed", "reverberation", "noise")
 REFERENCES = {"untrained": "TitaNet, untrained", "mean log-mel": "mean log-mel"}
 BEGIN, END = "<!-- written by benchmarks/study.py -->\n", "<!-- to here -->\n"
 
@@ -129,7 +128,8 @@ def draw(models: Mapping[str, SpeakerModel], own: Splits, unseen: Splits) -> Non
 
 def draw_augmentation() -> None:
     """A synthetic voice before and after each change."""
-    always = [f"augmentation.{kind}.probability=1" for kind in KINDS]
+    changes = ("speed", "reverberation", "noise")
+    always = [f"augmentation.{change}.probability=1" for change in changes]
     p = load_parameters(HOME / "parameters.yml", overrides=always)
     augmentation, cpu = Augmentation(p, torch.device("cpu")), torch.device("cpu")
     batch = next(TrainingBatches(prepare(p), p, cpu).epoch(0))
@@ -175,11 +175,8 @@ def as_markdown(results: Mapping[str, Any]) -> str:
             trained = cells(run["systems"]["trained"])
             rows.append([heading, run["model"], *about, *trained])
             heading = ""
-        for name in ("untrained", "mean log-mel"):
-            reference = cells(runs[-1]["systems"][name])
-            rows.append(
-                ["", name.replace("un", "TitaNet, un", 1), *3 * [""], *reference]
-            )
+        for name, shown in REFERENCES.items():
+            rows.append(["", shown, *3 * [""], *cells(runs[-1]["systems"][name])])
     unseen = [[f"trained on the {OWN}", "EER", "minDCF"]]
     for name, systems in results["unseen"].items():
         unseen.append([name, *cells(systems["trained"])])

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from audio import encode_ogg, load_recording
-from corpora import official_trials
+from audio import AudioError, encode_ogg, load_recording
+from corpora import CorpusError, official_trials
 from dataset import Splits, UtteranceBatches, prepare
 from figures import (
     Figure,
@@ -283,14 +283,17 @@ class Comparison:
 
 @torch.inference_mode()
 def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Comparison:
-    """Two audio files, whoever speaks in them; raises `AudioError` for unreadable
+    """Two audio files, whoever speaks in them; raises `CorpusError` for unreadable
     ones."""
     model.train(False)
     rate = model.parameters.front_end.sample_rate
     device = next(model.encoder.parameters()).device
     embeddings = []
     for path in (first, second):
-        samples = torch.from_numpy(load_recording(path, rate).samples).to(device)
+        try:
+            samples = torch.from_numpy(load_recording(path, rate).samples).to(device)
+        except AudioError as error:
+            raise CorpusError(f"{path}: {error}") from None
         lengths = torch.tensor([len(samples)], device=device)
         waveforms = samples[None].float() / 2**15
         embeddings.append(model.encoder(*model.front_end(waveforms, lengths)))

@@ -78,7 +78,8 @@ DYNAMIC_RANGE = 80  # dB, of a spectrogram
 
 def project_svd(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """The two directions of greatest variance of unit embeddings, [U, E] -> [U, 2]."""
-    centred = _unit(embeddings) - _unit(embeddings).mean(0)
+    unit = _unit(embeddings)
+    centred = unit - unit.mean(0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     return left[:, :2] * singular[:2]
 
@@ -315,12 +316,11 @@ def draw_architecture(models: Mapping[str, Sequence[Layer]]) -> Figure:
             for height, layer in enumerate(layers):
                 width = (layer.channels / widest) ** 0.5
                 axes.barh(height, width, 0.76, -width / 2, color=colour, alpha=0.5)
-                sees = "" if layer.sees is None else f", sees {layer.sees}"
                 axes.text(
                     0.55,
                     height,
                     f"{layer.name}: {layer.channels} channels\n"
-                    f"{layer.weights / 1e6:.2f} M weights{sees}",
+                    f"{layer.weights / 1e6:.2f} M weights, sees {layer.sees}",
                     va="center",
                     fontsize=8,
                 )

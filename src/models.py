@@ -37,10 +37,10 @@ class Layer:
     name: str
     channels: int  # that it hands on
     weights: int
-    sees: str | None  # how much of the features one of its outputs depends on
+    sees: str  # how much of the features one of its outputs depends on
 
 
-def _layer(name: str, channels: int, *modules: nn.Module, sees: str | None) -> Layer:
+def _layer(name: str, channels: int, *modules: nn.Module, sees: str) -> Layer:
     weights = sum(w.numel() for module in modules for w in module.parameters())
     return Layer(name, channels, weights, sees)
 

@@ -353,9 +353,13 @@ def train(
 def train_once(parameters: Parameters, watch: Watch | None = None) -> Path:
     """The run that `run.name` names, which must have these parameters: as it is where
     it was finished, gone on with where it was stopped, else trained."""
-    directory = parameters.run.directory / str(parameters.run.name)
-    if parameters.run.name is None or not directory.exists():
+    name = parameters.run.name
+    if name is None or not (directory := parameters.run.directory / name).exists():
         return train(parameters, watch=watch)
+    if not (directory / "last.pt").exists():
+        raise RunError(
+            f"{directory}: stopped before its first checkpoint; remove it to train anew"
+        )
     old = load_checkpoint(directory / "last.pt")["parameters"]
     _refuse_changes(directory, old, parameters.as_dict(), MAY_CHANGE)
     if (directory / "report.json").exists():

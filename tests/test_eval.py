@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 import eval as evaluation
+from corpora import CorpusError
 from dataset import UtteranceBatches, prepare
 from eval import (
     compare_recordings,
@@ -121,6 +122,9 @@ def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
         assert found.llr == pytest.approx(3 * cosine - 1, abs=1e-4)
         assert found.same_speaker is same
     assert compare_recordings(model, paths[0], paths[0]).cosine == pytest.approx(1)
+    paths[1].write_bytes(paths[1].read_bytes()[:30])
+    with pytest.raises(CorpusError, match=r"b\.wav: "):
+        compare_recordings(model, *paths)
 
 
 def test_mean_log_mel_ignores_padding(prepared):

@@ -112,13 +112,13 @@ def test_features_share_their_time():
 def test_architecture_names_every_layer():
     layers = [
         Layer("below", 256, 1_230_000, "3 frames"),
-        Layer("top", 64, 10_000, None),
+        Layer("top", 64, 10_000, "everything"),
     ]
     (axes,) = draw_architecture({"net": layers}).axes
     assert axes.get_title(loc="left") == "net: 1.24 M weights"
     texts = [text.get_text() for text in axes.texts]
     assert texts[0] == "below: 256 channels\n1.23 M weights, sees 3 frames"
-    assert texts[1] == "top: 64 channels\n0.01 M weights"
+    assert texts[1] == "top: 64 channels\n0.01 M weights, sees everything"
     wide, narrow = axes.patches
     assert wide.get_width() == 2 * narrow.get_width()
 

@@ -253,6 +253,9 @@ def test_a_run_is_trained_once(miniature, monkeypatch):
     assert train_once(p) == run
     with pytest.raises(ParameterError, match=r"training\.epochs: expected 2"):
         train_once(miniature("run.name=once", "training.epochs=3"))
+    (run / "last.pt").unlink()
+    with pytest.raises(RunError, match="remove it to train anew"):
+        train_once(p)
 
 
 def test_resume_of_a_corpus_with_other_speakers(tmp_path, miniature):
