@@ -15,7 +15,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from audio import AudioError, Segment, load_recording
 from corpora import CorpusError, Utterance, utterances
+from parallel import num_ranks, rank, share
 from parameters import DatasetParameters, Parameters
 
 FULL_SCALE = 32768  # of an int16 sample
@@ -69,7 +70,8 @@ class Batch:
     `indices` [B] are entries of the pack. Training batches know their `speakers` [B],
     as places among the training speakers, and bring the `seed` of all chance in their
     step. They may be longer than the `crop` samples that are trained on, since speech
-    that is sped up becomes shorter.
+    that is sped up becomes shorter. Of several processes each has its share of the
+    rows; `size` counts all of them.
     """
 
     waveforms: Tensor
@@ -78,6 +80,16 @@ class Batch:
     speakers: Tensor | None = None
     seed: int | None = None
     crop: int | None = None
+    size: int | None = None
+
+    def parts(self, count: int) -> "list[Batch]":
+        """The rows of a training batch in so many batches."""
+        names = ("waveforms", "indices", "speakers")
+        split = (getattr(self, name).tensor_split(count) for name in names)
+        return [
+            replace(self, **dict(zip(names, part, strict=True)))
+            for part in zip(*split, strict=True)
+        ]
 
 
 def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
@@ -318,10 +330,18 @@ def prepare(parameters: Parameters) -> Splits:
     return split(pack(utterances(p), directory, parameters.front_end.sample_rate), p)
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU's on this device; a GPU is not waited for, which copying from
+    pageable memory would do."""
+    if device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 class Clips:
     """Some entries of a pack, or simulated sounds, of which pieces are cut.
 
-    All samples live on the device where they fit into half of its free memory.
+    All samples are resident on a GPU where they fit into half of its free memory.
     """
 
     def __init__(
@@ -333,10 +353,12 @@ class Clips:
     ) -> None:
         self.samples, self.device = samples, device  # int16, end to end
         self.offsets, self.lengths = np.array(offsets), np.array(lengths)  # [clips]
+        self.resident = False
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            if samples.nbytes < free / 2:
-                self.samples = samples.to(device)
+            self.resident = samples.nbytes < free / 2
+        if self.resident:
+            self.samples = samples.to(device)
 
     @classmethod
     def of(cls, packed: Pack, indices: Sequence[int], device: torch.device) -> "Clips":
@@ -361,11 +383,8 @@ class Clips:
     def whole(self, chosen: np.ndarray, size: int) -> Tensor:
         """These clips from their beginnings, zeros after their ends, float32 [B, size]
         in [-1, 1]."""
-        pieces = self._pieces(
-            self.offsets[chosen], np.minimum(self.lengths[chosen], size)
-        )
-        padded = [nn.functional.pad(piece, (0, size - len(piece))) for piece in pieces]
-        return torch.stack(padded).to(self.device).float() / FULL_SCALE
+        lengths = np.minimum(self.lengths[chosen], size)
+        return self._rows(self.offsets[chosen], lengths, size, repeat=False)
 
     def cut(self, chosen: np.ndarray, places: np.ndarray, size: int) -> Tensor:
         """A piece of each of these clips, float32 [B, size] in [-1, 1].
@@ -375,15 +394,29 @@ class Clips:
         """
         lengths = self.lengths[chosen]
         starts = (places * (np.maximum(lengths - size, 0) + 1)).astype(np.int64)
-        pieces = self._pieces(self.offsets[chosen] + starts, np.minimum(lengths, size))
-        filled = [piece.repeat(-(-size // len(piece)))[:size] for piece in pieces]
-        return torch.stack(filled).to(self.device).float() / FULL_SCALE
+        begins = self.offsets[chosen] + starts
+        return self._rows(begins, np.minimum(lengths, size), size, repeat=True)
 
-    def _pieces(self, begins: np.ndarray, lengths: np.ndarray) -> list[Tensor]:
-        return [
-            self.samples[begin : begin + length]
-            for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)
-        ]
+    def _rows(
+        self, begins: np.ndarray, lengths: np.ndarray, size: int, repeat: bool
+    ) -> Tensor:
+        """Stretches of the samples, at most `size` long, repeated or with zeros after
+        them."""
+        if self.resident:
+            begin, length = to_device(
+                torch.from_numpy(np.stack([begins, lengths])[..., None]), self.device
+            )  # [B, 1] each
+            positions = torch.arange(size, device=self.device)
+            rows = self.samples[begin + positions % length].float() / FULL_SCALE
+            return rows if repeat else rows * (positions < length)
+        rows = torch.zeros(len(begins), size, dtype=torch.int16)
+        pairs = zip(begins.tolist(), lengths.tolist(), strict=True)
+        for row, (begin, length) in zip(rows, pairs, strict=True):
+            piece = self.samples[begin : begin + length]
+            row[:length] = piece
+            if repeat and length < size:
+                row[:] = piece.repeat(-(-size // length))[:size]
+        return to_device(rows, self.device).float() / FULL_SCALE
 
 
 class TrainingBatches:
@@ -405,6 +438,13 @@ class TrainingBatches:
         self.speakers = np.array(
             [class_of[s] for s in splits.speakers_of(splits.train)]
         )
+        least = max(2, num_ranks()) * parameters.training.accumulation
+        smallest = min(map(len, self._plan(0)), default=0)
+        if smallest < least:
+            raise CorpusError(
+                f"training.batch_size: expected at least {least} utterances in every "
+                f"batch to share out, got one of {smallest}"
+            )
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -453,13 +493,19 @@ class TrainingBatches:
         size = round(seconds * self.sample_rate)
         speed = self.parameters.augmentation.speed
         longer = -(-size * (100 + speed.steps) // 100)
+        places = rng.random(len(chosen))
+        seeds = rng.integers(2**63, size=num_ranks())
+        own = share(len(chosen))
         return Batch(
-            waveforms=self.clips.cut(chosen, rng.random(len(chosen)), longer),
+            waveforms=self.clips.cut(chosen[own], places[own], longer),
             lengths=None,
             crop=size,
-            indices=torch.tensor([self.splits.train[i] for i in chosen]),
-            speakers=torch.from_numpy(self.speakers[chosen]).to(self.device),
-            seed=int(rng.integers(2**63)),
+            indices=torch.tensor([self.splits.train[i] for i in chosen[own]]),
+            speakers=to_device(
+                torch.from_numpy(self.speakers[chosen[own]]), self.device
+            ),
+            seed=int(seeds[rank()]),
+            size=len(chosen),
         )
 
 
@@ -474,7 +520,7 @@ class UtteranceBatches:
     """Whole utterances, zero-padded; longest first, so that little padding is needed.
 
     A batch holds at most `batch_seconds` of audio, padding included, and one utterance
-    at least.
+    at least. Of several processes each reads its share of the batches.
     """
 
     def __init__(
@@ -493,6 +539,7 @@ class UtteranceBatches:
                 part.append(index)
             else:
                 self.parts.append([index])
+        self.parts = self.parts[rank() :: num_ranks()]
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -52,6 +52,7 @@ from metrics import (
     rates_at,
 )
 from nemo_checkpoint import load_any_model
+from parallel import gather_lists, rank
 from parameters import (
     SHIPPED,
     DatasetParameters,
@@ -149,16 +150,17 @@ class Evaluation:
 
 @torch.inference_mode()
 def embed(front_end: Callable, encoder: Callable, batches: UtteranceBatches) -> Tensor:
-    """One forward pass for each utterance, [U, E] float32 in the order of the
-    indices."""
-    rows = {index: row for row, index in enumerate(batches.indices)}
-    embeddings: Tensor | None = None
-    for batch in tqdm(batches, desc="embedding", unit="batch", leave=False):
+    """One forward pass for each utterance, [U, E] float32 in the order of the indices;
+    shared out among the ranks, all of which have the result."""
+    found = []
+    for batch in tqdm(
+        batches, desc="embedding", unit="batch", leave=False, disable=rank() > 0
+    ):
         vectors = encoder(*front_end(batch.waveforms, batch.lengths)).float().cpu()
-        if embeddings is None:
-            embeddings = vectors.new_empty(len(rows), vectors.shape[1])
-        embeddings[[rows[i] for i in batch.indices.tolist()]] = vectors
-    return embeddings
+        found.append((batch.indices, vectors))
+    indices, vectors = map(torch.cat, zip(*gather_lists(found), strict=True))
+    rows = {index: row for row, index in enumerate(indices.tolist())}
+    return vectors[[rows[index] for index in batches.indices]]
 
 
 def verify(

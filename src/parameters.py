@@ -263,6 +263,8 @@ class TrainingParameters(Section):
     init_from: PathLike | None
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
+    accumulation: Count
+    compile: Literal["auto", "always", "never"]
     optimizer: OptimizerParameters
 
 
@@ -546,6 +548,12 @@ def _check_together(parameters: Parameters) -> None:
             snr,
             -100 <= snr[0] <= snr[1] <= 100,
             "two numbers in order, from -100 to 100",
+        ),
+        (
+            "training.accumulation",
+            parameters.training.accumulation,
+            parameters.loss.name != "ge2e" or parameters.training.accumulation == 1,
+            "1 with ge2e, which compares all of a batch",
         ),
         (
             "dataset.synthetic.min_seconds",

@@ -2,9 +2,12 @@
 
     python src/train.py -p parameters.yml [-p more.yml] [key=value ...]
     python src/train.py --resume runs/NAME [key=value ...]
+    torchrun --nproc_per_node 2 src/train.py -p parameters.yml
 
 B utterances, N samples, M mel bands, T frames, E embedding size. All chance of a step
-comes from (seed, epoch, batch), so a resumed run repeats an unbroken one.
+comes from (seed, epoch, batch), so a resumed run repeats an unbroken one. Of several
+processes each computes the embeddings of its share of a batch; all know the loss of the
+whole.
 """
 
 import argparse
@@ -15,17 +18,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset import Batch, Splits, TrainingBatches, prepare
 from eval import (
+    Evaluation,
     as_errors,
     as_report,
     as_summary,
@@ -40,8 +46,17 @@ from eval import (
     write_map,
     write_trials_and_scores,
 )
-from losses import AngularMarginLoss, LossOutput
+from losses import AngularMarginLoss
 from nemo_checkpoint import load_any_model
+from parallel import (
+    anywhere,
+    first_rank_first,
+    gather,
+    gather_lists,
+    num_ranks,
+    rank,
+    ranks,
+)
 from parameters import (
     OptimizerParameters,
     ParameterError,
@@ -65,7 +80,14 @@ from transforms import Augmentation
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
 # When a run is resumed, and when an encoder is fine-tuned:
-MAY_CHANGE = ("dataset.packs", "dataset.download", "training.device", "run", "wandb")
+MAY_CHANGE = (
+    "dataset.packs",
+    "dataset.download",
+    "training.device",
+    "training.compile",
+    "run",
+    "wandb",
+)
 MAY_DIFFER = (
     "front_end.dither",
     "model.titanet.dropout",
@@ -177,16 +199,48 @@ def _has_bfloat16(device: str) -> bool:
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def fast_encoder(encoder: nn.Module, device: torch.device, choice: str) -> nn.Module:
+    """An encoder as training calls it: compiled as `choice` of `training.compile` says,
+    and with gradients that all ranks share where there are several."""
+    if num_ranks() > 1:
+        if choice == "always":
+            raise TrainingError(
+                "training.compile: expected auto or never in several processes, whose "
+                "batch norms talk to each other, got always"
+            )
+        device_ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(
+            encoder, device_ids=device_ids, broadcast_buffers=False
+        )
+    # On a CPU compiling takes minutes and spares a tenth.
+    if choice == "never" or (choice == "auto" and device.type != "cuda"):
+        return encoder
+    try:
+        torch.compile(torch.sin)(torch.zeros(1, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        if choice == "always":
+            raise TrainingError(
+                f"training.compile: expected a compiler that works, got: {reason}"
+            ) from None
+        print(f"training.compile: not compiling, since no compiler works: {reason}")
+        return encoder
+    return torch.compile(encoder)
+
+
 def training_step(
     state: State,
+    encoder: nn.Module,
     augmentation: Augmentation,
     batch: Batch,
     num_steps: int,
-) -> tuple[LossOutput, Tensor]:
-    """One step of the optimizer; the loss, the predictions and the gradient's norm
-    []."""
+) -> Tensor:
+    """One step of the optimizer; its loss, the gradient's norm, how many predictions
+    were right and of how many, [4], on the device.
+
+    `encoder` is the model's, as `fast_encoder` returns it.
+    """
     model, p = state.model, state.model.parameters
-    torch.manual_seed(batch.seed)
     progress = (state.step + 1) / num_steps
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(p.training.optimizer, progress)
@@ -194,21 +248,30 @@ def training_step(
         ramp = getattr(p.loss, p.loss.name).ramp
         model.criterion.margin_share.fill_(min(1.0, progress / ramp) if ramp else 1.0)
 
-    waveforms = augmentation(batch.waveforms, batch.crop)  # [B, N]
-    features, _ = model.front_end(waveforms)  # [B, M, T]
-    features = augmentation.spec_augment(features)
+    torch.manual_seed(batch.seed)
     device = batch.waveforms.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device)):
-        embeddings = model.encoder(features)  # [B, E]
-    output = model.criterion(embeddings, batch.speakers)
-
+    loss, hits = torch.zeros(2, device=batch.waveforms.device)
     state.optimizer.zero_grad()
-    output.loss.backward()
+    parts = batch.parts(p.training.accumulation)
+    for part in parts:
+        waits = num_ranks() > 1 and part is not parts[-1]
+        with encoder.no_sync() if waits else nullcontext():
+            waveforms = augmentation(part.waveforms, part.crop)  # [B, N]
+            features, _ = model.front_end(waveforms)  # [B, M, T]
+            features = augmentation.spec_augment(features)
+            with torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device)):
+                embeddings = encoder(features)  # [B, E]
+            speakers = gather(part.speakers)
+            output = model.criterion(gather(embeddings), speakers)
+            part_loss = output.loss * (len(speakers) / batch.size)
+            part_loss.backward()
+        loss += part_loss.detach()
+        hits += (output.predictions == speakers).sum()
     weights = [w for group in state.optimizer.param_groups for w in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(weights, p.training.optimizer.clip_norm)
     state.optimizer.step()
     state.step += 1
-    return output, norm
+    return torch.stack([loss, norm, hits, torch.full_like(hits, batch.size)])
 
 
 class Readings:
@@ -216,13 +279,6 @@ class Readings:
 
     def __init__(self) -> None:
         self.rows: list[Tensor] = []
-
-    def add(self, output: LossOutput, norm: Tensor, speakers: Tensor) -> None:
-        """Note a step's loss, gradient norm and hits without waiting for the device."""
-        hits = (output.predictions == speakers).sum()
-        size = torch.full_like(hits, len(speakers))
-        row = (output.loss.detach(), norm, hits, size)
-        self.rows.append(torch.stack([value.float() for value in row]))
 
     def read_into(self, tally: Tally, step: int) -> None:
         """Take in the steps up to `step`; raise `TrainingError` where a loss or a
@@ -249,6 +305,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = False
+        self.agreed = False  # that one of the ranks has received one
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -260,6 +317,11 @@ class StopSignals:
         for kind, handler in self.before.items():
             signal.signal(kind, handler)
 
+    def asked(self) -> bool:
+        """Whether to stop, asked and answered on all ranks together."""
+        self.agreed = anywhere(self.received)
+        return self.agreed
+
     def _note(self, kind: int, frame: FrameType | None) -> None:
         if self.received:
             raise KeyboardInterrupt
@@ -268,6 +330,7 @@ class StopSignals:
 
 def training_epoch(
     state: State,
+    encoder: nn.Module,
     batches: TrainingBatches,
     augmentation: Augmentation,
     num_steps: int,
@@ -279,14 +342,19 @@ def training_epoch(
     readings, tally, began = Readings(), state.tally, time.perf_counter()
     title, done = f"epoch {state.epoch + 1}", state.step - state.epoch * len(batches)
     with tqdm(
-        total=len(batches), initial=done, desc=title, unit="step", leave=False
+        total=len(batches),
+        initial=done,
+        desc=title,
+        unit="step",
+        leave=False,
+        disable=rank() > 0,
     ) as progress:
         for number, batch in enumerate(batches.epoch(state.epoch, done), done + 1):
-            output, norm = training_step(state, augmentation, batch, num_steps)
-            readings.add(output, norm, batch.speakers)
-            tally.audio_seconds += len(batch.indices) * batch.crop / batches.sample_rate
+            row = training_step(state, encoder, augmentation, batch, num_steps)
+            readings.rows.append(row)
+            tally.audio_seconds += batch.size * batch.crop / batches.sample_rate
             progress.update()
-            last = stop.received or number == len(batches)
+            last = stop.asked() or number == len(batches)
             if last or len(readings.rows) == STEPS_PER_READING:
                 readings.read_into(tally, state.step)
                 now = time.perf_counter()
@@ -296,7 +364,7 @@ def training_epoch(
                         *tally.metrics().values()
                     )
                 )
-            if stop.received and number < len(batches):
+            if stop.agreed and number < len(batches):
                 return None
     rate = state.optimizer.param_groups[0]["lr"]
     return {**tally.metrics(), "train/learning_rate": rate}
@@ -316,7 +384,8 @@ def train(
     """
     keep_freed_memory()
     device = choose_device(parameters)
-    splits = prepare(parameters)
+    with first_rank_first():
+        splits = prepare(parameters)
     print(splits.summary())
     if len(splits.speakers) < 2:
         raise TrainingError(
@@ -330,24 +399,28 @@ def train(
         if parameters.training.init_from is not None:
             _start_from(parameters.training.init_from, model, splits)
         optimizer = build_optimizer(model, parameters.training.optimizer)
-        run = Run.create(parameters)
-        state = State(model, optimizer, wandb_id=run.wandb_id)
+        run = Run.create(parameters) if rank() == 0 else None
+        state = State(model, optimizer, wandb_id=run.wandb_id if run else "")
     else:
         state = State.restore(resume / "last.pt", parameters, device)
         if state.model.corpus != splits.pack.digest:
             raise RunError(f"{resume}: the corpus has changed since the run began")
-        run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
+        wanted = parameters, state.epoch, state.wandb_id
+        run = Run.reopen(resume, *wanted) if rank() == 0 else None
+    directory = gather_lists([run and run.directory])[0]
     try:
-        _train_epochs(state, splits, run, watch)
-        path = run.directory / "best.pt"
-        best = State.restore(path, parameters, device)
+        _train_epochs(state, splits, run, directory, watch)
+        best = State.restore(directory / "best.pt", parameters, device)
         best.model = replace(best.model, backend=fit_backend(best.model, splits))
-        best.save(path)
-        _report(best.model, splits, run)
-        run.log_model()
+        evaluation = evaluate(best.model, splits)
+        if run is not None:
+            best.save(directory / "best.pt")
+            _report(best.model, evaluation, splits, run)
+            run.log_model()
     finally:
-        run.finish()
-    return run.directory
+        if run is not None:
+            run.finish()
+    return directory
 
 
 def train_once(parameters: Parameters, watch: Watch | None = None) -> Path:
@@ -367,11 +440,19 @@ def train_once(parameters: Parameters, watch: Watch | None = None) -> Path:
     return train(parameters, directory, watch)
 
 
-def _train_epochs(state: State, splits: Splits, run: Run, watch: Watch | None) -> None:
+def _train_epochs(
+    state: State,
+    splits: Splits,
+    run: Run | None,
+    directory: Path,
+    watch: Watch | None,
+) -> None:
+    """Train to the last epoch; the first rank alone has a run."""
     parameters = state.model.parameters
     device = next(state.model.encoder.parameters()).device
     batches = TrainingBatches(splits, parameters, device)
-    augmentation = Augmentation(parameters, device)
+    with first_rank_first():
+        augmentation = Augmentation(parameters, device)
     epochs = parameters.training.epochs
     num_weights = sum(w.numel() for w in state.model.encoder.parameters())
     print(
@@ -379,23 +460,28 @@ def _train_epochs(state: State, splits: Splits, run: Run, watch: Watch | None) -
         f"{parameters.loss.name} on {device}: {epochs} epochs of {len(batches)} steps"
     )
     num_steps = epochs * len(batches)
+    encoder = fast_encoder(state.model.encoder, device, parameters.training.compile)
     with StopSignals() as stop:
         while state.epoch < epochs:
-            trained = training_epoch(state, batches, augmentation, num_steps, stop)
+            trained = training_epoch(
+                state, encoder, batches, augmentation, num_steps, stop
+            )
             if trained is not None:
                 metrics = _end_epoch(state, splits, run, trained)
                 if watch is not None:
                     watch(metrics)
-            state.save(run.directory / "last.pt")
-            if stop.received and state.epoch < epochs:
+            with first_rank_first():
+                if run is not None:
+                    state.save(directory / "last.pt")
+            if stop.agreed and state.epoch < epochs:
                 raise StoppedError(
                     f"stopped after step {state.step} of {num_steps}; "
-                    f"go on with --resume {run.directory}"
+                    f"go on with --resume {directory}"
                 )
 
 
 def _end_epoch(
-    state: State, splits: Splits, run: Run, trained: Mapping[str, float]
+    state: State, splits: Splits, run: Run | None, trained: Mapping[str, float]
 ) -> dict[str, float]:
     """Validate, log, keep the model where it is the best so far; the epoch's
     metrics."""
@@ -408,10 +494,12 @@ def _end_epoch(
         metrics["validation/accuracy"] = found.accuracy
     if not math.isfinite(loss):
         raise TrainingError(f"step {state.step}: the validation loss is {loss}")
-    run.log_epoch(metrics)
-    if loss < state.best_loss:
-        state.best_loss = loss
-        state.save(run.directory / "best.pt")
+    better = loss < state.best_loss
+    state.best_loss = min(loss, state.best_loss)
+    if run is not None:
+        run.log_epoch(metrics)
+        if better:
+            state.save(run.directory / "best.pt")
     print(_epoch_line(metrics, state.model.parameters.training.epochs))
     return metrics
 
@@ -425,9 +513,10 @@ def _epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
     return f"{line}  {metrics['train/audio_seconds_per_second']:.0f} audio s/s"
 
 
-def _report(model: SpeakerModel, splits: Splits, run: Run) -> None:
-    """Evaluate, print, and write trials, report and figures into the run."""
-    evaluation = evaluate(model, splits)
+def _report(
+    model: SpeakerModel, evaluation: Evaluation, splits: Splits, run: Run
+) -> None:
+    """Print, and write trials, report and figures into the run."""
     table = as_table(evaluation)
     run.log_report(as_report(evaluation), table)
     write_trials_and_scores(run.directory, evaluation, splits)
@@ -524,7 +613,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parameters = load_parameters(
                 *options.parameters, overrides=options.overrides
             )
-        train(parameters, options.resume)
+        with ranks():
+            train(parameters, options.resume)
     except StoppedError as stopped:
         print(stopped)
         return 130

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from acoustics import coloured_noise, simulate_rooms
 from corpora import CorpusError, Utterance, noise_recordings, response_recordings
-from dataset import Clips, pack
+from dataset import Clips, pack, to_device
 from parameters import (
     FrontEndParameters,
     Parameters,
@@ -152,12 +152,13 @@ class Speed(nn.Module):
         super().__init__()
         self.probability = parameters.probability
         steps = parameters.steps
-        self.percents = torch.arange(100 - steps, 101 + steps)  # [P]
+        percents = torch.arange(100 - steps, 101 + steps)  # [P]
+        self.register_buffer("percents", percents, persistent=False)
         half = self.ZERO_CROSSINGS
         # Kaiser's formulas (1974) for the window and for its transition's half width.
         beta = 0.1102 * (self.ATTENUATION - 8.7)
         transition = (self.ATTENUATION - 8) / (2.285 * 2 * half) / torch.pi / 2
-        percents = self.percents[:, None, None].double()
+        percents = percents[:, None, None].double()
         offsets = torch.arange(100) * percents / 100  # of r, in input samples
         taps = torch.arange(int(offsets.max()) + 2 * half + 2)[:, None]
         distance = taps - half - offsets  # [P, K, 100]
@@ -175,11 +176,10 @@ class Speed(nn.Module):
         drawn = torch.randint(len(self.percents), (len(rows),))
         if len(rows) == 0:
             return x
-        rows, drawn = rows.to(x.device), drawn.to(x.device)
+        rows, drawn = to_device(torch.stack([rows, drawn]), x.device)
         num_blocks, num_taps = -(-size // 100), self.filters.shape[1]
-        begins = self.percents.to(x.device)[drawn, None] * torch.arange(
-            num_blocks, device=x.device
-        )
+        blocks = torch.arange(num_blocks, device=x.device)
+        begins = self.percents[drawn, None] * blocks  # [R, m]
         places = begins[..., None] + torch.arange(num_taps, device=x.device)
         padded = F.pad(waveforms[rows], (self.ZERO_CROSSINGS, num_taps))
         blocks = padded.gather(1, places.flatten(1)).view(places.shape)  # [R, m, K]
@@ -205,7 +205,7 @@ class Reverberation(nn.Module):
         if len(rows) == 0:
             return waveforms
         responses = self.responses.whole(drawn.numpy(), self.size)
-        rows = rows.to(waveforms.device)
+        rows = to_device(rows, waveforms.device)
         dry = waveforms[rows]
         wet = reverberate(dry, responses)
         power = _power(wet)
@@ -247,8 +247,8 @@ class Noise(nn.Module):
         size = waveforms.shape[1]
         noise = self.recordings.cut(drawn.numpy(), places.numpy(), size)
         low, high = self.snr_db
-        snr = (low + uniform * (high - low)).float().to(noise.device)[:, None]  # dB
-        rows = rows.to(waveforms.device)
+        snr = to_device((low + uniform * (high - low)).float(), noise.device)[:, None]
+        rows = to_device(rows, waveforms.device)
         speech = waveforms[rows]
         power = _power(noise)
         # Where the noise is silent, there is none to scale.

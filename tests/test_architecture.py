@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 ORDER = [
     "parameters",
     "metrics",
+    "parallel",
     "synthetic",
     "acoustics",
     "downloads",
@@ -28,7 +29,7 @@ ORDER = [
     "eval",
     "train",
 ]
-KNOWS_NOTHING_OF_OURS = ("parameters", "metrics")
+KNOWS_NOTHING_OF_OURS = ("parameters", "metrics", "parallel")
 OWNERS = {
     "wandb": {"runs"},
     "matplotlib": {"figures"},

@@ -1,0 +1,157 @@
+"""Forward and backward pass of encoder and loss: eager, compiled, and NeMo's, in turns.
+
+    python benchmarks/train_step.py [--against nemo] [key=value ...]
+
+On one batch of 16 x 3 s and 251 speakers, for TitaNet-S, S with the epilog of 3,072
+channels, and L. NeMo's encoder, decoder and loss have the very weights of ours, from an
+exported `.nemo` file. Figures are medians of the rounds, each of which runs all ways.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from nemo_checkpoint import save_nemo
+from parameters import SHIPPED, UserError, load_parameters
+from runs import SpeakerModel, build_model, choose_device
+from train import fast_encoder, keep_freed_memory
+
+BATCH_SIZE, NUM_FRAMES, NUM_SPEAKERS, ROUNDS = 16, 300, 251, 9
+SIZES = {
+    "S": ("model.titanet.size=s",),
+    "S, epilog 3072": ("model.titanet.size=s", "model.titanet.epilog_channels=3072"),
+    "L": ("model.titanet.size=l",),
+}
+Pass = Callable[[Tensor, Tensor], Tensor]
+
+
+def our_pass(model: SpeakerModel, encoder: Callable) -> Pass:
+    """Features [B, M, T] without padding and speakers [B] to the loss []."""
+
+    def run(features: Tensor, speakers: Tensor) -> Tensor:
+        return model.criterion(encoder(features), speakers).loss
+
+    return run
+
+
+def nemos_pass(model: SpeakerModel, device: torch.device) -> tuple[Pass, list[Tensor]]:
+    """The same by NeMo with the same weights, and these."""
+    from nemo.collections.asr.models import EncDecSpeakerLabelModel
+    from nemo.utils import logging
+
+    logging.setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.nemo"
+        save_nemo(path, model)
+        nemo = EncDecSpeakerLabelModel.restore_from(str(path), map_location=device)
+    nemo.train()
+
+    def run(features: Tensor, speakers: Tensor) -> Tensor:
+        frames = torch.full((len(features),), features.shape[2], device=device)
+        encoded, frames = nemo.encoder(audio_signal=features, length=frames)
+        logits, _ = nemo.decoder(encoder_output=encoded, length=frames)
+        return nemo.loss(logits=logits, labels=speakers)
+
+    return run, [*nemo.encoder.parameters(), *nemo.decoder.parameters()]
+
+
+def seconds(run: Pass, weights: list[Tensor], batch: tuple[Tensor, Tensor]) -> float:
+    """Wall time of one forward and backward pass."""
+    for weight in weights:
+        weight.grad = None
+    began = time.perf_counter()
+    run(*batch).backward()
+    if batch[0].device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - began
+
+
+def measure(overrides: tuple[str, ...], against_nemo: bool) -> dict:
+    """Seconds of each way, and its ratio to NeMo or else to eager."""
+    p = load_parameters(SHIPPED, overrides=overrides)
+    device = choose_device(p)
+    speakers = [str(number) for number in range(NUM_SPEAKERS)]
+    model = build_model(p, speakers, "none", device).train()
+    own = [*model.encoder.parameters(), *model.criterion.parameters()]
+    ways = {
+        "eager": (our_pass(model, model.encoder), own),
+        "compiled": (
+            our_pass(model, fast_encoder(model.encoder, device, "always")),
+            own,
+        ),
+    }
+    if against_nemo:
+        ways["nemo"] = nemos_pass(model, device)
+    features = torch.randn(BATCH_SIZE, p.front_end.num_mels, NUM_FRAMES, device=device)
+    batch = features, torch.randint(NUM_SPEAKERS, (BATCH_SIZE,), device=device)
+    first = {}
+    for name, (run, weights) in ways.items():
+        began = time.perf_counter()
+        seconds(run, weights, batch)
+        first[name] = time.perf_counter() - began
+    times = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            times[name].append(seconds(*way, batch))
+    reference = "nemo" if against_nemo else "eager"
+    audio = BATCH_SIZE * NUM_FRAMES * p.front_end.hop_seconds
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "seconds": {name: median(found) for name, found in times.items()},
+        "first_seconds": first,
+        "audio_seconds_per_second": {k: audio / median(v) for k, v in times.items()},
+        "reference": reference,
+        "ratio": {
+            name: median(
+                own / other for own, other in zip(found, times[reference], strict=True)
+            )
+            for name, found in times.items()
+        },
+    }
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--against", choices=["nemo"])
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    keep_freed_memory()
+    against_nemo = options.against == "nemo"
+    if against_nemo:
+        try:
+            import nemo.collections.asr  # noqa: F401
+        except ImportError:
+            print("NeMo is not installed here: without it")
+            against_nemo = False
+    found = {}
+    try:
+        for size, overrides in SIZES.items():
+            overrides = (*overrides, "loss.name=arcface", *options.overrides)
+            found[size] = one = measure(overrides, against_nemo)
+            for name, duration in one["seconds"].items():
+                print(
+                    f"{size:16}{name:10}{duration:8.3f} s"
+                    f"{one['ratio'][name]:7.2f} of {one['reference']}"
+                    f"   (the first {one['first_seconds'][name]:.1f} s)"
+                )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

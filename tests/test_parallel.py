@@ -1,0 +1,260 @@
+"""Two ranks train like one process: the same statistics, weights and report."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+from conftest import MINIATURE, REPOSITORY
+from dataset import TrainingBatches, UtteranceBatches, prepare
+from eval import as_report, embed, evaluate
+from models import BatchNorm
+from parallel import anywhere, gather, gather_lists, rank, share
+from parameters import Parameters, check_parameters
+from runs import SpeakerModel, build_model, load_model
+from train import State, build_optimizer, fast_encoder, training_step
+from transforms import Augmentation
+
+CPU = torch.device("cpu")
+NUM_STEPS = 10
+NO_CHANCE = (  # what a rank draws depends on how many there are
+    "augmentation.speed.probability=0",
+    "augmentation.reverberation.probability=0",
+    "augmentation.noise.probability=0",
+    "augmentation.spec_augment.frequency_masks=0",
+    "augmentation.spec_augment.time_masks=0",
+    "front_end.dither=0",
+    "model.titanet.dropout=0",
+    "training.batch_size=7",  # shared out unevenly
+)
+SGD = ("training.optimizer.name=sgd", "training.optimizer.lr=0.1")
+CASES = {  # precision, overrides, how much weights may differ
+    "arcface": (torch.float64, SGD, 1e-6),
+    "cross-entropy": (torch.float64, (*SGD, "loss.name=cross_entropy"), 1e-6),
+    "ge2e": (torch.float64, (*SGD, "loss.name=ge2e"), 1e-6),
+    "d-vector": (torch.float64, (*SGD, "model.name=dvector"), 1e-6),
+    "d-vector in parts": (
+        torch.float64,
+        (*SGD, "model.name=dvector", "training.accumulation=2"),
+        1e-6,
+    ),
+    "single precision": (torch.float32, SGD, 1e-4),
+}
+
+
+def ten_steps(p: Parameters, dtype: torch.dtype) -> tuple[SpeakerModel, list]:
+    """A model after ten steps, and what each step said of itself."""
+    splits = prepare(p)
+    model = build_model(p, splits.speakers, "digest", CPU).train()
+    for module in model.modules.values():
+        module.to(dtype)
+    state = State(model, build_optimizer(model, p.training.optimizer))
+    encoder = fast_encoder(model.encoder, CPU, "never")
+    augmentation = Augmentation(p, CPU)
+    batches, rows = TrainingBatches(splits, p, CPU), []
+    while state.step < NUM_STEPS:
+        for batch in batches.epoch(state.step):
+            wide = replace(batch, waveforms=batch.waveforms.to(dtype))
+            row = training_step(state, encoder, augmentation, wide, NUM_STEPS)
+            rows.append(row.tolist())
+            if state.step == NUM_STEPS:
+                break
+    return model, rows
+
+
+def all_tensors(model: SpeakerModel) -> torch.Tensor:
+    """Weights and running statistics, end to end."""
+    state = (t for m in model.modules.values() for t in m.state_dict().values())
+    return torch.cat([t.double().flatten() for t in state])
+
+
+def small_things() -> dict:
+    """What each rank sees of gathering, sharing and batch norm."""
+    rows = torch.full((2 + rank(), 3), float(rank()), requires_grad=True)
+    everybodys = gather(rows)
+    (everybodys * torch.arange(5.0)[:, None]).sum().backward()
+    x = torch.linspace(-1, 3, 42, dtype=torch.float64).reshape(7, 2, 3).exp()
+    norm = BatchNorm(3, dtype=torch.float64)
+    own = x[share(7)].requires_grad_()
+    out = norm(own)
+    (out * x[share(7)].detach().square()).sum().backward()
+    return {
+        "gathered": everybodys.detach(),
+        "gradient": rows.grad,
+        "lists": gather_lists([rank()] * (1 + rank())),
+        "anywhere": [anywhere(rank() == 1), anywhere(False)],
+        "normalised": out.detach(),
+        "norm gradient": own.grad,
+        "running": torch.stack([norm.running_mean, norm.running_var]),
+    }
+
+
+def process(number: int, folder: Path, cases: dict) -> None:
+    """One of two ranks; each leaves what it found."""
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", store, rank=number, world_size=2)
+    found = {"small": small_things()}
+    for name, (values, dtype) in cases.items():
+        p = check_parameters(values)
+        model, rows = ten_steps(p, dtype)
+        splits = prepare(p)
+        model.train(False).to(CPU)
+        batches = UtteranceBatches(splits.pack, splits.test, 5.0, CPU)
+        found[name] = {
+            "weights": all_tensors(model),
+            "rows": rows,
+            "embeddings": embed(
+                model.front_end.float(), model.encoder.float(), batches
+            ),
+        }
+    torch.save(found, folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def parameters(folder):
+    from parameters import load_parameters
+
+    def load(*overrides: str) -> Parameters:
+        return load_parameters(
+            REPOSITORY / "parameters.yml",
+            overrides=(
+                *MINIATURE,
+                *NO_CHANCE,
+                f"dataset.packs={folder / 'packs'}",
+                *overrides,
+            ),
+        )
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def found(folder, parameters) -> list[dict]:
+    """What the two ranks found."""
+    cases = {
+        name: (parameters(*overrides).as_dict(), dtype)
+        for name, (dtype, overrides, _) in CASES.items()
+    }
+    multiprocessing.spawn(process, (folder, cases), nprocs=2)
+    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_have_the_weights_of_one_process(found, parameters, name):
+    dtype, overrides, tolerance = CASES[name]
+    model, rows = ten_steps(parameters(*overrides), dtype)
+    alone = all_tensors(model)
+    first, second = (own[name]["weights"] for own in found)
+    assert torch.equal(first, second)
+    assert (first - alone).abs().max() < tolerance
+    assert torch.allclose(
+        torch.tensor(found[0][name]["rows"]), torch.tensor(rows), rtol=1e-4
+    )
+    untrained = build_model(parameters(*overrides), ["a"] * 6, "digest", CPU)
+    moved = all_tensors(untrained) - alone
+    assert moved.abs().max() > 1e-2  # so that the tolerance means something
+
+
+@pytest.mark.parametrize("name", ["arcface", "d-vector"])
+def test_ranks_share_out_the_embedding(found, parameters, name):
+    first, second = (own[name]["embeddings"] for own in found)
+    assert torch.equal(first, second)
+    p = parameters(*CASES[name][1])
+    model, _ = ten_steps(p, torch.float64)
+    model.train(False)
+    splits = prepare(p)
+    batches = UtteranceBatches(splits.pack, splits.test, 5.0, CPU)
+    alone = embed(model.front_end.float(), model.encoder.float(), batches)
+    assert (first - alone).abs().max() < 1e-4
+
+
+def test_what_ranks_tell_each_other(found):
+    for number, small in enumerate(own["small"] for own in found):
+        values = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0])
+        assert torch.equal(small["gathered"], values[:, None].expand(5, 3))
+        # Both ranks have a loss of their own, so each row's gradient counts twice.
+        weights = torch.arange(5.0)[slice(2) if number == 0 else slice(2, 5)]
+        assert torch.equal(small["gradient"], 2 * weights[:, None].expand(-1, 3))
+        assert small["lists"] == [0, 1, 1]
+        assert small["anywhere"] == [True, False]
+
+
+def test_batch_norm_over_ranks_is_torchs_over_all_rows(found):
+    x = torch.linspace(-1, 3, 42, dtype=torch.float64).reshape(7, 2, 3).exp()
+    norm = torch.nn.BatchNorm1d(3, dtype=torch.float64)
+    whole = x.clone().requires_grad_()
+    out = norm(whole.flatten(0, 1)).view_as(x)
+    (out * x.square()).sum().backward()
+    together = {
+        name: torch.cat([own["small"][name] for own in found])
+        for name in ("normalised", "norm gradient")
+    }
+    assert torch.allclose(together["normalised"], out)
+    assert torch.allclose(together["norm gradient"], whole.grad)
+    expected = torch.stack([norm.running_mean, norm.running_var])
+    for own in found:
+        assert torch.allclose(own["small"]["running"], expected)
+
+
+def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen:
+    folders = (
+        f"dataset.packs={tmp_path / 'packs'}",
+        f"run.directory={tmp_path / 'runs'}",
+    )
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "src/train.py", *arguments, *folders),
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    started = torchrun(
+        tmp_path,
+        *("-p", "parameters.yml", *MINIATURE, "run.name=mine", "training.epochs=40"),
+    )
+    while not (run / "metrics.jsonl").exists() and started.poll() is None:
+        time.sleep(0.05)
+    os.kill(started.pid, signal.SIGTERM)
+    out, err = started.communicate(timeout=60)
+    assert f"go on with --resume {run}" in out, err
+    finished = torchrun(tmp_path, "--resume", str(run))
+    out, err = finished.communicate(timeout=120)
+    assert finished.returncode == 0, err
+    assert out.count("epoch 40/40") == 1
+    assert out.count(f"run: {run}") == 1
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    assert [row["epoch"] for row in rows] == list(range(1, 41))
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    model = load_model(run, CPU)
+    alone = as_report(evaluate(model, prepare(model.parameters)))
+    report = json.loads((run / "report.json").read_text())
+    assert report["identification"] == pytest.approx(alone["identification"])
+    ours, theirs = (
+        r["verification"]["test"]["systems"]["trained"] for r in (report, alone)
+    )
+    assert ours["num_targets"] == theirs["num_targets"]
+    assert ours["eer"] == pytest.approx(theirs["eer"], abs=0.05)
