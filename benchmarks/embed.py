@@ -19,6 +19,7 @@ from io import StringIO
 from pathlib import Path
 from statistics import median
 
+import soundfile
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
@@ -65,8 +66,14 @@ def nemos_way(
     )
     manifest = folder / "manifest.json"
     lines = [
-        json.dumps({"audio_filepath": str(u.source), "label": u.speaker, "offset": 0})
-        for u in corpus
+        json.dumps(
+            {
+                "audio_filepath": str(utterance.source),
+                "label": utterance.speaker,
+                "duration": soundfile.info(utterance.source).duration,
+            }
+        )
+        for utterance in corpus
     ]
     manifest.write_text("\n".join(lines))
 
