@@ -20,7 +20,7 @@ from dataset import TrainingBatches, UtteranceBatches, prepare
 from eval import as_report, embed, evaluate
 from models import BatchNorm
 from parallel import anywhere, gather, gather_lists, rank, share
-from parameters import Parameters, check_parameters
+from parameters import Parameters, check_parameters, load_parameters
 from runs import SpeakerModel, build_model, load_model
 from train import State, build_optimizer, fast_encoder, training_step
 from transforms import Augmentation
@@ -48,7 +48,20 @@ CASES = {  # precision, overrides, how much weights may differ
         (*SGD, "model.name=dvector", "training.accumulation=2"),
         1e-6,
     ),
-    "single precision": (torch.float32, SGD, 1e-4),
+    # Rounding makes some ReLU choose otherwise, and bold steps blow that up, whatever
+    # the number of ranks.
+    "single precision": (
+        torch.float32,
+        (
+            "training.optimizer.name=sgd",
+            "training.optimizer.lr=0.001",
+            "training.optimizer.warmup=0",
+            "training.optimizer.momentum=0",
+            "training.batch_size=23",
+            "loss.name=cross_entropy",
+        ),
+        1e-4,
+    ),
 }
 
 
@@ -72,10 +85,17 @@ def ten_steps(p: Parameters, dtype: torch.dtype) -> tuple[SpeakerModel, list]:
     return model, rows
 
 
-def all_tensors(model: SpeakerModel) -> torch.Tensor:
-    """Weights and running statistics, end to end."""
-    state = (t for m in model.modules.values() for t in m.state_dict().values())
-    return torch.cat([t.double().flatten() for t in state])
+def weights(model: SpeakerModel) -> torch.Tensor:
+    """All of them, end to end."""
+    parts = [*model.encoder.parameters(), *model.criterion.parameters()]
+    return torch.cat([w.detach().double().flatten() for w in parts])
+
+
+def running_statistics(model: SpeakerModel) -> torch.Tensor:
+    """Means and variances of all batch norms, end to end."""
+    buffers = model.encoder.named_buffers()
+    kept = [b.double() for name, b in buffers if "running" in name]
+    return torch.cat(kept) if kept else torch.zeros(1)
 
 
 def small_things() -> dict:
@@ -112,7 +132,8 @@ def process(number: int, folder: Path, cases: dict) -> None:
         model.train(False).to(CPU)
         batches = UtteranceBatches(splits.pack, splits.test, 5.0, CPU)
         found[name] = {
-            "weights": all_tensors(model),
+            "weights": weights(model),
+            "running": running_statistics(model),
             "rows": rows,
             "embeddings": embed(
                 model.front_end.float(), model.encoder.float(), batches
@@ -129,8 +150,6 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def parameters(folder):
-    from parameters import load_parameters
-
     def load(*overrides: str) -> Parameters:
         return load_parameters(
             REPOSITORY / "parameters.yml",
@@ -152,6 +171,7 @@ def found(folder, parameters) -> list[dict]:
         name: (parameters(*overrides).as_dict(), dtype)
         for name, (dtype, overrides, _) in CASES.items()
     }
+    prepare(parameters())
     multiprocessing.spawn(process, (folder, cases), nprocs=2)
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
@@ -160,16 +180,18 @@ def found(folder, parameters) -> list[dict]:
 def test_two_ranks_have_the_weights_of_one_process(found, parameters, name):
     dtype, overrides, tolerance = CASES[name]
     model, rows = ten_steps(parameters(*overrides), dtype)
-    alone = all_tensors(model)
+    alone = weights(model)
     first, second = (own[name]["weights"] for own in found)
     assert torch.equal(first, second)
     assert (first - alone).abs().max() < tolerance
-    assert torch.allclose(
-        torch.tensor(found[0][name]["rows"]), torch.tensor(rows), rtol=1e-4
-    )
     untrained = build_model(parameters(*overrides), ["a"] * 6, "digest", CPU)
-    moved = all_tensors(untrained) - alone
-    assert moved.abs().max() > 1e-2  # so that the tolerance means something
+    moved = weights(untrained) - alone
+    assert moved.abs().max() > 10 * tolerance  # so that it means something
+    if dtype == torch.float64:
+        said = [torch.tensor(own) for own in (found[0][name]["rows"], rows)]
+        assert torch.allclose(*said, rtol=1e-5)
+        running = found[0][name]["running"]
+        assert torch.allclose(running, running_statistics(model), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["arcface", "d-vector"])
@@ -234,7 +256,7 @@ def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
     run = tmp_path / "runs" / "mine"
     started = torchrun(
         tmp_path,
-        *("-p", "parameters.yml", *MINIATURE, "run.name=mine", "training.epochs=40"),
+        *("-p", "parameters.yml", *MINIATURE, "run.name=mine", "training.epochs=8"),
     )
     while not (run / "metrics.jsonl").exists() and started.poll() is None:
         time.sleep(0.05)
@@ -244,10 +266,10 @@ def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
     finished = torchrun(tmp_path, "--resume", str(run))
     out, err = finished.communicate(timeout=120)
     assert finished.returncode == 0, err
-    assert out.count("epoch 40/40") == 1
+    assert out.count("epoch 8/8") == 1
     assert out.count(f"run: {run}") == 1
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
-    assert [row["epoch"] for row in rows] == list(range(1, 41))
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
     assert all(math.isfinite(value) for row in rows for value in row.values())
     model = load_model(run, CPU)
     alone = as_report(evaluate(model, prepare(model.parameters)))
