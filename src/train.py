@@ -178,7 +178,11 @@ def build_optimizer(
         {"params": [w for w in weights if w.ndim > 1]},
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
-    common = {"lr": parameters.lr, "weight_decay": parameters.weight_decay}
+    common = {
+        "lr": parameters.lr,
+        "weight_decay": parameters.weight_decay,
+        "fused": True,
+    }
     if parameters.name == "sgd":
         return torch.optim.SGD(groups, momentum=parameters.momentum, **common)
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.name]

@@ -241,7 +241,8 @@ class Noise(nn.Module):
         """[B, N] -> [B, N]"""
         rows = _chosen(self.probability, len(waveforms))
         drawn = torch.randint(len(self.recordings), (len(rows),))
-        places, uniform = torch.rand(2, len(rows), dtype=torch.float64)
+        places = torch.rand(len(rows), dtype=torch.float64)
+        uniform = torch.rand(len(rows), dtype=torch.float64)
         if len(rows) == 0:
             return waveforms
         size = waveforms.shape[1]

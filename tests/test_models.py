@@ -6,6 +6,7 @@ from torch import nn
 
 from models import (
     AttentiveStatisticsPooling,
+    Dropout,
     DVector,
     SqueezeExcitation,
     build_encoder,
@@ -52,6 +53,29 @@ def test_dropout_stands_in_mega_blocks_only(shipped):
     encoder = build_encoder(shipped(*MINIATURE).model, 80)
     rates = [block.dropout.p for block in encoder.blocks]
     assert rates == [0, 0.1, 0.1, 0.1, 0]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_its_share_and_the_mean(rate):
+    x = torch.rand(1000, 1001, requires_grad=True)  # not a multiple of four
+    dropped = Dropout(rate)(x)
+    zeros = (dropped == 0).float().mean().item()
+    assert zeros == pytest.approx(rate, abs=4 * (rate * (1 - rate) / x.numel()) ** 0.5)
+    kept = dropped != 0
+    assert torch.allclose(dropped[kept], x[kept] / (1 - rate), rtol=1e-4)
+    dropped.sum().backward()
+    assert torch.equal(x.grad != 0, kept)
+    rows, columns = kept.float().mean(1), kept.float().mean(0)
+    for means in (rows, columns):  # neighbours do not share their fate
+        assert means.std().item() == pytest.approx(
+            (rate * (1 - rate) / 1000) ** 0.5, rel=0.1
+        )
+
+
+def test_dropout_is_none_in_evaluation_and_at_probability_zero():
+    x = torch.randn(4, 5)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
 
 
 @pytest.fixture(params=["titanet", "dvector"])

@@ -1,9 +1,11 @@
 """The training loop: miniature real trainings, resuming, and its refusals."""
 
+import copy
 import json
 import math
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 
@@ -14,10 +16,12 @@ import torch
 
 import train as training
 from conftest import MINIATURE, REPOSITORY
+from corpora import CorpusError
 from dataset import TrainingBatches, prepare
 from eval import as_report, evaluate
 from losses import AngularMarginLoss
 from metrics import equal_error_rate
+from models import Block
 from parameters import ParameterError, load_parameters
 from runs import RunError, build_model, load_checkpoint, load_model
 from train import (
@@ -26,6 +30,7 @@ from train import (
     StopSignals,
     TrainingError,
     build_optimizer,
+    fast_encoder,
     learning_rate,
     main,
     train,
@@ -318,6 +323,137 @@ def test_gradient_that_is_not_finite_stops_too(miniature):
     p = miniature("training.optimizer.lr=1e30", "training.epochs=3")
     with pytest.raises(TrainingError, match="expected a finite loss and gradient"):
         train(p)
+
+
+def test_a_batch_in_parts_is_the_batch(miniature):
+    """Of an encoder without batch statistics and without chance."""
+    found = []
+    for accumulation in (1, 3):
+        p = miniature(
+            "model.name=dvector",
+            f"training.accumulation={accumulation}",
+            "augmentation.speed.probability=0",
+            "augmentation.reverberation.probability=0",
+            "augmentation.noise.probability=0",
+            "augmentation.spec_augment.frequency_masks=0",
+            "augmentation.spec_augment.time_masks=0",
+            "front_end.dither=0",
+        )
+        splits = prepare(p)
+        model = build_model(p, splits.speakers, splits.pack.digest, CPU)
+        state = State(model, build_optimizer(model, p.training.optimizer))
+        augmentation = Augmentation(p, CPU)
+        batch = next(TrainingBatches(splits, p, CPU).epoch(0))
+        row = training.training_step(state, model.encoder, augmentation, batch, 10)
+        gradients = [w.grad.flatten() for w in model.encoder.parameters()]
+        found.append((row, torch.cat(gradients)))
+    (row, whole), (row_of_parts, parts) = found
+    assert torch.allclose(row, row_of_parts, rtol=1e-4)
+    assert (whole - parts).norm() < 1e-4 * whole.norm()
+
+
+def test_batches_too_small_to_share_out_are_refused(miniature):
+    with pytest.raises(
+        CorpusError,
+        match=r"training\.batch_size: expected at least 8 utterances in every batch to "
+        r"share out, got one of 6",
+    ):
+        train(miniature("training.accumulation=4"))
+
+
+def test_compiled_layers_have_the_numbers_of_eager_ones():
+    # In double precision, since in single rounding alone makes some ReLU differ.
+    eager = Block(16, 16, kernel=7, num_sub_blocks=2, skip=True).double()
+    compiled = fast_encoder(copy.deepcopy(eager), CPU, "always")
+    assert compiled is not eager
+    x, found = torch.randn(4, 50, 16, dtype=torch.float64), []
+    for block in (eager, compiled):
+        out = block(x, None)
+        out.square().sum().backward()
+        gradients = [w.grad.flatten() for w in block.parameters()]
+        found.append((out, torch.cat(gradients)))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() < 1e-6 * one.norm()
+
+
+def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path):
+    assert fast_encoder(model := torch.nn.Linear(2, 2), CPU, "auto") is model
+    asked = "training.compile=always", "wandb.mode=disabled"
+    folders = f"dataset.packs={tmp_path}", f"run.directory={tmp_path}"
+    tried = subprocess.run(
+        [
+            *(sys.executable, "src/train.py", "-p", "parameters.yml"),
+            *(*MINIATURE, *asked, *folders),
+        ],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "CXX": str(tmp_path / "none"),
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert tried.returncode == 2
+    last = tried.stderr.strip().splitlines()[-1]
+    assert "training.compile: expected a compiler that works, got: " in last
+
+
+LONG = """
+import json, re, sys
+from pathlib import Path
+import numpy as np, torch
+sys.path.insert(0, "src")
+from dataset import TrainingBatches, open_pack, split
+from parameters import load_parameters
+from runs import build_model
+from train import State, build_optimizer, keep_freed_memory, training_step
+from transforms import Augmentation
+
+folder, cpu = Path(sys.argv[1]), torch.device("cpu")
+p = load_parameters(Path("parameters.yml"))
+speakers, each, seconds = 100, 72, 10
+samples = seconds * 16_000
+hour = np.random.default_rng(1).integers(-9000, 9000, 3600 * 16_000, dtype=np.int16)
+with open(folder / "samples.int16", "wb") as file:
+    for _ in range(20):
+        file.write(hour.tobytes())
+entries = [
+    [f"{s}-{u}", str(s), None, None, None, (s * each + u) * samples, samples]
+    for s in range(speakers) for u in range(each)
+]
+index = {"fingerprint": "", "sample_rate": 16_000, "entries": entries, "warnings": []}
+(folder / "index.json").write_text(json.dumps(index))
+del hour
+keep_freed_memory()
+splits = split(open_pack(folder), p.dataset)
+model = build_model(p, splits.speakers, "", cpu).train()
+state = State(model, build_optimizer(model, p.training.optimizer))
+augmentation = Augmentation(p, cpu)
+most = 0
+for batch in TrainingBatches(splits, p, cpu).epoch(0):
+    training_step(state, model.encoder, augmentation, batch, 100)
+    status = Path("/proc/self/status").read_text()
+    most = max(most, int(re.search(r"RssAnon:\\s+(\\d+) kB", status)[1]))
+    if state.step == 6:
+        break
+print(len(batch.waveforms), splits.pack.samples.numel() / 16_000 / 3600, most / 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_twenty_hours_do_not_come_into_memory(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", LONG, str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    (tmp_path / "samples.int16").unlink()
+    assert ran.returncode == 0, ran.stderr
+    batch_size, hours, gigabytes = map(float, ran.stdout.splitlines()[-1].split())
+    assert (batch_size, hours) == (32, 20)
+    assert gigabytes < 3
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
