@@ -265,6 +265,7 @@ class TrainingParameters(Section):
     batch_size: Annotated[int, Field(ge=2)]
     accumulation: Count
     compile: Literal["auto", "always", "never"]
+    on_nonfinite: Literal["stop", "skip"]
     optimizer: OptimizerParameters
 
 

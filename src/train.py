@@ -79,6 +79,7 @@ from runs import (
 from transforms import Augmentation
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
+MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
 # When a run is resumed, and when an encoder is fine-tuned:
 MAY_CHANGE = (
     "dataset.packs",
@@ -113,6 +114,8 @@ class Tally:
     loss: float = 0.0
     audio_seconds: float = 0.0
     seconds: float = 0.0
+    skipped: int = 0  # steps, of a loss or gradient that was not finite
+    skipped_in_a_row: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Means over the utterances, and the speed."""
@@ -120,6 +123,7 @@ class Tally:
             "train/loss": self.loss / self.utterances,
             "train/accuracy": self.correct / self.utterances,
             "train/audio_seconds_per_second": self.audio_seconds / self.seconds,
+            "train/skipped_steps": self.skipped,
         }
 
 
@@ -240,7 +244,8 @@ def training_step(
     num_steps: int,
 ) -> Tensor:
     """One step of the optimizer; its loss, the gradient's norm, how many predictions
-    were right and of how many, [4], on the device.
+    were right and of how many, [4], on the device. A loss or gradient that is not
+    finite leaves weights and batch statistics as they were.
 
     `encoder` is the model's, as `fast_encoder` returns it.
     """
@@ -256,6 +261,7 @@ def training_step(
     device = batch.waveforms.device.type
     loss, hits = torch.zeros(2, device=batch.waveforms.device)
     state.optimizer.zero_grad()
+    statistics = [buffer.clone() for buffer in model.encoder.buffers()]
     parts = batch.parts(p.training.accumulation)
     for part in parts:
         waits = num_ranks() > 1 and part is not parts[-1]
@@ -273,7 +279,11 @@ def training_step(
         hits += (output.predictions == speakers).sum()
     weights = [w for group in state.optimizer.param_groups for w in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(weights, p.training.optimizer.clip_norm)
+    finite = (loss + norm).isfinite()
+    state.optimizer.found_inf = 1 - finite.float()  # fused optimizers do nothing then
     state.optimizer.step()
+    for buffer, old in zip(model.encoder.buffers(), statistics, strict=True):
+        buffer.copy_(torch.where(finite, buffer, old))
     state.step += 1
     return torch.stack([loss, norm, hits, torch.full_like(hits, batch.size)])
 
@@ -281,25 +291,48 @@ def training_step(
 class Readings:
     """Figures of the latest steps, which stay on the device until they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, splits: Splits, on_nonfinite: str) -> None:
+        self.splits, self.on_nonfinite = splits, on_nonfinite
         self.rows: list[Tensor] = []
+        self.batches: list[Tensor] = []  # their entries of the pack
+
+    def add(self, row: Tensor, batch: Batch) -> None:
+        """Note what `training_step` says of a batch."""
+        self.rows.append(row)
+        self.batches.append(batch.indices)
 
     def read_into(self, tally: Tally, step: int) -> None:
         """Take in the steps up to `step`; raise `TrainingError` where a loss or a
-        gradient is not finite."""
+        gradient is not finite and that stops the run."""
         first = step - len(self.rows) + 1
-        for number, row in enumerate(torch.stack(self.rows).tolist(), first):
+        rows = torch.stack(self.rows).tolist()
+        for number, row, indices in zip(
+            range(first, step + 1), rows, self.batches, strict=True
+        ):
             loss, norm, hits, size = row
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if math.isfinite(loss) and math.isfinite(norm):
+                tally.loss += loss * size
+                tally.correct += int(hits)
+                tally.utterances += int(size)
+                tally.skipped_in_a_row = 0
+                continue
+            tally.skipped += 1
+            tally.skipped_in_a_row += 1
+            names = [self.splits.pack.entries[i].id for i in indices.tolist()]
+            fault = (
+                f"step {number}: expected a finite loss and gradient, got loss {loss} "
+                f"and gradient norm {norm} of {', '.join(names)}"
+            )
+            if self.on_nonfinite == "stop":
                 raise TrainingError(
-                    f"step {number}: expected a finite loss and gradient, got loss "
-                    f"{loss} and gradient norm {norm}; "
-                    "a lower training.optimizer.lr may help"
+                    f"{fault}; a lower training.optimizer.lr may help, or "
+                    "training.on_nonfinite=skip"
                 )
-            tally.loss += loss * size
-            tally.correct += int(hits)
-            tally.utterances += int(size)
+            if tally.skipped_in_a_row == MAX_SKIPPED:
+                raise TrainingError(f"{fault}; skipped {MAX_SKIPPED} steps in a row")
+            tqdm.write(f"{fault}; skipped")
         self.rows.clear()
+        self.batches.clear()
 
 
 class StopSignals:
@@ -343,7 +376,9 @@ def training_epoch(
     """One crop of every training utterance, or those that are left of the epoch; its
     metrics, or None where it was stopped."""
     state.model.train()
-    readings, tally, began = Readings(), state.tally, time.perf_counter()
+    p = state.model.parameters.training
+    readings, tally = Readings(batches.splits, p.on_nonfinite), state.tally
+    began = time.perf_counter()
     title, done = f"epoch {state.epoch + 1}", state.step - state.epoch * len(batches)
     with tqdm(
         total=len(batches),
@@ -355,7 +390,7 @@ def training_epoch(
     ) as progress:
         for number, batch in enumerate(batches.epoch(state.epoch, done), done + 1):
             row = training_step(state, encoder, augmentation, batch, num_steps)
-            readings.rows.append(row)
+            readings.add(row, batch)
             tally.audio_seconds += batch.size * batch.crop / batches.sample_rate
             progress.update()
             last = stop.asked() or number == len(batches)
@@ -363,6 +398,11 @@ def training_epoch(
                 readings.read_into(tally, state.step)
                 now = time.perf_counter()
                 tally.seconds, began = tally.seconds + now - began, now
+                if not tally.utterances:
+                    raise TrainingError(
+                        f"step {state.step}: no step of epoch {state.epoch + 1} had a "
+                        "finite loss and gradient"
+                    )
                 progress.set_postfix_str(
                     "loss {:.3f}, accuracy {:.1%}, {:.0f} audio s/s".format(
                         *tally.metrics().values()

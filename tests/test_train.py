@@ -319,6 +319,69 @@ def test_loss_that_is_not_finite_stops_at_its_step(miniature, monkeypatch, value
     assert all(tensor.isfinite().all() for tensor in kept["encoder"].values())
 
 
+def poisoned(criterion, steps):
+    """A criterion whose loss is not finite in some of its calls."""
+    real, calls = criterion.forward, []
+
+    def forward(embeddings, speakers):
+        output = real(embeddings, speakers)
+        calls.append(1)
+        factor = math.nan if len(calls) in steps else 1
+        return output._replace(loss=output.loss * factor)
+
+    criterion.forward = forward
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("model", ["titanet", "dvector"])
+def test_a_step_without_a_finite_loss_changes_nothing(miniature, optimizer, model):
+    p = miniature(f"training.optimizer.name={optimizer}", f"model.name={model}")
+    splits = prepare(p)
+    model = build_model(p, splits.speakers, splits.pack.digest, CPU)
+    state = State(model, build_optimizer(model, p.training.optimizer))
+    poisoned(model.criterion, {2})
+    augmentation, kept = Augmentation(p, CPU), []
+    for batch in list(TrainingBatches(splits, p, CPU).epoch(0))[:3]:
+        training.training_step(state, model.encoder, augmentation, batch, 10)
+        modules = model.encoder, model.criterion
+        kept.append([t.clone() for m in modules for t in m.state_dict().values()])
+    first, second, third = kept
+    assert all(map(torch.equal, first, second))
+    assert not all(map(torch.equal, second, third))
+    assert all(tensor.isfinite().all() for tensor in third)
+
+
+def test_steps_without_a_finite_loss_are_skipped_named_and_counted(
+    miniature, monkeypatch, capsys
+):
+    build = training.build_model
+
+    def built(*arguments):
+        model = build(*arguments)
+        poisoned(model.criterion, {2, 3})
+        return model
+
+    monkeypatch.setattr(training, "build_model", built)
+    p = miniature("training.on_nonfinite=skip")
+    run = train(p)
+    assert [row["train/skipped_steps"] for row in metrics(run)] == [2, 0]
+    assert all(tensor.isfinite().all() for tensor in weights(run))
+    splits, shown = prepare(p), capsys.readouterr().out
+    batches = list(TrainingBatches(splits, p, CPU).epoch(0))
+    for step in (2, 3):
+        indices = batches[step - 1].indices.tolist()
+        names = ", ".join(splits.pack.entries[i].id for i in indices)
+        assert f"step {step}: expected a finite loss and gradient, got" in shown
+        assert f"of {names}; skipped" in shown
+
+
+def test_skipping_ends_where_nothing_else_happens(miniature, monkeypatch):
+    monkeypatch.setattr(training, "MAX_SKIPPED", 3)
+    p = miniature("training.on_nonfinite=skip", "training.optimizer.lr=1e30")
+    with pytest.raises(TrainingError, match="skipped 3 steps in a row"):
+        train(p)
+
+
 def test_gradient_that_is_not_finite_stops_too(miniature):
     p = miniature("training.optimizer.lr=1e30", "training.epochs=3")
     with pytest.raises(TrainingError, match="expected a finite loss and gradient"):
