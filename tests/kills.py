@@ -1,0 +1,128 @@
+"""Trainings killed at random moments and gone on with; they end as unbroken ones."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from conftest import MINIATURE, REPOSITORY
+
+EPOCHS = 4
+TIMED = "train/audio_seconds_per_second"
+
+
+def start(folder: Path, name: str) -> subprocess.Popen:
+    """The command of a run, or the one that goes on with it."""
+    run = folder / "runs" / name
+    arguments = ["--resume", str(run)]
+    if not (run / "last.pt").exists():
+        shutil.rmtree(run, ignore_errors=True)  # as the message for it asks
+        arguments = ["-p", "parameters.yml", *MINIATURE, f"run.name={name}"]
+        arguments += ["training.compile=never", f"training.epochs={EPOCHS}"]
+        arguments += [f"run.directory={folder / 'runs'}"]
+        arguments += [f"dataset.packs={folder / f'packs-{name}'}"]
+    return subprocess.Popen(
+        [sys.executable, "src/train.py", *arguments],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def moments(folder: Path, name: str, chance: random.Random) -> dict[str, Callable]:
+    """What to wait for before a kill, by its name: the moment's own condition."""
+    run, packs = folder / "runs" / name, folder / f"packs-{name}"
+    line = chance.randint(0, EPOCHS - 1)
+
+    def epochs() -> int:
+        path = run / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    return {
+        "packing": lambda: any(packs.glob(".*/samples.int16")),
+        "in an epoch": lambda: run.exists() and epochs() >= line,
+        "writing a checkpoint": lambda: any(run.glob("*.pt.partial")),
+        "at the end": lambda: epochs() == EPOCHS,
+    }
+
+
+def result(run: Path) -> dict:
+    """All that a run leaves but for times."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    state = torch.load(run / "last.pt", weights_only=True)
+    best = torch.load(run / "best.pt", weights_only=True)
+    kept = ("front_end", "encoder", "criterion", "optimizer", "step", "backend")
+    return {
+        "metrics": [{k: v for k, v in row.items() if k != TIMED} for row in rows],
+        "last": {name: state[name] for name in kept},
+        "best": {name: best[name] for name in kept},
+        "files": {
+            name: (run / name).read_bytes()
+            for name in ("report.json", "trials.txt", "scores.txt", "errors.tsv")
+        },
+    }
+
+
+def same(one: object, other: object) -> bool:
+    """Equal to the bit, tensors within containers too."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def kill_and_go_on(count: int, seed: int, folder: Path) -> dict[str, int]:
+    """Kill trainings `count` times at random moments, each run as often as its chance
+    has it, and go on until it ends as an unbroken one does; kills by moment.
+
+    Raises AssertionError, naming the seed, where one ends otherwise.
+    """
+    whole = start(folder, "unbroken")
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    expected = result(folder / "runs" / "unbroken")
+    chance, kills, number = random.Random(seed), Counter(), 0
+    while kills.total() < count:
+        name, number = f"killed-{number}", number + 1
+        finished = False
+        for _ in range(min(chance.randint(2, 4), count - kills.total())):
+            choices = moments(folder, name, chance)
+            moment = chance.choice(list(choices))
+            delay = chance.uniform(0, 0.3) * (moment == "in an epoch")
+            process = start(folder, name)
+            while not choices[moment]() and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(delay)
+            finished = process.poll() is not None
+            process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate()
+            if finished:
+                assert process.returncode == 0, f"seed {seed}, {name}: {errors}"
+                break
+            kills[moment] += 1
+        if not finished:
+            process = start(folder, name)
+            _, errors = process.communicate()
+            assert process.returncode == 0, f"seed {seed}, {name}: {errors}"
+        run = folder / "runs" / name
+        found = result(run)
+        for part, value in expected.items():
+            assert same(value, found[part]), f"seed {seed}, {name}: {part} differs"
+        shutil.rmtree(run)
+        shutil.rmtree(folder / f"packs-{name}")
+        left = [path for path in os.listdir(folder / "runs") if path != "unbroken"]
+        assert left == []
+    return dict(kills)
