@@ -78,7 +78,7 @@ def test_parameters_are_frozen(shipped):
         (
             "training=3",
             "training: expected a section with device, init_from, epochs, batch_size, "
-            "optimizer, got 3",
+            "accumulation, compile, optimizer, got 3",
         ),
         (
             "run.name=../x",
