@@ -530,7 +530,7 @@ def _explain(error: ValidationError) -> str:
         location = location[:-1]
         key = ".".join(str(part) for part in location)
     expected = _expectation(known[key])
-    if complaint["type"] == "missing":
+    if complaint["type"] == "missing" and location == complaint["loc"]:
         return f"{key}: expected {expected}, but it is missing"
     return f"{key}: expected {expected}, got {complaint['input']!r}"
 
