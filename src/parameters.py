@@ -354,15 +354,16 @@ class _Loader(yaml.SafeLoader):
         self.num_nodes, self.sizes = 0, {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        before, is_alias = self.num_nodes, self.check_event(yaml.AliasEvent)
+        before, event = self.num_nodes, self.peek_event()
         node = super().compose_node(parent, index)
+        is_alias = isinstance(event, yaml.AliasEvent)
         # inside itself a node has no size yet
         self.num_nodes += self.sizes.get(id(node), MAX_NODES) if is_alias else 1
         self.sizes.setdefault(id(node), self.num_nodes - before)
         if self.num_nodes > MAX_NODES:
             raise yaml.composer.ComposerError(
                 problem=f"expected at most {MAX_NODES} values, aliases written out",
-                problem_mark=node.start_mark,
+                problem_mark=event.start_mark,
             )
         return node
 
