@@ -70,14 +70,15 @@ def load_recording(
         raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
     # Usual rates stay exact; odd ones, whose filters would fill gigabytes, are rounded
     # by less than a thousandth.
-    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
+    ratio = Fraction(rate, sample_rate)
+    ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
     waveform = resample(waveform, ratio.numerator, ratio.denominator)
     if len(waveform) < MIN_SECONDS * sample_rate:
         seconds = len(waveform) / sample_rate
         raise AudioError(f"expected at least {MIN_SECONDS} s, found {seconds:.4f} s")
     if not waveform.isfinite().all():
         raise AudioError("expected finite samples, found NaN or infinity")
-    samples = (waveform * 32768).round().clamp(-32768, 32767)
+    samples = waveform.mul_(32768).round_().clamp_(-32768, 32767)  # hours, in place
     return Recording(samples.to(torch.int16).numpy(), warning)
 
 
@@ -119,7 +120,7 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
                 while len(
                     block := file.read(min(size, left), dtype="float32", always_2d=True)
                 ):
-                    blocks.append(block)
+                    blocks.append(torch.from_numpy(block).mean(dim=1))
                     left -= len(block)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None
@@ -133,7 +134,7 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
         warning = f"cut short: {seconds:.2f} s are left"
         if container == "FLAC" and left:
             raise AudioError(warning)
-    return torch.from_numpy(np.concatenate(blocks)).mean(dim=1), rate, warning
+    return torch.cat(blocks), rate, warning
 
 
 def _ends_early(file: BinaryIO) -> bool:

@@ -98,10 +98,13 @@ def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
     for u in corpus:
         source = Segment(u.source) if isinstance(u.source, Path) else u.source
         if isinstance(source, Segment):
-            path = source.path
-            state = path.stat() if path.exists() else None
-            known = (state.st_size, state.st_mtime_ns) if state else "missing"
-            source = (os.path.abspath(path), known, source.offset, source.duration)
+            path = os.path.abspath(source.path)
+            try:
+                state = os.stat(path)
+                known = (state.st_size, state.st_mtime_ns)
+            except (OSError, ValueError):  # ValueError: a name with a zero byte
+                known = "missing"
+            source = (path, known, source.offset, source.duration)
         row = (u.id, u.speaker, u.split, u.gender, u.session, source)
         digest.update(f"{row!r}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -115,14 +118,14 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
             return None
         # Copy-on-write: torch wants writable memory, the file stays as it is.
         samples = np.memmap(directory / "samples.int16", np.int16, mode="c")
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = [Entry(*row) for row in index["entries"]]
+        if len(samples) != entries[-1].offset + entries[-1].samples:
+            return None
+        return Pack(
+            torch.from_numpy(samples), entries, index["sample_rate"], index["warnings"]
+        )
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    entries = [Entry(*row) for row in index["entries"]]
-    if len(samples) != entries[-1].offset + entries[-1].samples:
-        return None
-    return Pack(
-        torch.from_numpy(samples), entries, index["sample_rate"], index["warnings"]
-    )
 
 
 def _recordings(corpus: Sequence[Utterance], sample_rate: int) -> Iterator:

@@ -19,9 +19,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 SHIPPED = Path(__file__).parents[1] / "parameters.yml"
 
 
+MAX_MESSAGE = 1000  # characters
+MAX_NODES = 2**20  # of a YAML text, aliases written out
+
+
 class UserError(Exception):
     """A mistake that the user can mend: commands print it in one line and exit with
     2."""
+
+    def __str__(self) -> str:
+        """One line of printable text, whatever stands in the names that it tells."""
+        text = super().__str__()
+        if len(text) > MAX_MESSAGE:
+            text = f"{text[: MAX_MESSAGE // 2]}...{text[-MAX_MESSAGE // 2 :]}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class ParameterError(UserError):
@@ -119,8 +130,8 @@ class FrontEndParameters(Section):
     sample_rate: Annotated[int, Field(ge=8000, le=48000)]
     window_seconds: Seconds
     hop_seconds: Seconds
-    n_fft: Count
-    num_mels: Count
+    n_fft: Annotated[int, Field(ge=1, le=2**15)]
+    num_mels: Annotated[int, Field(ge=1, le=512)]
     preemphasis: Fraction
     dither: NonNegative
     normalization: Literal["per_feature", "mean"]
@@ -194,7 +205,7 @@ class DVectorParameters(Section):
 
     hidden_size: Count
     projection_size: Count
-    num_layers: Count
+    num_layers: Annotated[int, Field(ge=1, le=32)]
     embedding_size: Count
     crop_seconds: Durations
 
@@ -336,7 +347,26 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with duplicate keys refused and `1e-3` a number, as YAML 1.2 has it."""
+    """YAML with duplicate keys refused and `1e-3` a number, as YAML 1.2 has it; aliases
+    cannot make much out of little, nor hold themselves."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.num_nodes, self.sizes = 0, {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        before, event = self.num_nodes, self.peek_event()
+        node = super().compose_node(parent, index)
+        is_alias = isinstance(event, yaml.AliasEvent)
+        # inside itself a node has no size yet
+        self.num_nodes += self.sizes.get(id(node), MAX_NODES) if is_alias else 1
+        self.sizes.setdefault(id(node), self.num_nodes - before)
+        if self.num_nodes > MAX_NODES:
+            raise yaml.composer.ComposerError(
+                problem=f"expected at most {MAX_NODES} values, aliases written out",
+                problem_mark=event.start_mark,
+            )
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -364,7 +394,18 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
     return loader.construct_mapping(node, deep=True)
 
 
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number = loader.construct_yaml_int(node)
+    if abs(number) >= 2**63:  # nor would Python print one of thousands of digits
+        raise yaml.constructor.ConstructorError(
+            problem="expected a whole number of 64 bits, got a larger one",
+            problem_mark=node.start_mark,
+        )
+    return number
+
+
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -376,7 +417,11 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ParameterError(f"{where}{line}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # What PyYAML raises for a value that is not of its tag depends on the tag.
+    except (
+        *(yaml.YAMLError, ValueError, RecursionError),
+        *(LookupError, AttributeError, TypeError),
+    ) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ParameterError(f"{where}: not readable as YAML: {first_line}") from None
 
@@ -437,8 +482,11 @@ def _expectation(field: dict) -> str:
     if "properties" in field:
         return "a section with " + ", ".join(field["properties"])
     kind = field.get("type")
+    if "prefixItems" in field:
+        items = [_expectation(item) for item in field["prefixItems"]]
+        return f"a list of {' and '.join(items)}"
     if kind == "array":
-        items = _expectation(field.get("items", {}))
+        items = _expectation(field["items"])
         return f"a list, each {items}" + (
             ", at least one" if "minItems" in field else ""
         )
@@ -484,7 +532,7 @@ def _explain(error: ValidationError) -> str:
         location = location[:-1]
         key = ".".join(str(part) for part in location)
     expected = _expectation(known[key])
-    if complaint["type"] == "missing":
+    if complaint["type"] == "missing" and location == complaint["loc"]:
         return f"{key}: expected {expected}, but it is missing"
     return f"{key}: expected {expected}, got {complaint['input']!r}"
 

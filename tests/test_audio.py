@@ -3,14 +3,17 @@
 import contextlib
 import io
 import math
+import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
 from audio import AudioError, Segment, encode_ogg, load_recording
-from conftest import RATE, noise, tone, write
+from conftest import RATE, REPOSITORY, noise, tone, write
 
 
 def audio_refusal(path):
@@ -178,6 +181,114 @@ def test_segment_is_that_part_of_the_whole(tmp_path, name, options):
         assert error.std() <= 0.02 * whole.std()
         if name in ("a.wav", "a.flac"):
             np.testing.assert_array_equal(segment.samples, expected)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
+def test_no_cut_goes_unnoticed(tmp_path, name):
+    path = write(tmp_path / name, noise(0.5))
+    whole = path.read_bytes()
+    sizes = {*range(0, 120), *range(120, len(whole), 499), len(whole) - 1}
+    for size in sorted(sizes):
+        path.write_bytes(whole[:size])
+        with contextlib.suppress(AudioError):
+            assert load_recording(path, RATE).warning.startswith("cut short"), size
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.zeros(800, np.int16),
+        np.full(800, 1234, np.int16),
+        np.repeat([32767, -32768], 400).astype(np.int16),
+    ],
+)
+def test_silence_a_constant_and_clipping_are_speech_like_any(tmp_path, samples):
+    recording = load_recording(write(tmp_path / "a.wav", samples), RATE)
+    assert recording.warning is None
+    np.testing.assert_array_equal(recording.samples, samples)
+
+
+def test_one_sample_and_zero_bytes(tmp_path):
+    path = write(tmp_path / "a.wav", noise()[:1])
+    assert audio_refusal(path) == "expected at least 0.025 s, found 0.0001 s"
+    path.write_bytes(bytes(10_000))
+    assert audio_refusal(path).startswith("not readable as audio")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+@pytest.mark.parametrize("rate", [8_000, 96_000, 192_000])
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_any_number_of_channels_at_any_rate(tmp_path, name, rate, channels):
+    speech = np.zeros((rate // 2, channels))
+    speech[:, -1] = tone(0.5, rate)
+    path = write(tmp_path / name, speech, rate, subtype="PCM_24")
+    samples = load_recording(path, RATE).samples
+    assert len(samples) == RATE // 2
+    expected = 0.5 / channels / math.sqrt(2) * 32768
+    assert samples.std() == pytest.approx(expected, rel=0.01)
+
+
+def test_the_content_counts_not_the_name(tmp_path):
+    path = write(tmp_path / "a.wav", noise())
+    lying = path.rename(tmp_path / "a.flac")
+    np.testing.assert_array_equal(load_recording(lying, RATE).samples, noise())
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(22, 0), (22, 0xFFFF), (20, 0xFFFF), (32, 0), (34, 0), (34, 7)],
+)
+def test_wrong_headers(tmp_path, place, value):
+    """Channels, format, bytes a frame and bits a sample that cannot be."""
+    path = write(tmp_path / "a.wav", noise())
+    whole = bytearray(path.read_bytes())
+    struct.pack_into("<H", whole, place, value)
+    path.write_bytes(whole)
+    with contextlib.suppress(AudioError):
+        assert load_recording(path, RATE).samples.ndim == 1
+
+
+@pytest.mark.parametrize("rate", [44_101, 79_999, 191_999, 383_993])
+def test_odd_rates_are_rounded_by_less_than_a_thousandth(tmp_path, rate):
+    path = write(tmp_path / "a.wav", tone(1.0, rate), rate)
+    assert len(load_recording(path, 8000).samples) == pytest.approx(8000, rel=1e-3)
+
+
+GROWTH = """
+import resource, sys
+from pathlib import Path
+from audio import load_recording
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+load_recording(Path(sys.argv[1]), 16_000)
+before = peak()
+recording = load_recording(Path(sys.argv[2]), 16_000)
+print(len(recording.samples), recording.warning, peak() - before)
+"""
+
+
+@pytest.mark.parametrize(("hours", "channels"), [(3, 1), (0.25, 8)])
+def test_hours_are_decoded_in_bounded_memory(tmp_path, hours, channels):
+    short = write(tmp_path / "short.wav", np.ones((800, channels), np.int16))
+    whole = short.read_bytes()
+    num_samples = int(hours * 3600 * RATE)
+    size = 2 * channels * num_samples
+    long = tmp_path / "long.wav"  # sparse: zeros that take no disk
+    long.write_bytes(whole[:40] + struct.pack("<I", size) + whole[44:])
+    os.truncate(long, 44 + size)
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, short, long],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY / "src",
+        check=True,
+    )
+    decoded, warning, growth = done.stdout.split()
+    assert int(decoded) == num_samples
+    assert warning == "None"
+    assert int(growth) < 14 * num_samples + 2**27  # bytes
 
 
 def test_segment_in_seconds_whatever_the_rate(tmp_path):

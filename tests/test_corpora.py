@@ -19,9 +19,10 @@ import corpora
 from audio import Segment, load_recording
 from conftest import RATE, REPOSITORY, SHARED, noise, write
 from corpora import CorpusError, official_trials, utterances
+from dataset import pack
 from downloads import DownloadError
 from parameters import load_parameters
-from trials import read_trials
+from trials import make_trials, read_trials, write_trials
 
 DATA = SHARED / "data"
 DATASET = load_parameters(REPOSITORY / "parameters.yml").dataset
@@ -516,6 +517,35 @@ class TestFolder:
         found = utterances(dataset("folder", root))
         assert [u.id for u in found] == ["a/1.wav", "a/deep/2.wav", "b/1.wav"]
 
+    @pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
+    def test_names_of_every_kind(self, tmp_path):
+        names = ("it's", 'a "b"', "new\nline", "tab\t", "\x1b[2J", "Жан", "山 本", "-x")
+        tree(tmp_path, *(f"{name}/1.wav" for name in names))
+        found = utterances(dataset("folder", tmp_path))
+        assert len({u.speaker for u in found}) == len(names)
+        assert all(u.id.split() == [u.id] for u in found)
+        ids = [u.id for u in found]
+        trials = make_trials([u.speaker for u in found[1:]] + ["-x"], 100, seed=1)
+        write_trials(tmp_path / "trials.txt", trials, ids)
+        assert read_trials(tmp_path / "trials.txt", ids)[0].targets.sum() == 1
+        packed = pack(found, tmp_path / "pack", RATE)
+        assert [entry.id for entry in packed.entries] == ids
+        assert packed.warnings == []
+
+    def test_a_root_with_a_newline_is_refused_in_one_line(self, tmp_path):
+        root = tree(tmp_path / "new\nline", "a/1.wav")
+        said = refusal(dataset("folder", root))
+        assert said.endswith(r"/new\nline: expected at least two speakers, found a")
+
+    def test_loops_of_links(self, tmp_path):
+        root = tree(tmp_path / "root", "a/1.wav", "b/1.wav")
+        for name in ("loop", "a/loop", "a/2.wav"):
+            (root / name).symlink_to(root / name)
+        found = utterances(dataset("folder", root))
+        assert [u.id for u in found] == ["a/1.wav", "a/2.wav", "b/1.wav"]
+        packed = pack(found, tmp_path / "pack", RATE)
+        assert packed.warnings == ["skipped a/2.wav: expected a file, found none"]
+
     def test_genders(self, tmp_path):
         tree(tmp_path, "a/1.wav", "b c/1.wav", "d/1.wav", "e/1.wav", "f/1.wav")
         (tmp_path / "speakers.csv").write_text(
@@ -715,6 +745,21 @@ class TestManifest:
         assert refusal(self.parameters(path)) == (
             f"{path}: expected 1.wav once, found it twice"
         )
+
+    def test_two_speakers_with_one_utterance(self, tmp_path):
+        path = self.manifest(tmp_path / "train.json", row("1.wav"), row("1.wav", "b"))
+        said = f"{path}: expected 1.wav once, found it twice"
+        assert refusal(self.parameters(path)) == said
+
+    @pytest.mark.parametrize("name", ["x" * 300 + ".wav", "a/" * 3000, "a\0.wav"])
+    def test_names_that_the_disk_refuses_are_skipped(self, tmp_path, name):
+        write(tmp_path / "1.wav")
+        lines = row("1.wav"), row(name, "b")
+        path = self.manifest(tmp_path / "train.json", *lines)
+        packed = pack(utterances(self.parameters(path)), tmp_path / "pack", RATE)
+        assert [entry.id for entry in packed.entries] == ["1.wav"]
+        assert len(packed.warnings) == 1
+        assert packed.warnings[0].startswith("skipped ")
 
 
 def pack_archive():

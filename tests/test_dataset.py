@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,36 @@ def test_pack_is_made_again_when_the_sources_change(tmp_path, corpus, change):
         corpus = [replace(u, **{change: "d"}) for u in corpus]
     after = pack(corpus, tmp_path / "pack", rate)
     assert after.entries != before.entries
+
+
+@pytest.mark.parametrize("change", ["more", "renamed", "gone", "cut", "link"])
+def test_pack_follows_the_corpus_from_run_to_run(tmp_path, corpus, shipped, change):
+    root = tmp_path / "corpus"
+    p = shipped(
+        "dataset.name=folder",
+        f"dataset.root={root}",
+        f"dataset.packs={tmp_path / 'packs'}",
+        "dataset.test_fraction=0",
+    )
+    before = prepare(p).pack
+    first = corpus[0].source
+    if change == "more":
+        shutil.copy(first, first.with_name("y.wav"))
+    elif change == "renamed":
+        first.rename(first.with_name("y.wav"))
+    elif change == "gone":
+        first.unlink()
+    elif change == "cut":
+        os.truncate(first, 4000)
+    else:
+        first.unlink()
+        first.symlink_to(corpus[1].source)
+    after = prepare(p).pack
+    assert after.digest != before.digest
+    assert {entry.id for entry in after.entries} == {
+        path.relative_to(root).as_posix() for path in root.glob("*/*.wav")
+    }
+    assert len(os.listdir(tmp_path / "packs")) == 1
 
 
 @pytest.mark.parametrize("change", ["content", "time", "offset", "duration"])
@@ -193,6 +224,27 @@ def test_damaged_pack_is_made_again(tmp_path, corpus, damage):
     else:
         (directory / "samples.int16").unlink()
     assert torch.equal(pack(corpus, directory, 16_000).samples, before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"entries": []},
+        {"entries": [[1]]},
+        {"entries": None},
+        {"entries": [["a/x.wav", "a", None, None, None, "0", 1]]},
+        {"entries": {"a": 1}},
+        {"warnings": "missing"},
+    ],
+)
+def test_a_wrong_index_is_made_again(tmp_path, corpus, change):
+    before = pack(corpus, tmp_path / "pack", 16_000)
+    path = tmp_path / "pack" / "index.json"
+    index = json.loads(path.read_text()) | change
+    if index["warnings"] == "missing":
+        del index["warnings"]
+    path.write_text(json.dumps(index))
+    assert pack(corpus, tmp_path / "pack", 16_000).entries == before.entries
 
 
 def test_disk_that_refuses(tmp_path, corpus):

@@ -85,6 +85,16 @@ def test_parameters_are_frozen(shipped):
             r"run.name: expected text matching ^[\w][\w.+-]*$ or null, got '../x'",
         ),
         (
+            "augmentation.noise.snr_db=[low, 5]",
+            "augmentation.noise.snr_db: expected a list of a number and a number, "
+            "got 'low'",
+        ),
+        (
+            "augmentation.noise.snr_db=[5]",
+            "augmentation.noise.snr_db: expected a list of a number and a number, "
+            "got (5,)",
+        ),
+        (
             "front_end.hop_seconds=0.05",
             "front_end.hop_seconds: expected at most the window's, got 0.05",
         ),
@@ -136,6 +146,12 @@ def test_mistake_in_an_override(shipped, override, message):
         ("a: !!python/object/apply:os.getcwd []\n", ":1: could not determine"),
         ("a: " + "[" * 3000, "not readable as YAML"),
         ("a: \x00\n", "not readable as YAML"),
+        ("a: !!bool maybe\n", "not readable as YAML"),
+        ("a: !!int ''\n", "not readable as YAML"),
+        ("a: !!timestamp soon\n", "not readable as YAML"),
+        ("a: &a [*a]\n", ":1: expected at most 1048576 values"),
+        ("a: &a {b: *a}\n", ":1: expected at most 1048576 values"),
+        ("seed: 0x" + "f" * 5000, ":1: expected a whole number of 64 bits"),
     ],
 )
 def test_mistake_in_a_file(tmp_path, text, message):
@@ -146,6 +162,32 @@ def test_mistake_in_a_file(tmp_path, text, message):
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_aliases_do_not_make_much_of_little(tmp_path):
+    path = tmp_path / "mine.yml"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for name, before in zip("bcdefghij", "abcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]")
+    path.write_text("\n".join([*lines, "seed: *j"]))
+    with pytest.raises(ParameterError) as caught:
+        load_parameters(SHIPPED, path)
+    expected = f"{path}:6: expected at most 1048576 values, aliases written out"
+    assert str(caught.value) == expected
+    path.write_text("loss: {arcface: &a {scale: 31.0}, cosface: *a}")
+    assert load_parameters(SHIPPED, path).loss.cosface.scale == 31.0
+
+
+def test_messages_are_one_line_of_bounded_length(tmp_path):
+    path = tmp_path / "mine.yml"
+    path.write_text('"se\\ned\\e": 1')
+    with pytest.raises(ParameterError, match=r"^se\\ned\\x1b: unknown key"):
+        load_parameters(SHIPPED, path)
+    path.write_text(f"seed: {'x' * 10**6}")
+    with pytest.raises(ParameterError) as caught:
+        load_parameters(SHIPPED, path)
+    assert str(caught.value).startswith("seed: expected a whole number of at least 0")
+    assert len(str(caught.value)) < 1100
 
 
 def test_missing_key(tmp_path):

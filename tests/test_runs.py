@@ -8,6 +8,7 @@ import stat
 import struct
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,78 @@ def test_unusable_checkpoints_are_refused_unexecuted(
         load_model(path, CPU)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "intruded").exists()
+
+
+def checkpoint_refusal(path) -> str:
+    with pytest.raises(RunError) as caught:
+        load_model(path, CPU)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_every_flipped_bit_of_a_weight_is_noticed(tmp_path, model):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, model)
+    whole = path.read_bytes()
+    weight = next(model.encoder.parameters()).detach().numpy().tobytes()
+    place = whole.index(weight)
+    for bit in range(0, 8 * len(weight), 37):
+        damaged = bytearray(whole)
+        damaged[place + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        said = "not a readable checkpoint: other bytes than were written"
+        assert checkpoint_refusal(path) == said
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path, model):
+    save_checkpoint(tmp_path / "x.pt", model)
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as old,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert checkpoint_refusal(tmp_path / "y.pt").startswith("not a readable checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.titanet.channels", 10**7),
+        ("model.titanet.epilog_channels", 2**62),
+        ("model.titanet.embedding_size", 10**12),
+        ("front_end.n_fft", 2**40),
+        ("front_end.num_mels", 2**40),
+        ("model.dvector.num_layers", 10**9),
+    ],
+)
+def test_a_checkpoint_gets_no_memory_for_what_it_claims(tmp_path, model, key, value):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, model)
+    state = load_checkpoint(path)
+    *names, last = key.split(".")
+    section = state["parameters"]
+    for name in names:
+        section = section[name]
+    section[last] = value
+    torch.save(state, path)
+    assert checkpoint_refusal(path).startswith("the checkpoint does not fit: ")
+
+
+@pytest.mark.parametrize("speakers", [None, 3, "abc", [1, 2, 3], {"a": 1}])
+def test_a_checkpoint_names_its_speakers(tmp_path, model, speakers):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, model)
+    torch.save(load_checkpoint(path) | {"speakers": speakers}, path)
+    assert checkpoint_refusal(path) == "the checkpoint does not name its speakers"
+
+
+def test_nobody_is_advised_to_execute_a_checkpoint(tmp_path, model):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, model)
+    torch.save(load_checkpoint(path) | {"corpus": Intruder()}, path)
+    reason = "damaged, or more than tensors and plain values"
+    assert checkpoint_refusal(path) == f"not a readable checkpoint: {reason}"
 
 
 def test_no_such_checkpoint(tmp_path):
