@@ -125,9 +125,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer hides the OSError
-        partial.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error}") from None
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):  # it may not exist, nor may anything be removed
+            partial.unlink()
+        # torch's writer hides what the disk said behind what it makes of that.
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise RunError(f"{path}: cannot be written: {reason}") from None
 
 
 def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
@@ -229,8 +232,6 @@ class Run:
         directory = parameters.run.directory / name
         try:
             directory.mkdir(parents=True)
-            path = directory / "parameters.yml"
-            path.write_text(parameters.as_yaml(), encoding="utf-8")
         except FileExistsError:
             raise RunError(
                 f"{directory}: this run exists; choose another run.name, "
@@ -238,6 +239,13 @@ class Run:
             ) from None
         except OSError as error:
             raise RunError(f"{directory}: cannot be written: {error}") from None
+        try:
+            with atomic_write(directory / "parameters.yml") as file:
+                file.write(parameters.as_yaml().encode())
+        except RunError:
+            with suppress(OSError):
+                directory.rmdir()  # or the name would be taken
+            raise
         return cls(directory, parameters, os.urandom(8).hex())
 
     @classmethod
@@ -274,10 +282,8 @@ class Run:
     def log_figure(self, name: str, figure: Figure) -> None:
         """Save a figure as `<name>.png`; W&B has it as `figures/<name>`."""
         path = self.directory / f"{name}.png"
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error}") from None
+        with atomic_write(path) as file:
+            figure.savefig(file)
         self._log_ending(lambda wandb: {f"figures/{name}": wandb.Image(str(path))})
 
     def log_report(self, report: Mapping[str, Any], table: list[list]) -> None:
