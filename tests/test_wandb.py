@@ -498,6 +498,7 @@ def test_a_wandb_that_never_returns(miniature, monkeypatch, capsys, place):
 
     def hang(*_, **__):
         over.wait()
+        raise SystemExit  # of its thread, in silence
 
     def done(*_, **__):
         pass
