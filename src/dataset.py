@@ -179,8 +179,12 @@ def _write_pack(
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     entries, warnings, offset = [], [], 0
     try:
-        with open(partial / "samples.int16", "wb") as file:
-            progress = tqdm(total=len(corpus), desc="packing", unit="utt", leave=False)
+        with (
+            open(partial / "samples.int16", "wb") as file,
+            tqdm(
+                total=len(corpus), desc="packing", unit="utt", leave=False
+            ) as progress,
+        ):
             for utterance, recording in _recordings(corpus, sample_rate):
                 progress.update()
                 if isinstance(recording, AudioError):
@@ -195,7 +199,6 @@ def _write_pack(
                     Entry(u.id, u.speaker, u.split, u.gender, u.session, offset, length)
                 )
                 offset += length
-            progress.close()
             file.flush()
             os.fsync(file.fileno())
         if not entries:

@@ -674,10 +674,11 @@ def _write_evaluation(
 ) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, figure in draw_evaluation(evaluation, splits, model).items():
-            figure.savefig(directory / f"{name}.png")
     except OSError as error:
         raise RunError(f"{directory}: cannot be written: {error}") from None
+    for name, figure in draw_evaluation(evaluation, splits, model).items():
+        with atomic_write(directory / f"{name}.png") as file:
+            figure.savefig(file)
     write_map(directory, evaluation, splits, model)
     write_trials_and_scores(directory, evaluation, splits)
     with atomic_write(directory / "report.json") as file:

@@ -5,19 +5,22 @@ runs/<name>/  parameters.yml  metrics.jsonl  trials.txt  scores.txt  errors.tsv
 
 Metrics have the same names in `metrics.jsonl` and on W&B, where a step is an epoch and
 the last one also holds what ends the run. wandb is imported in this module only, and
-nothing that it does or fails to do stops training.
+by a thread of its own, so that nothing that it does or fails to do stops training.
 """
 
 import json
 import netrc
 import os
 import pickle
+import stat
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -35,9 +38,15 @@ from transforms import FrontEnd
 CHECKPOINT_VERSION = 1
 WANDB_START_SECONDS = 20  # that W&B may delay a run's start
 WANDB_END_SECONDS = 30  # and its end
-
+WANDB_PATIENCE = 0.7  # the share of both that W&B may wait for its server
+WANDB_VARIABLES = {
+    "WANDB_ERROR_REPORTING": "false",  # or a server that hangs holds the exit up
+    "WANDB_HTTP_TIMEOUT": "5",  # seconds, of 19, that each table is held up
+}
 
 MODULES = ("front_end", "encoder", "criterion")
+
+Action = Callable[[Any, Any], None]  # with the wandb module and a W&B run
 
 
 class RunError(UserError):
@@ -117,9 +126,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer hides the OSError
-        partial.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {error}") from None
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):  # it may not exist, nor may anything be removed
+            partial.unlink()
+        # torch's writer hides what the disk said behind what it makes of that.
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise RunError(f"{path}: cannot be written: {reason}") from None
 
 
 def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
@@ -220,7 +232,10 @@ class Run:
         self._epochs = parameters.training.epochs
         self._log_audio = parameters.wandb.log_audio
         self._step = 0  # the last epoch on W&B
-        self._wandb = _start_wandb(parameters, directory, wandb_id)
+        self._actions: SimpleQueue[Action | None] = SimpleQueue()
+        self._wandb: threading.Thread | None = None
+        if parameters.wandb.mode != "disabled":
+            self._start_mirror(parameters)
 
     @classmethod
     def create(cls, parameters: Parameters) -> "Run":
@@ -233,8 +248,6 @@ class Run:
         directory = parameters.run.directory / name
         try:
             directory.mkdir(parents=True)
-            path = directory / "parameters.yml"
-            path.write_text(parameters.as_yaml(), encoding="utf-8")
         except FileExistsError:
             raise RunError(
                 f"{directory}: this run exists; choose another run.name, "
@@ -242,6 +255,13 @@ class Run:
             ) from None
         except OSError as error:
             raise RunError(f"{directory}: cannot be written: {error}") from None
+        try:
+            with atomic_write(directory / "parameters.yml") as file:
+                file.write(parameters.as_yaml().encode())
+        except RunError:
+            with suppress(OSError):
+                directory.rmdir()  # or the name would be taken
+            raise
         return cls(directory, parameters, os.urandom(8).hex())
 
     @classmethod
@@ -278,10 +298,8 @@ class Run:
     def log_figure(self, name: str, figure: Figure) -> None:
         """Save a figure as `<name>.png`; W&B has it as `figures/<name>`."""
         path = self.directory / f"{name}.png"
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error}") from None
+        with atomic_write(path) as file:
+            figure.savefig(file)
         self._log_ending(lambda wandb: {f"figures/{name}": wandb.Image(str(path))})
 
     def log_report(self, report: Mapping[str, Any], table: list[list]) -> None:
@@ -333,8 +351,12 @@ class Run:
 
     def finish(self) -> None:
         """Close the page on W&B."""
-        self._mirror(lambda wandb, page: page.finish())
-        self._wandb = None
+        if self._wandb is not None:
+            self._actions.put(None)
+            self._wandb.join(WANDB_END_SECONDS)
+            if self._wandb.is_alive():
+                print(f"W&B: not done after {WANDB_END_SECONDS} s; {self._leftovers}")
+            self._wandb = None
 
     def _log_ending(
         self, values: Callable[[Any], dict[str, Any]], commit: bool = False
@@ -349,23 +371,52 @@ class Run:
             )
         )
 
-    def _mirror(self, action: Callable[[Any, Any], None]) -> None:
-        if self._wandb is None:
-            return
-        try:
-            action(*self._wandb)
-        except Exception as error:  # whatever W&B does, training goes on
-            print(
-                f"W&B: {type(error).__name__}, no longer logging there; "
-                f"what it has is in {self.directory / 'wandb'}, for wandb sync"
-            )
-            self._wandb = None
+    def _mirror(self, action: Action) -> None:
+        if self._wandb is not None:
+            self._actions.put(action)
+
+    def _start_mirror(self, parameters: Parameters) -> None:
+        """Have a thread log to W&B, and wait for its first line."""
+        started = threading.Event()
+
+        def work() -> None:
+            opened = _start_wandb(parameters, self.directory, self.wandb_id)
+            started.set()
+            if opened is None:
+                return
+            wandb, page = opened
+            try:
+                while action := self._actions.get():
+                    action(wandb, page)
+                page.finish()
+            except Exception as error:  # whatever W&B does, training goes on
+                print(
+                    f"W&B: {type(error).__name__}, no longer logging there; "
+                    f"{self._leftovers}"
+                )
+                with suppress(Exception):
+                    page.finish()  # uploads would hold up the exit
+                _stop_wandb(wandb)
+
+        # A daemon, for which the interpreter does not wait at its exit.
+        self._wandb = threading.Thread(target=work, daemon=True)
+        self._wandb.start()
+        if not started.wait(WANDB_START_SECONDS):
+            print(f"W&B: not ready after {WANDB_START_SECONDS} s, training goes on")
+
+    @property
+    def _leftovers(self) -> str:
+        return f"what it has is in {self.directory / 'wandb'}, for wandb sync"
 
 
 def _read_api_key(path: Path | None) -> str | None:
-    """From the key file, the environment or ~/.netrc; None where none has one."""
+    """From the key file, the environment or ~/.netrc; None where none has one. Warns of
+    a key file that others can read."""
     try:
         if path is not None and (key := path.read_text(encoding="utf-8").strip()):
+            others = stat.S_IRGRP | stat.S_IROTH
+            if os.name == "posix" and path.stat().st_mode & others:
+                print(f"warning: {path}: others can read this key; chmod 600 {path}")
             return key
     except (OSError, UnicodeDecodeError):
         pass  # a missing key file is the usual case, and no reason to stop
@@ -379,13 +430,19 @@ def _read_api_key(path: Path | None) -> str | None:
         return None
 
 
+def _stop_wandb(wandb: Any) -> None:
+    """End W&B's own process, which would keep the id of a run that failed."""
+    with suppress(Exception):  # it may have died
+        wandb.teardown()
+
+
 def _start_wandb(
     parameters: Parameters, directory: Path, wandb_id: str
 ) -> tuple[Any, Any] | None:
     """(the wandb module, a W&B run), or None; says in a line what it chose and why."""
     chosen = parameters.wandb
-    if chosen.mode == "disabled":
-        return None
+    for name, value in WANDB_VARIABLES.items():
+        os.environ.setdefault(name, value)
     try:
         import wandb
     except Exception as error:  # missing, or broken by another package
@@ -408,8 +465,8 @@ def _start_wandb(
             mode=mode,
             settings=wandb.Settings(
                 api_key=key if mode == "online" else None,
-                init_timeout=WANDB_START_SECONDS,
-                finish_timeout=WANDB_END_SECONDS,
+                init_timeout=WANDB_PATIENCE * WANDB_START_SECONDS,
+                finish_timeout=WANDB_PATIENCE * WANDB_END_SECONDS,
                 finish_timeout_raises=True,
                 console="off",
                 silent=True,
@@ -427,6 +484,7 @@ def _start_wandb(
             return wandb, page
         except Exception as error:  # wrong key, no network, a server in trouble
             print(f"W&B: cannot go online ({type(error).__name__}), logging offline")
+            _stop_wandb(wandb)
     try:
         page = start("offline")
     except Exception as error:

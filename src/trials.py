@@ -12,6 +12,7 @@ Scores stand in a file of their own, `enrolment test score` a line.
 import itertools
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +172,8 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
             file.writelines(lines)
         os.replace(partial, path)
     except OSError as error:
+        with suppress(OSError):  # it may not exist, nor may anything be removed
+            partial.unlink()
         raise TrialError(f"{path}: cannot be written: {error.strerror}") from None
 
 
