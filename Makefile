@@ -2,6 +2,7 @@
 # make notebook   the same environment, then titanet.ipynb from top to bottom, in place;
 #                 with DATA in the environment on real speech below that folder
 # make study      the runs, figures and tables behind README's results; wants DATA
+# make soak       kills and hostile files by the thousand, an hour or so; assets/soak.json
 # make test       the same environment with the test packages, then lint and tests
 #
 # ARGS passes overrides on:  make train ARGS="model.name=dvector training.epochs=2"
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train notebook study test lint
+.PHONY: train notebook study soak test lint
 .DELETE_ON_ERROR:
 
 train: .venv/requirements.stamp
@@ -22,6 +23,9 @@ notebook: .venv/requirements.stamp
 
 study: .venv/requirements.stamp
 	$(BIN)/python benchmarks/study.py $(DATA)
+
+soak: .venv/requirements-dev.stamp
+	TQDM_DISABLE=1 $(BIN)/python benchmarks/soak.py $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
