@@ -55,7 +55,9 @@ class NemosPass:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.nemo"
             save_nemo(path, model)
-            self.nemo = EncDecSpeakerLabelModel.restore_from(str(path), device)
+            self.nemo = EncDecSpeakerLabelModel.restore_from(
+                str(path), map_location=device
+            )
         self.nemo.train()
 
     @property

@@ -33,6 +33,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Wedge
 from matplotlib.ticker import PercentFormatter
@@ -88,14 +89,17 @@ def project_umap(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float
     """UMAP of the cosine distances between embeddings, [U, E] -> [U, 2]."""
     import umap  # takes seconds to load: only where it is drawn
 
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         # A seed makes UMAP use one thread, and it warns that it does.
         warnings.simplefilter("ignore")
-        return umap.UMAP(
+        projected = umap.UMAP(
             metric="cosine",
             n_neighbors=min(15, len(embeddings) - 1),
             random_state=seed,
         ).fit_transform(embeddings)
+    torch.set_num_threads(threads)  # numba has set the process's, which changes sums
+    return projected
 
 
 def project_tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float32]:

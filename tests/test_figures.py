@@ -11,6 +11,7 @@ import matplotlib.colors
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+import torch
 from plotly.offline import get_plotlyjs
 from sklearn.decomposition import TruncatedSVD
 
@@ -45,6 +46,16 @@ def clusters():
     embeddings = np.repeat(centres, 6, 0) + rng.normal(size=(180, 16)) / 10
     speakers = [f"s{n:02}" for n in range(30) for _ in range(6)]
     return embeddings.astype(np.float32), speakers
+
+
+def test_umap_leaves_torchs_threads_alone(clusters):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        project_umap(clusters[0][:30], seed=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_svd_is_scikit_learns(clusters):

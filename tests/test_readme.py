@@ -67,6 +67,25 @@ def test_calibration(readme):
     assert f"of normalised scores {100 * normalised['false_alarm']:.1f} %" in text
 
 
+def test_speed_of_a_pass(readme):
+    for size, found in results("train_step").items():
+        seconds, ratio = found["seconds"], found["ratio"]
+        assert (
+            f"| TitaNet-{size} | {seconds['eager']:.2f} s, {ratio['eager']:.2f} of "
+            f"NeMo's time | {seconds['compiled']:.2f} s, {ratio['compiled']:.2f} | "
+            f"{seconds['nemo']:.2f} s |"
+        ) in readme
+    most = max(one["largest_difference"] for one in results("train_step").values())
+    assert f"differ by at most {most:.1e} between" in sentences(readme)
+
+
+def test_speed_of_embedding(readme):
+    found, text = results("embed"), sentences(readme)
+    speed = found["audio_seconds_per_second"]["ours"]
+    assert f"embedded at {speed:.0f} audio-seconds a second" in text
+    assert f"{found['times_nemos_speed']:.1f} times what NeMo's" in text
+
+
 def test_speed_of_the_pipeline(readme):
     found, text = results("pipeline"), sentences(readme)
     speed, ratio = found["audio_seconds_per_second"], found["ratio_to_file_by_file"]
