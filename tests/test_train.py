@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -424,6 +425,9 @@ def test_batches_too_small_to_share_out_are_refused(miniature):
         train(miniature("training.accumulation=4"))
 
 
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler"
+)
 def test_compiled_layers_have_the_numbers_of_eager_ones():
     # In double precision, since in single rounding alone makes some ReLU differ.
     eager = Block(16, 16, kernel=7, num_sub_blocks=2, skip=True).double()
