@@ -2,7 +2,7 @@
 # make notebook   the same environment, then titanet.ipynb from top to bottom, in place;
 #                 with DATA in the environment on real speech below that folder
 # make study      the runs, figures and tables behind README's results; wants DATA
-# make soak       kills and hostile files by the thousand, an hour or so; assets/soak.json
+# make soak       kills and hostile files by the thousand; writes assets/soak.json
 # make test       the same environment with the test packages, then lint and tests
 #
 # ARGS passes overrides on:  make train ARGS="model.name=dvector training.epochs=2"
