@@ -52,7 +52,7 @@ from metrics import (
     rates_at,
 )
 from nemo_checkpoint import load_any_model
-from parallel import gather_lists, rank
+from parallel import gather_lists, progress_options
 from parameters import (
     SHIPPED,
     DatasetParameters,
@@ -154,7 +154,7 @@ def embed(front_end: Callable, encoder: Callable, batches: UtteranceBatches) -> 
     shared out among the ranks, all of which have the result."""
     found = []
     for batch in tqdm(
-        batches, desc="embedding", unit="batch", leave=False, disable=rank() > 0
+        batches, desc="embedding", unit="batch", leave=False, **progress_options()
     ):
         vectors = encoder(*front_end(batch.waveforms, batch.lengths)).float().cpu()
         found.append((batch.indices, vectors))

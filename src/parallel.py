@@ -54,6 +54,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def progress_options() -> dict[str, bool]:
+    """For tqdm: the first rank alone shows progress, unless TQDM_DISABLE forbids it."""
+    return {"disable": True} if rank() > 0 else {}
+
+
 @contextmanager
 def first_rank_first() -> Iterator[None]:
     """The other ranks begin when the first is done and find what it has written."""

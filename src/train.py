@@ -54,6 +54,7 @@ from parallel import (
     gather,
     gather_lists,
     num_ranks,
+    progress_options,
     rank,
     ranks,
 )
@@ -386,7 +387,7 @@ def training_epoch(
         desc=title,
         unit="step",
         leave=False,
-        disable=rank() > 0,
+        **progress_options(),
     ) as progress:
         for number, batch in enumerate(batches.epoch(state.epoch, done), done + 1):
             row = training_step(state, encoder, augmentation, batch, num_steps)

@@ -134,6 +134,22 @@ def test_training_tells_speakers_apart(miniature):
     assert np.mean(last) > 0.5  # of six speakers, on crops that change
 
 
+def test_progress_is_not_shown_where_it_is_not_wanted(tmp_path):
+    folders = f"dataset.packs={tmp_path / 'p'}", f"run.directory={tmp_path / 'r'}"
+    few = "dataset.synthetic.utterances_per_speaker=4", "training.epochs=1"
+    ran = subprocess.run(
+        [
+            *(sys.executable, "src/train.py", "-p", "parameters.yml"),
+            *(*MINIATURE, *few, *folders),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_seed_decides_everything(miniature):
     one, same = (train(miniature(f"run.name={name}")) for name in "ab")
     other = train(miniature("run.name=c", "seed=2"))
