@@ -40,6 +40,15 @@ MINIATURE = (
     "evaluation.num_resamples=20",
     "wandb.mode=disabled",
 )
+NO_CHANCE = (  # in what a step does; what a rank draws depends on how many there are
+    "augmentation.speed.probability=0",
+    "augmentation.reverberation.probability=0",
+    "augmentation.noise.probability=0",
+    "augmentation.spec_augment.frequency_masks=0",
+    "augmentation.spec_augment.time_masks=0",
+    "front_end.dither=0",
+    "model.titanet.dropout=0",
+)
 
 
 def tone(seconds=0.1, rate=RATE, hertz=440.0, amplitude=0.5):

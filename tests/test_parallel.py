@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from conftest import MINIATURE, REPOSITORY
+from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from dataset import TrainingBatches, UtteranceBatches, prepare
 from eval import as_report, embed, evaluate
 from models import BatchNorm
@@ -27,16 +27,6 @@ from transforms import Augmentation
 
 CPU = torch.device("cpu")
 NUM_STEPS = 10
-NO_CHANCE = (  # what a rank draws depends on how many there are
-    "augmentation.speed.probability=0",
-    "augmentation.reverberation.probability=0",
-    "augmentation.noise.probability=0",
-    "augmentation.spec_augment.frequency_masks=0",
-    "augmentation.spec_augment.time_masks=0",
-    "front_end.dither=0",
-    "model.titanet.dropout=0",
-    "training.batch_size=7",  # shared out unevenly
-)
 SGD = ("training.optimizer.name=sgd", "training.optimizer.lr=0.1")
 CASES = {  # precision, overrides, how much weights may differ
     "arcface": (torch.float64, SGD, 1e-6),
@@ -156,6 +146,7 @@ def parameters(folder):
             overrides=(
                 *MINIATURE,
                 *NO_CHANCE,
+                "training.batch_size=7",  # shared out unevenly
                 f"dataset.packs={folder / 'packs'}",
                 *overrides,
             ),

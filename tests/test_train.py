@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 import train as training
-from conftest import MINIATURE, REPOSITORY
+from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from corpora import CorpusError
 from dataset import TrainingBatches, prepare
 from eval import as_report, evaluate
@@ -410,14 +410,9 @@ def test_a_batch_in_parts_is_the_batch(miniature):
     found = []
     for accumulation in (1, 3):
         p = miniature(
+            *NO_CHANCE,
             "model.name=dvector",
             f"training.accumulation={accumulation}",
-            "augmentation.speed.probability=0",
-            "augmentation.reverberation.probability=0",
-            "augmentation.noise.probability=0",
-            "augmentation.spec_augment.frequency_masks=0",
-            "augmentation.spec_augment.time_masks=0",
-            "front_end.dither=0",
         )
         splits = prepare(p)
         model = build_model(p, splits.speakers, splits.pack.digest, CPU)
