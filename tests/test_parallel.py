@@ -272,3 +272,8 @@ def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
     )
     assert ours["num_targets"] == theirs["num_targets"]
     assert ours["eer"] == pytest.approx(theirs["eer"], abs=0.05)
+    again = torchrun(tmp_path, *("-p", "parameters.yml", *MINIATURE, "run.name=mine"))
+    _, err = again.communicate(timeout=60)
+    assert again.returncode != 0
+    assert err.count(f"error: {run}: this run exists") == 1
+    assert "[rank1]: Traceback" not in err
