@@ -25,6 +25,7 @@ MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; beyond them a header is damaged
 STREAMED_SIZE = 0x7FFFF000  # bytes; at and above, a WAV header does not know its size
 MAX_OGG_PAGE = 65_307  # bytes
 CHUNK = 2**20  # samples on their way from disk
+RESAMPLED = 2**24  # samples at once, five minutes or more
 
 
 class AudioError(Exception):
@@ -72,7 +73,7 @@ def load_recording(
     # by less than a thousandth.
     ratio = Fraction(rate, sample_rate)
     ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
-    waveform = resample(waveform, ratio.numerator, ratio.denominator)
+    waveform = _resample(waveform, ratio.numerator, ratio.denominator)
     if len(waveform) < MIN_SECONDS * sample_rate:
         seconds = len(waveform) / sample_rate
         raise AudioError(f"expected at least {MIN_SECONDS} s, found {seconds:.4f} s")
@@ -80,6 +81,22 @@ def load_recording(
         raise AudioError("expected finite samples, found NaN or infinity")
     samples = waveform.mul_(32768).round_().clamp_(-32768, 32767)  # hours, in place
     return Recording(samples.to(torch.int16).numpy(), warning)
+
+
+def _resample(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
+    """From `old` samples to `new` ones, [N] -> [N']; stretch by stretch, since of whole
+    hours torchaudio needs five times the memory that they have."""
+    if old == new:
+        return waveform
+    size = RESAMPLED - RESAMPLED % old
+    reach = 8 * old  # in which no filter, 6 zero crossings to a side, sees the end
+    stretches = []
+    for begin in range(0, len(waveform), size):
+        before = min(begin, reach)
+        stretch = resample(waveform[begin - before : begin + size + reach], old, new)
+        skipped = before // old * new
+        stretches.append(stretch[skipped : skipped + size // old * new])
+    return torch.cat(stretches)
 
 
 def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:

@@ -9,6 +9,7 @@ gather of slices of one memory-mapped array, and batch k of epoch e is a functio
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +29,13 @@ from audio import AudioError, Segment, load_recording
 from corpora import CorpusError, Utterance, utterances
 from parallel import num_ranks, rank, share
 from parameters import DatasetParameters, Parameters
+from synthetic import SyntheticUtterance
 
 FULL_SCALE = 32768  # of an int16 sample
-PACK_VERSION = 2
+PACK_VERSION = 3
 MAX_WARNINGS = 10  # shown; a pack's index holds them all
+LONGEST = 120.0  # seconds that are embedded as one
+WINDOW, WINDOW_HOP = 60.0, 50.0  # of longer utterances, seconds; hops at most
 SPLIT_STREAM = 2**32 - 1  # an epoch that no training reaches: a stream of its own
 
 
@@ -55,12 +60,7 @@ class Pack:
     entries: list[Entry]
     sample_rate: int  # Hz
     warnings: list[str]  # one line for each file skipped or read with a reservation
-
-    @property
-    def digest(self) -> str:
-        """The same wherever the same utterances were packed."""
-        rows = [(entry.id, entry.speaker, entry.samples) for entry in self.entries]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    digest: str  # the same wherever the same utterances of the same files were packed
 
 
 @dataclass(frozen=True)
@@ -122,24 +122,44 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
         if len(samples) != entries[-1].offset + entries[-1].samples:
             return None
         return Pack(
-            torch.from_numpy(samples), entries, index["sample_rate"], index["warnings"]
+            torch.from_numpy(samples),
+            entries,
+            index["sample_rate"],
+            index["warnings"],
+            index["digest"],
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _recordings(corpus: Sequence[Utterance], sample_rate: int) -> Iterator:
-    """(utterance, recording or AudioError) in order, decoded by all cores.
+    """(utterance, (recording, content) or AudioError) in order, decoded by all cores;
+    the content is the same on every machine, as decoded samples need not be.
 
     Threads do, since the decoders release the interpreter; a bounded queue keeps memory
     bounded however slowly the disk takes what they decode.
     """
 
+    file_digest = lru_cache(_file_digest)  # a file may be cut into many utterances
+
     def load(utterance: Utterance):
+        source = utterance.source
         try:
-            return load_recording(utterance.source, sample_rate)
+            recording = load_recording(source, sample_rate)
         except AudioError as error:
             return error
+        if isinstance(source, SyntheticUtterance):
+            return recording, repr(source)
+        part = Segment(source) if isinstance(source, Path) else source
+        return recording, f"{file_digest(part.path)} {part.offset} {part.duration}"
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -177,7 +197,7 @@ def _write_pack(
 ) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    entries, warnings, offset = [], [], 0
+    entries, warnings, offset, digest = [], [], 0, hashlib.sha256()
     try:
         with (
             open(partial / "samples.int16", "wb") as file,
@@ -185,11 +205,12 @@ def _write_pack(
                 total=len(corpus), desc="packing", unit="utt", leave=False
             ) as progress,
         ):
-            for utterance, recording in _recordings(corpus, sample_rate):
+            for utterance, loaded in _recordings(corpus, sample_rate):
                 progress.update()
-                if isinstance(recording, AudioError):
-                    warnings.append(f"skipped {utterance.id}: {recording}")
+                if isinstance(loaded, AudioError):
+                    warnings.append(f"skipped {utterance.id}: {loaded}")
                     continue
+                recording, content = loaded
                 if recording.warning:
                     warnings.append(f"{utterance.id}: {recording.warning}")
                 file.write(recording.samples.tobytes())
@@ -198,6 +219,7 @@ def _write_pack(
                 entries.append(
                     Entry(u.id, u.speaker, u.split, u.gender, u.session, offset, length)
                 )
+                digest.update(json.dumps([u.id, u.speaker, content]).encode())
                 offset += length
             file.flush()
             os.fsync(file.fileno())
@@ -211,6 +233,7 @@ def _write_pack(
             "sample_rate": sample_rate,
             "entries": [list(asdict(entry).values()) for entry in entries],
             "warnings": warnings,
+            "digest": digest.hexdigest(),
         }
         (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
@@ -525,8 +548,10 @@ def _even_parts(order: np.ndarray, largest: int) -> list[np.ndarray]:
 class UtteranceBatches:
     """Whole utterances, zero-padded; longest first, so that little padding is needed.
 
-    A batch holds at most `batch_seconds` of audio, padding included, and one utterance
-    at least. Of several processes each reads its share of the batches.
+    A batch holds at most `batch_seconds` of audio, padding included, and one row at
+    least. An utterance of more than two minutes is a row for each of its windows, one
+    minute each, which overlap by ten seconds at least. Of several processes each reads
+    its share of the batches.
     """
 
     def __init__(
@@ -537,14 +562,19 @@ class UtteranceBatches:
         device: torch.device,
     ) -> None:
         self.packed, self.indices, self.device = packed, list(indices), device
+        rows = [
+            (end - begin, begin, index)
+            for index in indices
+            for begin, end in _windows(packed.entries[index], packed.sample_rate)
+        ]
         largest = batch_seconds * packed.sample_rate
-        self.parts: list[list[int]] = []
-        for index in sorted(indices, key=lambda i: -packed.entries[i].samples):
+        self.parts: list[list[tuple[int, int, int]]] = []
+        for row in sorted(rows, key=lambda row: -row[0]):
             part = self.parts[-1] if self.parts else []
-            if part and (len(part) + 1) * packed.entries[part[0]].samples <= largest:
-                part.append(index)
+            if part and (len(part) + 1) * part[0][0] <= largest:
+                part.append(row)
             else:
-                self.parts.append([index])
+                self.parts.append([row])
         self.parts = self.parts[rank() :: num_ranks()]
 
     def __len__(self) -> int:
@@ -552,14 +582,25 @@ class UtteranceBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for part in self.parts:
-            entries = [self.packed.entries[i] for i in part]
-            recordings = [
-                self.packed.samples[e.offset : e.offset + e.samples] for e in entries
+            lengths, begins, indices = zip(*part, strict=True)
+            pieces = [
+                self.packed.samples[begin : begin + length]
+                for begin, length in zip(begins, lengths, strict=True)
             ]
-            lengths = torch.tensor([e.samples for e in entries])
-            waveforms = nn.utils.rnn.pad_sequence(recordings, batch_first=True)
+            waveforms = nn.utils.rnn.pad_sequence(pieces, batch_first=True)
             yield Batch(
                 waveforms=waveforms.to(self.device).float() / FULL_SCALE,
-                lengths=lengths.to(self.device),
-                indices=torch.tensor(part),
+                lengths=torch.tensor(lengths, device=self.device),
+                indices=torch.tensor(indices),
             )
+
+
+def _windows(entry: Entry, sample_rate: int) -> list[tuple[int, int]]:
+    """Where an utterance, or each window of a long one, begins and ends in its pack."""
+    size = entry.samples
+    if size <= LONGEST * sample_rate:
+        return [(entry.offset, entry.offset + size)]
+    window = round(WINDOW * sample_rate)
+    count = 1 + math.ceil((size - window) / (WINDOW_HOP * sample_rate))
+    begins = np.linspace(entry.offset, entry.offset + size - window, count)
+    return [(begin, begin + window) for begin in begins.astype(int).tolist()]

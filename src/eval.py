@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from audio import AudioError, encode_ogg, load_recording
 from corpora import CorpusError, official_trials
-from dataset import Splits, UtteranceBatches, prepare
+from dataset import Entry, Pack, Splits, UtteranceBatches, prepare
 from figures import (
     Figure,
     draw_det,
@@ -151,7 +151,8 @@ class Evaluation:
 @torch.inference_mode()
 def embed(front_end: Callable, encoder: Callable, batches: UtteranceBatches) -> Tensor:
     """One forward pass for each utterance, [U, E] float32 in the order of the indices;
-    shared out among the ranks, all of which have the result."""
+    a long one has the mean of its windows' embeddings. Shared out among the ranks, all
+    of which have the result."""
     found = []
     for batch in tqdm(
         batches, desc="embedding", unit="batch", leave=False, **progress_options()
@@ -159,8 +160,10 @@ def embed(front_end: Callable, encoder: Callable, batches: UtteranceBatches) -> 
         vectors = encoder(*front_end(batch.waveforms, batch.lengths)).float().cpu()
         found.append((batch.indices, vectors))
     indices, vectors = map(torch.cat, zip(*gather_lists(found), strict=True))
-    rows = {index: row for row, index in enumerate(indices.tolist())}
-    return vectors[[rows[index] for index in batches.indices]]
+    utterances, rows, counts = indices.unique(return_inverse=True, return_counts=True)
+    means = vectors.new_zeros(len(utterances), vectors.shape[1])
+    means.index_add_(0, rows, vectors).div_(counts[:, None])
+    return means[torch.searchsorted(utterances, torch.tensor(batches.indices))]
 
 
 def verify(
@@ -290,16 +293,20 @@ def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Compar
     model.train(False)
     rate = model.parameters.front_end.sample_rate
     device = next(model.encoder.parameters()).device
-    embeddings = []
+    seconds = model.parameters.evaluation.batch_seconds
+    entries, recordings, offset = [], [], 0
     for path in (first, second):
         try:
-            samples = torch.from_numpy(load_recording(path, rate).samples).to(device)
+            samples = torch.from_numpy(load_recording(path, rate).samples)
         except AudioError as error:
             raise CorpusError(f"{path}: {error}") from None
-        lengths = torch.tensor([len(samples)], device=device)
-        waveforms = samples[None].float() / 2**15
-        embeddings.append(model.encoder(*model.front_end(waveforms, lengths)))
-    cosine = F.cosine_similarity(*embeddings).double().cpu().numpy()
+        entries.append(Entry(str(path), "", None, None, None, offset, len(samples)))
+        recordings.append(samples)
+        offset += len(samples)
+    packed = Pack(torch.cat(recordings), entries, rate, warnings=[], digest="")
+    batches = UtteranceBatches(packed, range(2), seconds, device)
+    embeddings = embed(model.front_end, model.encoder, batches).double()
+    cosine = F.cosine_similarity(*embeddings[:, None]).numpy()
     calibration = model.backend and model.backend.calibrations.get("trained")
     if not calibration:
         return Comparison(cosine.item(), None, None)

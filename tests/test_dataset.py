@@ -43,7 +43,7 @@ def made_up_pack(counts: dict[str, int], samples: int = 1000, **splits: str) -> 
             )
             offset += samples
     values = torch.arange(offset).remainder(30_000).to(torch.int16)
-    return Pack(values, entries, 16_000, [])
+    return Pack(values, entries, 16_000, [], "")
 
 
 @pytest.fixture
@@ -473,7 +473,7 @@ def test_whole_utterances_by_length(shipped):
         entries.append(Entry(str(number), "a", None, None, None, offset, samples))
         offset += samples
     samples = torch.from_numpy(rng.integers(-99, 99, offset).astype(np.int16))
-    packed = Pack(samples, entries, 16_000, [])
+    packed = Pack(samples, entries, 16_000, [], "")
     batches = UtteranceBatches(packed, range(5, 40), 10, CPU)
     seen = []
     for batch in batches:
