@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,7 @@ class Entry:
 class Pack:
     """All utterances of a corpus end to end, memory-mapped."""
 
-    samples: Tensor  # int16 [all samples]
+    samples: Tensor  # int16 [all samples], to be read alone
     entries: list[Entry]
     sample_rate: int  # Hz
     warnings: list[str]  # one line for each file skipped or read with a reservation
@@ -116,13 +117,17 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
         index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         if fingerprint not in (None, index["fingerprint"]):
             return None
-        # Copy-on-write: torch wants writable memory, the file stays as it is.
-        samples = np.memmap(directory / "samples.int16", np.int16, mode="c")
+        # Writable memory, which torch would like better, counts as taken even where
+        # no file is changed: the system refuses to map more of it than it has.
+        samples = np.memmap(directory / "samples.int16", np.int16, mode="r")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            mapped = torch.from_numpy(samples)
         entries = [Entry(*row) for row in index["entries"]]
         if len(samples) != entries[-1].offset + entries[-1].samples:
             return None
         return Pack(
-            torch.from_numpy(samples),
+            mapped,
             entries,
             index["sample_rate"],
             index["warnings"],
@@ -197,7 +202,7 @@ def _write_pack(
 ) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    entries, warnings, offset, digest = [], [], 0, hashlib.sha256()
+    entries, faults, offset, digest = [], [], 0, hashlib.sha256()
     try:
         with (
             open(partial / "samples.int16", "wb") as file,
@@ -208,11 +213,11 @@ def _write_pack(
             for utterance, loaded in _recordings(corpus, sample_rate):
                 progress.update()
                 if isinstance(loaded, AudioError):
-                    warnings.append(f"skipped {utterance.id}: {loaded}")
+                    faults.append(f"skipped {utterance.id}: {loaded}")
                     continue
                 recording, content = loaded
                 if recording.warning:
-                    warnings.append(f"{utterance.id}: {recording.warning}")
+                    faults.append(f"{utterance.id}: {recording.warning}")
                 file.write(recording.samples.tobytes())
                 length = len(recording.samples)
                 u = utterance
@@ -226,13 +231,13 @@ def _write_pack(
         if not entries:
             raise CorpusError(
                 f"none of the {len(corpus)} files of the corpus can be used; "
-                f"the first: {warnings[0]}"
+                f"the first: {faults[0]}"
             )
         index = {
             "fingerprint": fingerprint,
             "sample_rate": sample_rate,
             "entries": [list(asdict(entry).values()) for entry in entries],
-            "warnings": warnings,
+            "warnings": faults,
             "digest": digest.hexdigest(),
         }
         (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
@@ -282,11 +287,11 @@ class Splits:
                     f"{name:12}{speakers:6} speakers {len(entries):7} utterances"
                     f"{minutes:9.1f} min"
                 )
-        warnings = self.pack.warnings
-        if warnings:
-            lines.append(f"warning: {len(warnings)} files skipped or cut short:")
-            lines += [f"  {line}" for line in warnings[:MAX_WARNINGS]]
-            lines += ["  ..."] * (len(warnings) > MAX_WARNINGS)
+        faults = self.pack.warnings
+        if faults:
+            lines.append(f"warning: {len(faults)} files skipped or cut short:")
+            lines += [f"  {line}" for line in faults[:MAX_WARNINGS]]
+            lines += ["  ..."] * (len(faults) > MAX_WARNINGS)
         return "\n".join(lines)
 
 

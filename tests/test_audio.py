@@ -11,7 +11,10 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
+from torchaudio.functional import resample
 
+import audio
 from audio import AudioError, Segment, encode_ogg, load_recording
 from conftest import RATE, REPOSITORY, noise, tone, write
 
@@ -269,11 +272,16 @@ print(len(recording.samples), recording.warning, peak() - before)
 """
 
 
-@pytest.mark.parametrize(("hours", "channels"), [(3, 1), (0.25, 8)])
-def test_hours_are_decoded_in_bounded_memory(tmp_path, hours, channels):
-    short = write(tmp_path / "short.wav", np.ones((800, channels), np.int16))
+@pytest.mark.parametrize(
+    ("hours", "rate", "channels", "bytes_per_sample"),
+    [(3, RATE, 1, 14), (0.25, RATE, 8, 14), (0.5, 3 * RATE, 1, 8)],
+)
+def test_hours_are_decoded_in_bounded_memory(
+    tmp_path, hours, rate, channels, bytes_per_sample
+):
+    short = write(tmp_path / "short.wav", np.ones((2400, channels), np.int16), rate)
     whole = short.read_bytes()
-    num_samples = int(hours * 3600 * RATE)
+    num_samples = int(hours * 3600 * rate)
     size = 2 * channels * num_samples
     long = tmp_path / "long.wav"  # sparse: zeros that take no disk
     long.write_bytes(whole[:40] + struct.pack("<I", size) + whole[44:])
@@ -286,9 +294,20 @@ def test_hours_are_decoded_in_bounded_memory(tmp_path, hours, channels):
         check=True,
     )
     decoded, warning, growth = done.stdout.split()
-    assert int(decoded) == num_samples
+    assert int(decoded) == num_samples * RATE // rate
     assert warning == "None"
-    assert int(growth) < 14 * num_samples + 2**27  # bytes
+    assert int(growth) < bytes_per_sample * num_samples + 2**27
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(3, 1), (441, 160), (1, 2), (24, 1), (11, 16)]
+)
+@pytest.mark.parametrize("num_samples", [1, 700, 5000, 12_345, 20_001])
+def test_stretches_are_resampled_as_the_whole(monkeypatch, old, new, num_samples):
+    monkeypatch.setattr(audio, "RESAMPLED", 5000)
+    waveform = torch.randn(num_samples)
+    found = audio._resample(waveform, old, new)
+    torch.testing.assert_close(found, resample(waveform, old, new), rtol=0, atol=1e-5)
 
 
 def test_segment_in_seconds_whatever_the_rate(tmp_path):

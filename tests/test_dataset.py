@@ -23,7 +23,6 @@ from dataset import (
     TrainingBatches,
     UtteranceBatches,
     corpus_key,
-    open_pack,
     pack,
     prepare,
     split,
@@ -162,12 +161,6 @@ def test_each_corpus_has_a_pack_of_its_own(shipped):
     assert len(set(map(json.dumps, keys))) == len(keys)
 
 
-def test_writing_to_the_samples_never_reaches_the_disk(tmp_path, corpus):
-    packed = pack(corpus, tmp_path / "pack", 16_000)
-    packed.samples.zero_()
-    assert open_pack(tmp_path / "pack").samples.any()
-
-
 def test_bad_files_are_skipped_and_listed(tmp_path, corpus):
     corpus[1].source.write_text("no audio")
     packed = pack(corpus, tmp_path / "pack", 16_000)
@@ -189,6 +182,18 @@ def test_digest_is_that_of_what_was_packed(tmp_path, corpus):
     packed = pack(corpus, tmp_path / "pack", 16_000)
     assert packed.digest == pack(corpus, tmp_path / "other", 16_000).digest
     assert packed.digest != pack(corpus[1:], tmp_path / "other", 16_000).digest
+
+
+@pytest.mark.parametrize("segment", [False, True])
+def test_digest_changes_with_what_is_said_at_the_same_length(tmp_path, corpus, segment):
+    if segment:
+        corpus = [replace(u, source=Segment(u.source, 0.05, 0.1)) for u in corpus]
+    before = pack(corpus, tmp_path / "pack", 16_000)
+    source = corpus[0].source
+    soundfile.write(source.path if segment else source, np.ones(4000, np.int16), 16_000)
+    after = pack(corpus, tmp_path / "pack", 16_000)
+    assert after.entries == before.entries
+    assert after.digest != before.digest
 
 
 def test_nothing_left_is_an_error_that_leaves_nothing(tmp_path, corpus):
@@ -488,6 +493,33 @@ def test_whole_utterances_by_length(shipped):
             seen.append(int(index))
     assert sorted(seen) == list(range(5, 40))
     assert len(UtteranceBatches(packed, range(40), 0.01, CPU)) == 40
+
+
+def test_windows_of_long_utterances_cover_them_and_overlap():
+    rate, durations = 2, [5, 120, 121, 171, 10_800]  # Hz, seconds
+    entries, places = [], []
+    for number, seconds in enumerate(durations):
+        offset = sum(map(len, places))
+        entries.append(
+            Entry(f"{number}", "a", None, None, None, offset, rate * seconds)
+        )
+        places.append(torch.arange(rate * seconds))
+    packed = Pack(torch.cat(places).short(), entries, rate, [], "")
+    begins = [[] for _ in durations]
+    for batch in UtteranceBatches(packed, range(len(durations)), 130, CPU):
+        assert batch.waveforms.numel() <= rate * 130
+        for row, length, index in zip(
+            batch.waveforms * 32768, batch.lengths, batch.indices, strict=True
+        ):
+            assert torch.equal(row[:length], row[0] + torch.arange(length))
+            assert length == rate * (60 if durations[index] > 120 else durations[index])
+            begins[index].append(int(row[0]))
+    assert begins[:3] == [[0], [0], [0, 61, 122]]
+    assert begins[3] == [0, 74, 148, 222]
+    gaps = np.diff(begins[4])
+    assert (begins[4][0], begins[4][-1]) == (0, rate * (10_800 - 60))
+    assert gaps.min() > 0
+    assert gaps.max() <= rate * 50
 
 
 def test_prepare_packs_each_corpus_once(miniature, monkeypatch):

@@ -127,6 +127,26 @@ def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
         compare_recordings(model, *paths)
 
 
+def test_long_utterance_has_the_mean_of_its_windows(prepared, monkeypatch):
+    model, splits = prepared()
+    packed, (first, second) = splits.pack, splits.test[:2]
+    size = packed.entries[second].samples
+    window, rate = round(0.8 * size), packed.sample_rate
+    batches = UtteranceBatches(packed, [first, second], 0.1, CPU)
+    whole = embed(model.front_end, model.encoder, batches)
+    monkeypatch.setattr("dataset.LONGEST", 0)
+    monkeypatch.setattr("dataset.WINDOW", window / rate)
+    monkeypatch.setattr("dataset.WINDOW_HOP", window / rate)
+    begins = [packed.entries[second].offset + start for start in (0, size - window)]
+    pieces = torch.stack([packed.samples[b : b + window] for b in begins]).float()
+    lengths = torch.tensor([window, window])
+    expected = model.encoder(*model.front_end(pieces / 32768, lengths)).mean(0)
+    batches = UtteranceBatches(packed, [second], 0.1, CPU)
+    found = embed(model.front_end, model.encoder, batches)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert (found - whole[1]).abs().max() > 1e-5
+
+
 def test_mean_log_mel_ignores_padding(prepared):
     model, splits = prepared()
     found = [

@@ -477,63 +477,6 @@ def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path):
     assert "training.compile: expected a compiler that works, got: " in last
 
 
-LONG = """
-import json, re, sys
-from pathlib import Path
-import numpy as np, torch
-sys.path.insert(0, "src")
-from dataset import TrainingBatches, open_pack, split
-from parameters import load_parameters
-from runs import build_model
-from train import State, build_optimizer, keep_freed_memory, training_step
-from transforms import Augmentation
-
-folder, cpu = Path(sys.argv[1]), torch.device("cpu")
-p = load_parameters(Path("parameters.yml"))
-speakers, each, seconds = 100, 72, 10
-samples = seconds * 16_000
-hour = np.random.default_rng(1).integers(-9000, 9000, 3600 * 16_000, dtype=np.int16)
-with open(folder / "samples.int16", "wb") as file:
-    for _ in range(20):
-        file.write(hour.tobytes())
-entries = [
-    [f"{s}-{u}", str(s), None, None, None, (s * each + u) * samples, samples]
-    for s in range(speakers) for u in range(each)
-]
-index = {"fingerprint": "", "sample_rate": 16_000, "entries": entries, "warnings": []}
-(folder / "index.json").write_text(json.dumps(index))
-del hour
-keep_freed_memory()
-splits = split(open_pack(folder), p.dataset)
-model = build_model(p, splits.speakers, "", cpu).train()
-state = State(model, build_optimizer(model, p.training.optimizer))
-augmentation = Augmentation(p, cpu)
-most = 0
-for batch in TrainingBatches(splits, p, cpu).epoch(0):
-    training_step(state, model.encoder, augmentation, batch, 100)
-    status = Path("/proc/self/status").read_text()
-    most = max(most, int(re.search(r"RssAnon:\\s+(\\d+) kB", status)[1]))
-    if state.step == 6:
-        break
-print(len(batch.waveforms), splits.pack.samples.numel() / 16_000 / 3600, most / 2**20)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_twenty_hours_do_not_come_into_memory(tmp_path):
-    ran = subprocess.run(
-        [sys.executable, "-c", LONG, str(tmp_path)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    (tmp_path / "samples.int16").unlink()
-    assert ran.returncode == 0, ran.stderr
-    batch_size, hours, gigabytes = map(float, ran.stdout.splitlines()[-1].split())
-    assert (batch_size, hours) == (32, 20)
-    assert gigabytes < 3
-
-
 def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
     p = shipped(
         "training.optimizer.lr=2.0",

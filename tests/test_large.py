@@ -1,0 +1,60 @@
+"""Memory that grows neither with recordings nor with corpora nor with steps."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import MINIATURE, RATE, REPOSITORY
+from large import anonymous_bytes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "most"),
+    [
+        ("hours", 20 * 3600 * RATE, 3e9),
+        ("recording", 1, 1e9),
+        ("utterances", 200_000, 2e9),
+    ],
+)
+def test_memory_is_bounded(tmp_path, kind, count, most):
+    ran = subprocess.run(
+        [sys.executable, "tests/large.py", kind, str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    largest, counted = map(int, ran.stdout.splitlines()[-1].split())
+    assert counted == count
+    assert largest < most
+
+
+def test_memory_does_not_grow_over_500_steps(tmp_path):
+    # 6 of 8 speakers are trained on, with 60 of their 67 utterances: 60 steps of 6.
+    run, epochs = tmp_path / "runs" / "long", 9
+    training = subprocess.Popen(
+        [
+            *(sys.executable, "src/train.py", "-p", "parameters.yml", *MINIATURE),
+            *(f"run.directory={run.parent}", f"run.name={run.name}"),
+            *(f"dataset.packs={tmp_path / 'packs'}", "training.epochs=99"),
+            "dataset.synthetic.utterances_per_speaker=67",
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    most, finished = [0] * epochs, 0  # by epochs finished
+    while finished < epochs:
+        assert training.poll() is None
+        most[finished] = max(most[finished], anonymous_bytes(training.pid))
+        time.sleep(0.01)
+        if (run / "metrics.jsonl").exists():
+            finished = (run / "metrics.jsonl").read_bytes().count(b"\n")
+    training.kill()
+    training.wait()
+    assert min(most) > 0
+    assert max(most[2:]) < max(most[:2]) + 2**25
