@@ -2,7 +2,7 @@
 # make notebook   the same environment, then titanet.ipynb from top to bottom, in place;
 #                 with DATA in the environment on real speech below that folder
 # make study      the runs, figures and tables behind README's results; wants DATA
-# make soak       kills and hostile files by the thousand; writes assets/soak.json
+# make soak       kills and hostile files by the thousand; writes README's table of them
 # make test       the same environment with the test packages, then lint and tests
 #
 # ARGS passes overrides on:  make train ARGS="model.name=dvector training.epochs=2"
@@ -28,7 +28,7 @@ soak: .venv/requirements-dev.stamp
 	TQDM_DISABLE=1 $(BIN)/python benchmarks/soak.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/requirements-dev.stamp
 	$(BIN)/ruff check .

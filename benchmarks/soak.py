@@ -1,22 +1,90 @@
-"""What the tests hold in small, in full: kills and hostile files; a JSON report.
+"""What the tests hold in small, in full; a JSON report and README's table of it.
 
     python benchmarks/soak.py [--kills 50] [--inputs 20000] [--seed 1]
 
-Stops with the seed of the first promise that is broken.
+Stops at the first promise that is broken, and names the seed where there was chance.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from readme import as_table, write_block
+
 from conftest import REPOSITORY
 from hostile import fuzz
 from kills import kill_and_go_on
+
+LARGE = {  # kinds of tests/large.py
+    "hours": "training TitaNet-S at batch 32 on 20 hours",
+    "recording": "embedding a recording of 3 hours",
+    "utterances": "opening a pack of 200,000 utterances, and its first batch",
+}
+TESTS = {  # what they try, and what holds in each
+    "test_disk.py": (
+        "disks that are full, read-only or deleted, while packing and while saving",
+        "the last good checkpoint stays whole, the message names the path",
+    ),
+    "test_wandb.py": (
+        "W&B missing, without key, with servers that refuse, fail, hang or vanish",
+        "training goes on and `metrics.jsonl` is complete",
+    ),
+    "test_downloads.py": (
+        "downloads cut off, forged, endless, or reaching out of their folder",
+        "resumed, or refused in one line and nothing left behind",
+    ),
+}
+
+
+def largest_memory(kind: str) -> int:
+    """Bytes of anonymous memory at their most."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, REPOSITORY / "tests" / "large.py", kind, folder]
+        ran = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY
+        )
+    return int(ran.stdout.split()[0])
+
+
+def cases(name: str) -> int:
+    """How many cases of a file of tests ran and passed; raise where one failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", f"--junitxml={report}"]
+        subprocess.run([*command, f"tests/{name}"], check=True, cwd=REPOSITORY)
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+    return int(suite.attrib["tests"]) - int(suite.attrib["skipped"])
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """The table as README has it."""
+    rows = [["what was tried", "how often", "what happened"]]
+    for moment, count in sorted(report["kills"].items()):
+        outcome = "went on; weights, optimizer, metrics and report equal to the bit"
+        rows.append([f"SIGKILL: {moment}", f"{count}", outcome])
+    for kind, found in report["inputs"].items():
+        outcome = (
+            f"{found['read']:,} read, {found['refused']:,} refused in one line; "
+            f"at most {found['slowest_seconds']:.1f} s and "
+            f"{found['growth_bytes'] / 1e6:.0f} MB more memory"
+        )
+        rows.append([f"damaged files: {kind}", f"{found['tried']:,}", outcome])
+    for kind, size in report["memory_bytes"].items():
+        outcome = f"at most {size / 1e9:.1f} GB of its own memory"
+        rows.append([LARGE[kind], "1", outcome])
+    for name, count in report["tests"].items():
+        tried, outcome = TESTS[name]
+        rows.append([tried, f"{count}", outcome])
+    return as_table(rows)
 
 
 def main() -> int:
@@ -30,10 +98,16 @@ def main() -> int:
         inputs = fuzz(options.inputs, options.seed, Path(name) / "inputs")
         (folder := Path(name) / "kills").mkdir()
         kills = kill_and_go_on(options.kills, options.seed, folder)
-    report = {"seed": options.seed, "kills": kills, "inputs": inputs}
-    (REPOSITORY / "assets" / "soak.json").write_text(
-        json.dumps(report, indent=1) + "\n"
-    )
+    report = {
+        "seed": options.seed,
+        "kills": kills,
+        "inputs": inputs,
+        "memory_bytes": {kind: largest_memory(kind) for kind in LARGE},
+        "tests": {name: cases(name) for name in TESTS},
+    }
+    path = REPOSITORY / "assets" / "soak.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    write_block("soak.py", as_markdown(report))
     print(json.dumps(report))
     return 0
 

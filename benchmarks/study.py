@@ -21,6 +21,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from readme import as_table, write_block
+
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
 from eval import as_report, embed, evaluate
 from figures import draw_curves, draw_embeddings, draw_sounds
@@ -60,7 +62,6 @@ RUNS = [
     ("synthetic", "TitaNet, ArcFace"),
 ]
 REFERENCES = {"untrained": "TitaNet, untrained", "mean log-mel": "mean log-mel"}
-BEGIN, END = "<!-- written by benchmarks/study.py -->\n", "<!-- to here -->\n"
 
 
 def settings(corpus: str, model: str) -> tuple[list[str], list[str]]:
@@ -155,13 +156,6 @@ def cells(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def as_table(rows: list[list[str]]) -> str:
-    """Markdown of rows, the first naming the columns."""
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def as_markdown(results: Mapping[str, Any]) -> str:
     """Tables and commands as README has them."""
     columns = ["trained and tested on", "model", "weights", "epochs", "accuracy"]
@@ -187,14 +181,6 @@ def as_markdown(results: Mapping[str, Any]) -> str:
         f"{as_table(unseen)}\nOne seed each, on {results['hardware']}:\n\n"
         f"```bash\n{commands}```\n"
     )
-
-
-def write_readme(results: Mapping[str, Any]) -> None:
-    """Put the results between the marks."""
-    path = HOME / "README.md"
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    text = before + BEGIN + as_markdown(results) + END + rest.split(END)[1]
-    path.write_text(text, encoding="utf-8")
 
 
 def write_utterances(path: Path, splits: Splits) -> None:
@@ -236,7 +222,7 @@ def main() -> int:
         "unseen": {name: found["systems"] for name, found in unseen.items()},
     }
     (ASSETS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_readme(results)
+    write_block("study.py", as_markdown(results))
     write_utterances(ASSETS / "librispeech-excerpt.txt", corpora[OWN])
     write_utterances(ASSETS / "speechocean762-excerpt.txt", corpora[UNSEEN])
     return 0

@@ -24,6 +24,8 @@ from parameters import UserError
 
 TIMEOUT = 60  # seconds without an answer from the server
 CHUNK = 2**20  # bytes on their way to disk
+MAX_ARCHIVE, MAX_FILE = 2**37, 2**27  # bytes of a download
+MAX_RATIO = 20  # of unpacked bytes to an archive's own; recordings have less than 4
 
 
 class DownloadError(UserError):
@@ -44,7 +46,7 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
         )
     root.mkdir(parents=True, exist_ok=True)
     partial = root / f"{url.rpartition('/')[2]}.partial"
-    _fetch(url, partial)
+    _fetch(url, partial, MAX_ARCHIVE)
     if _digest(partial, algorithm) != checksum:
         partial.unlink()
         raise DownloadError(
@@ -54,13 +56,26 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as private:
         scratch = Path(private, "members")  # which others may read once it is renamed
         scratch.mkdir()
+        left = MAX_RATIO * partial.stat().st_size
+
+        def take(size: int) -> None:
+            nonlocal left
+            left -= size
+            if left < 0:
+                raise tarfile.TarError(f"expected at most {MAX_RATIO} times its size")
+
+        def bounded(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+            take(member.size)
+            return tarfile.data_filter(member, path)
+
         try:
             if url.endswith(".zip"):
                 with zipfile.ZipFile(partial) as archive:
+                    take(sum(member.file_size for member in archive.infolist()))
                     archive.extractall(scratch)  # drops absolute and parent paths
             else:
                 with tarfile.open(partial, "r:gz") as archive:
-                    archive.extractall(scratch, filter="data")
+                    archive.extractall(scratch, filter=bounded)
         except (tarfile.TarError, zipfile.BadZipFile) as error:
             reason = str(error).splitlines()[0]
             raise DownloadError(f"{partial}: cannot be unpacked: {reason}") from None
@@ -77,7 +92,7 @@ def fetched(url: str, root: Path) -> Iterator[Path]:
     """
     name = url.rpartition("/")[2]
     partial = root / f"{name}.partial"
-    _fetch(url, partial)
+    _fetch(url, partial, MAX_FILE)
     try:
         yield partial
         partial.rename(root / name)
@@ -85,8 +100,9 @@ def fetched(url: str, root: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _fetch(url: str, partial: Path) -> None:
-    """Download what is missing of a file; raise `DownloadError` if some still is."""
+def _fetch(url: str, partial: Path, largest: int) -> None:
+    """Download what is missing of a file of at most so many bytes; raise
+    `DownloadError` if some still is."""
     start = partial.stat().st_size if partial.exists() else 0
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -106,6 +122,12 @@ def _fetch(url: str, partial: Path) -> None:
                 ) as bar,
             ):
                 while chunk := response.read(CHUNK):
+                    if file.tell() + len(chunk) > largest:
+                        partial.unlink()
+                        raise DownloadError(
+                            f"{url}: expected at most {largest} bytes, got more; "
+                            "the download was deleted"
+                        )
                     file.write(chunk)
                     bar.update(len(chunk))
                 if total and file.tell() < total:

@@ -268,7 +268,12 @@ class Run:
     def reopen(
         cls, directory: Path, parameters: Parameters, epoch: int, wandb_id: str
     ) -> "Run":
-        """An existing directory, its metrics cut back to `epoch` finished epochs."""
+        """An existing directory, its metrics cut back to `epoch` finished epochs, and
+        without a report where there are more to come."""
+        if epoch < parameters.training.epochs:
+            (directory / "report.json").unlink(missing_ok=True)
+        with atomic_write(directory / "parameters.yml") as file:
+            file.write(parameters.as_yaml().encode())
         path, lines = directory / "metrics.jsonl", []
         try:
             if epoch:  # before, there is no such file

@@ -81,7 +81,7 @@ from transforms import Augmentation
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
 MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
-# When a run is resumed, and when an encoder is fine-tuned:
+# Between runs of the same result, when a run is resumed, when an encoder is fine-tuned:
 MAY_CHANGE = (
     "dataset.packs",
     "dataset.download",
@@ -90,6 +90,7 @@ MAY_CHANGE = (
     "run",
     "wandb",
 )
+MAY_CHANGE_ON_RESUME = (*MAY_CHANGE, "training.epochs")
 MAY_DIFFER = (
     "front_end.dither",
     "model.titanet.dropout",
@@ -158,10 +159,15 @@ class State:
         cls, path: Path, parameters: Parameters, device: torch.device
     ) -> "State":
         """The state that `save` wrote; raise `ParameterError` where the parameters are
-        not those of the run."""
+        not those of the run, or where it has trained for more epochs."""
         saved = load_checkpoint(path)
         old, new = saved["parameters"], parameters.as_dict()
-        _refuse_changes(path.parent, old, new, MAY_CHANGE)
+        _refuse_changes(path.parent, old, new, MAY_CHANGE_ON_RESUME)
+        if parameters.training.epochs < saved["epoch"]:
+            raise ParameterError(
+                f"training.epochs: expected at least {saved['epoch']}, which "
+                f"{path.parent} has, got {parameters.training.epochs}"
+            )
         model = restore_model(
             {**saved, "parameters": parameters.as_dict()}, path, device
         )

@@ -106,6 +106,37 @@ def test_wrong_checksum(download, length):
     assert download.fetch()
 
 
+def test_a_server_that_sends_without_end(download, monkeypatch):
+    monkeypatch.setattr("downloads.MAX_ARCHIVE", 2000)
+    monkeypatch.setattr("downloads.CHUNK", 1000)
+    assert download.refusal() == (
+        f"{download.url}: expected at most 2000 bytes, got more; "
+        "the download was deleted"
+    )
+    assert os.listdir(download.root) == []
+
+
+@pytest.mark.parametrize("members", [1, 5])
+def test_an_archive_that_unpacks_to_too_much(download, members):
+    packed = io.BytesIO()
+    zeros = [bytes(10**7 // members)] * members
+    if download.url.endswith(".zip"):
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number, content in enumerate(zeros):
+                archive.writestr(f"{number}", content)
+    else:
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            for number, content in enumerate(zeros):
+                member = tarfile.TarInfo(f"{number}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    download.offer(packed.getvalue())
+    assert download.refusal() == (
+        f"{download.partial}: cannot be unpacked: expected at most 20 times its size"
+    )
+    assert os.listdir(download.root) == [download.partial.name]
+
+
 @pytest.mark.parametrize("status", [404, 416, 503])
 def test_http_errors(download, status):
     download.server.status = status

@@ -10,7 +10,9 @@ from conftest import REPOSITORY
 from parameters import load_parameters
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import soak
 import study
+from readme import block
 
 ASSETS = REPOSITORY / "assets"
 
@@ -29,8 +31,15 @@ def sentences(readme: str) -> str:
 
 
 def test_results_are_those_of_the_study(readme):
-    block = study.BEGIN + study.as_markdown(results("results")) + study.END
-    assert block in readme
+    assert block("study.py", study.as_markdown(results("results"))) in readme
+
+
+def test_reliability_is_that_of_the_soak(readme):
+    found = results("soak")
+    assert block("soak.py", soak.as_markdown(found)) in readme
+    assert sum(found["kills"].values()) >= 50
+    assert len(found["kills"]) == 4
+    assert sum(kind["tried"] for kind in found["inputs"].values()) >= 20_000
 
 
 def test_commands_of_the_results_are_understood(readme):

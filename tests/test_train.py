@@ -261,6 +261,31 @@ def test_resume_on_the_command_line(miniature, capsys):
     )
 
 
+def test_a_finished_run_goes_on_for_more_epochs(miniature, monkeypatch, capsys):
+    run = train(miniature("run.name=mine", *NO_CHANCE))
+    before = metrics(run)
+    assert main(["--resume", str(run), "training.epochs=1"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: training.epochs: expected at least 2, which {run} has, got 1"
+    )
+    longer = ["--resume", str(run), "training.epochs=4"]
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(training, "_report", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            main(longer)
+    assert not (run / "report.json").exists()  # the old one was of two epochs
+    assert main(longer) == 0
+    after = metrics(run)
+    assert [row["epoch"] for row in after] == [1, 2, 3, 4]
+    assert after[:2] == before
+    assert load_parameters(run / "parameters.yml").training.epochs == 4
+    assert (run / "report.json").exists()
+    # Half of the longer way lies behind: the rate goes on from there.
+    p = load_parameters(run / "parameters.yml").training.optimizer
+    expected = learning_rate(p, 3 / 4)
+    assert after[2]["train/learning_rate"] == pytest.approx(expected, rel=0.1)
+
+
 def test_a_run_is_trained_once(miniature, monkeypatch):
     p = miniature("run.name=once")
     reported = []
