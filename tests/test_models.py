@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import (
@@ -9,6 +10,7 @@ from models import (
     Dropout,
     DVector,
     SqueezeExcitation,
+    _Normalised,
     build_encoder,
 )
 
@@ -138,6 +140,34 @@ def test_pooling_of_uniform_attention_by_hand():
     valid = torch.tensor([[[1.0], [1.0], [0.0]]])
     pooled = pooling(x, valid)[0]
     assert torch.allclose(pooled, torch.tensor([2.0, 5.0, 1.0, 1e-5]), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_valid", [5, 3])
+def test_gradient_of_pooling_is_that_of_its_values(num_valid):
+    pooling = AttentiveStatisticsPooling(2).double().eval()
+    x = torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True)
+    valid = (torch.arange(5) < num_valid).double()[None, :, None]
+    nn.init.normal_(pooling.scores.weight)
+    assert torch.autograd.gradcheck(lambda x: pooling(x, valid), x)
+
+
+@pytest.mark.parametrize("num_rows", [2, 7, 48])
+def test_normalised_rows_and_gradients_are_those_of_torch(num_rows):
+    rows = torch.randn(num_rows, 3, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(2, 3, dtype=torch.float64).requires_grad_().unbind()
+    found, mean, variance, count = _Normalised.apply(rows, weight, bias, 1e-3)
+    expected = F.batch_norm(rows, None, None, weight, bias, training=True, eps=1e-3)
+    assert torch.allclose(found, expected)
+    assert torch.allclose(mean, rows.mean(0))
+    assert torch.allclose(variance, rows.var(0, correction=0))
+    assert count == num_rows
+    grown = torch.randn_like(rows)
+    for one, other in zip(
+        torch.autograd.grad(found, (rows, weight, bias), grown, retain_graph=True),
+        torch.autograd.grad(expected, (rows, weight, bias), grown),
+        strict=True,
+    ):
+        assert torch.allclose(one, other)
 
 
 @torch.inference_mode()
