@@ -13,14 +13,20 @@ def as_table(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def block(program: str, text: str) -> str:
-    """What stands in README, from mark to mark."""
-    return f"<!-- written by benchmarks/{program} -->\n{text}{END}"
+def _begin(program: str) -> str:
+    return f"<!-- written by benchmarks/{program} -->\n"
+
+
+def split_at_block(program: str) -> tuple[str, str, str]:
+    """What stands before, between and after the marks of a program."""
+    before, found, rest = README.read_text(encoding="utf-8").partition(_begin(program))
+    text, ended, after = rest.partition(END)
+    if not (found and ended):
+        raise ValueError(f"{README} has no place for benchmarks/{program}")
+    return before + found, text, ended + after
 
 
 def write_block(program: str, text: str) -> None:
-    """Put it in the place of what the program wrote before."""
-    begin = block(program, "").removesuffix(END)
-    before, rest = README.read_text(encoding="utf-8").split(begin)
-    after = rest.split(END, 1)[1]
-    README.write_text(before + block(program, text) + after, encoding="utf-8")
+    """Put the text in the place of what the program wrote before."""
+    before, _, after = split_at_block(program)
+    README.write_text(before + text + after, encoding="utf-8")

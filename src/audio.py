@@ -25,7 +25,7 @@ MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; beyond them a header is damaged
 STREAMED_SIZE = 0x7FFFF000  # bytes; at and above, a WAV header does not know its size
 MAX_OGG_PAGE = 65_307  # bytes
 CHUNK = 2**20  # samples on their way from disk
-RESAMPLED = 2**24  # samples at once, five minutes or more
+RESAMPLED = 2**24  # samples at once, six minutes at 44.1 kHz
 
 
 class AudioError(Exception):

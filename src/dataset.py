@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from audio import AudioError, Segment, load_recording
+from audio import AudioError, Recording, Segment, load_recording
 from corpora import CorpusError, Utterance, utterances
 from parallel import num_ranks, rank, share
 from parameters import DatasetParameters, Parameters
@@ -55,13 +55,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pack:
-    """All utterances of a corpus end to end, memory-mapped."""
+    """All utterances of a corpus end to end, memory-mapped; writing to the samples ends
+    the process."""
 
-    samples: Tensor  # int16 [all samples], to be read alone
+    samples: Tensor  # int16 [all samples]
     entries: list[Entry]
     sample_rate: int  # Hz
     warnings: list[str]  # one line for each file skipped or read with a reservation
-    digest: str  # the same wherever the same utterances of the same files were packed
+    digest: str  # the same wherever the same corpus was packed
 
 
 @dataclass(frozen=True)
@@ -153,18 +154,20 @@ def _recordings(corpus: Sequence[Utterance], sample_rate: int) -> Iterator:
     bounded however slowly the disk takes what they decode.
     """
 
-    file_digest = lru_cache(_file_digest)  # a file may be cut into many utterances
+    file_digest = cache(_file_digest)  # a file may be cut into many utterances
 
-    def load(utterance: Utterance):
+    def load(utterance: Utterance) -> tuple[Recording, str] | AudioError:
         source = utterance.source
         try:
             recording = load_recording(source, sample_rate)
+            if isinstance(source, SyntheticUtterance):
+                return recording, repr(source)
+            part = Segment(source) if isinstance(source, Path) else source
+            return recording, f"{file_digest(part.path)} {part.offset} {part.duration}"
         except AudioError as error:
             return error
-        if isinstance(source, SyntheticUtterance):
-            return recording, repr(source)
-        part = Segment(source) if isinstance(source, Path) else source
-        return recording, f"{file_digest(part.path)} {part.offset} {part.duration}"
+        except OSError as error:
+            return AudioError(f"cannot be read: {error.strerror}")
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -202,7 +205,8 @@ def _write_pack(
 ) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    entries, faults, offset, digest = [], [], 0, hashlib.sha256()
+    entries, faults, offset = [], [], 0
+    digest = hashlib.sha256(f"{sample_rate}".encode())
     try:
         with (
             open(partial / "samples.int16", "wb") as file,
@@ -224,7 +228,8 @@ def _write_pack(
                 entries.append(
                     Entry(u.id, u.speaker, u.split, u.gender, u.session, offset, length)
                 )
-                digest.update(json.dumps([u.id, u.speaker, content]).encode())
+                known = [u.id, u.speaker, u.split, u.gender, u.session, content]
+                digest.update(json.dumps(known).encode())
                 offset += length
             file.flush()
             os.fsync(file.fileno())
@@ -569,7 +574,7 @@ class UtteranceBatches:
         self.packed, self.indices, self.device = packed, list(indices), device
         rows = [
             (end - begin, begin, index)
-            for index in indices
+            for index in self.indices
             for begin, end in _windows(packed.entries[index], packed.sample_rate)
         ]
         largest = batch_seconds * packed.sample_rate

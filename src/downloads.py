@@ -25,6 +25,7 @@ from parameters import UserError
 TIMEOUT = 60  # seconds without an answer from the server
 CHUNK = 2**20  # bytes on their way to disk
 MAX_ARCHIVE, MAX_FILE = 2**37, 2**27  # bytes of a download
+HEADER = 512  # bytes that a member counts beside its own
 MAX_RATIO = 20  # of unpacked bytes to an archive's own; recordings have less than 4
 
 
@@ -65,13 +66,13 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
                 raise tarfile.TarError(f"expected at most {MAX_RATIO} times its size")
 
         def bounded(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
-            take(member.size)
+            take(member.size + HEADER)
             return tarfile.data_filter(member, path)
 
         try:
             if url.endswith(".zip"):
                 with zipfile.ZipFile(partial) as archive:
-                    take(sum(member.file_size for member in archive.infolist()))
+                    take(sum(m.file_size + HEADER for m in archive.infolist()))
                     archive.extractall(scratch)  # drops absolute and parent paths
             else:
                 with tarfile.open(partial, "r:gz") as archive:
@@ -111,6 +112,9 @@ def _fetch(url: str, partial: Path, largest: int) -> None:
                 start = 0
             missing = response.headers["Content-Length"]
             total = missing and start + int(missing)
+            too_large = DownloadError(f"{url}: expected at most {largest} bytes")
+            if total and total > largest:
+                raise too_large
             with (
                 partial.open("ab" if start else "wb") as file,
                 tqdm(
@@ -124,10 +128,7 @@ def _fetch(url: str, partial: Path, largest: int) -> None:
                 while chunk := response.read(CHUNK):
                     if file.tell() + len(chunk) > largest:
                         partial.unlink()
-                        raise DownloadError(
-                            f"{url}: expected at most {largest} bytes, got more; "
-                            "the download was deleted"
-                        )
+                        raise too_large
                     file.write(chunk)
                     bar.update(len(chunk))
                 if total and file.tell() < total:

@@ -12,7 +12,6 @@ norm sees [B * T, C], and only depthwise convolutions look along time. A batch w
 padding, as in training, has frames None and is spared the masks.
 """
 
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -55,7 +54,8 @@ def _wide(x: Tensor) -> Tensor:
 
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm over all axes but the last, [..., C] -> [..., C], and over all ranks:
-    torch's own SyncBatchNorm knows GPUs only."""
+    torch's own SyncBatchNorm knows GPUs only. Nor does torch's own compile well for a
+    CPU; see `_sum_of_rows`."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
@@ -76,7 +76,9 @@ class BatchNorm(nn.BatchNorm1d):
 def _sum_of_rows(rows: Tensor) -> Tensor:
     """[b, C] -> [C]; compiled for a CPU, a sum over all rows at once goes down column
     by column, and sixteen at a time take half as long."""
-    return rows.unflatten(0, (-1, math.gcd(len(rows), 16))).sum(1).sum(0)
+    whole = len(rows) // 16 * 16
+    sixteens = rows[:whole].unflatten(0, (-1, 16))
+    return sixteens.sum(1).sum(0) + rows[whole:].sum(0)
 
 
 class _Normalised(torch.autograd.Function):
@@ -230,8 +232,9 @@ def _deviation(variance: Tensor) -> Tensor:
 
 
 def _squares(x: Tensor, mean: Tensor) -> Tensor:
-    """Squared distances of the frames [B, T, P] from their mean [B, P]. That the mean
-    moves with them changes no sum of theirs to first order, so it is a constant."""
+    """Squared distances of the frames [B, T, P] from their mean [B, P], for a sum with
+    the weights of that mean: to first order it does not change with the mean, which
+    is therefore a constant here and spares the backward pass a sum over time."""
     return (x - mean.detach()[:, None]).square()
 
 

@@ -35,7 +35,7 @@ from parameters import Parameters, UserError, check_parameters
 from scoring import Backend
 from transforms import FrontEnd
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 WANDB_START_SECONDS = 20  # that W&B may delay a run's start
 WANDB_END_SECONDS = 30  # and its end
 WANDB_PATIENCE = 0.7  # the share of both that W&B may wait for its server
@@ -270,10 +270,6 @@ class Run:
     ) -> "Run":
         """An existing directory, its metrics cut back to `epoch` finished epochs, and
         without a report where there are more to come."""
-        if epoch < parameters.training.epochs:
-            (directory / "report.json").unlink(missing_ok=True)
-        with atomic_write(directory / "parameters.yml") as file:
-            file.write(parameters.as_yaml().encode())
         path, lines = directory / "metrics.jsonl", []
         try:
             if epoch:  # before, there is no such file
@@ -282,6 +278,14 @@ class Run:
             raise RunError(f"{path}: cannot be read: {error}") from None
         with atomic_write(path) as file:
             file.write("".join(f"{line}\n" for line in lines[:epoch]).encode())
+        with atomic_write(directory / "parameters.yml") as file:
+            file.write(parameters.as_yaml().encode())
+        if epoch < parameters.training.epochs:
+            report = directory / "report.json"
+            try:
+                report.unlink(missing_ok=True)
+            except OSError as error:
+                raise RunError(f"{report}: cannot be deleted: {error}") from None
         run = cls(directory, parameters, wandb_id)
         run._step = len(lines)  # W&B takes nothing back
         return run

@@ -81,8 +81,7 @@ from transforms import Augmentation
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
 MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
-# Between runs of the same result, when a run is resumed, when an encoder is fine-tuned:
-MAY_CHANGE = (
+MAY_CHANGE = (  # and the result be the same
     "dataset.packs",
     "dataset.download",
     "training.device",
@@ -91,7 +90,7 @@ MAY_CHANGE = (
     "wandb",
 )
 MAY_CHANGE_ON_RESUME = (*MAY_CHANGE, "training.epochs")
-MAY_DIFFER = (
+MAY_DIFFER = (  # between an encoder and one that starts from its weights
     "front_end.dither",
     "model.titanet.dropout",
     "model.titanet.crop_seconds",
@@ -159,14 +158,15 @@ class State:
         cls, path: Path, parameters: Parameters, device: torch.device
     ) -> "State":
         """The state that `save` wrote; raise `ParameterError` where the parameters are
-        not those of the run, or where it has trained for more epochs."""
+        not those of the run, or where it was to train for more epochs."""
         saved = load_checkpoint(path)
         old, new = saved["parameters"], parameters.as_dict()
         _refuse_changes(path.parent, old, new, MAY_CHANGE_ON_RESUME)
-        if parameters.training.epochs < saved["epoch"]:
+        least, epochs = old["training"]["epochs"], parameters.training.epochs
+        if epochs < least:
             raise ParameterError(
-                f"training.epochs: expected at least {saved['epoch']}, which "
-                f"{path.parent} has, got {parameters.training.epochs}"
+                f"training.epochs: expected at least {least}, which {path.parent} has, "
+                f"got {epochs}"
             )
         model = restore_model(
             {**saved, "parameters": parameters.as_dict()}, path, device
@@ -430,8 +430,8 @@ def train(
     """Train, evaluate with the best checkpoint, and return the run's directory.
 
     `resume` is the directory of a run to go on with; its parameters must be these, but
-    for where it runs. `watch` is handed the metrics of each epoch. Raises `UserError`
-    for whatever the user can mend.
+    for where it runs and for epochs to be added. `watch` is handed the metrics of each
+    epoch. Raises `UserError` for whatever the user can mend.
     """
     keep_freed_memory()
     device = choose_device(parameters)
@@ -456,8 +456,10 @@ def train(
         state = State.restore(resume / "last.pt", parameters, device)
         if state.model.corpus != splits.pack.digest:
             raise RunError(f"{resume}: the corpus has changed since the run began")
-        wanted = parameters, state.epoch, state.wandb_id
-        run = Run.reopen(resume, *wanted) if rank() == 0 else None
+        run = None
+        if rank() == 0:
+            state.save(resume / "last.pt")  # with these parameters, whatever comes
+            run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     directory = gather_lists([run and run.directory])[0]
     try:
         _train_epochs(state, splits, run, directory, watch)

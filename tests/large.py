@@ -2,15 +2,16 @@
 
     python tests/large.py hours|recording|utterances FOLDER
 
-Prints the largest anonymous memory seen in bytes, and how many samples, rows or entries
-there were. A sparse file holds the samples: reading them is real, the disk that they
-would take is not.
+Prints the largest anonymous memory seen in bytes, how many samples, rows or entries
+there were, and the seconds it took. A sparse file holds the samples: reading them is
+real, the disk that they would take is not.
 """
 
 import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,4 +108,5 @@ def utterances(folder: Path) -> int:
 if __name__ == "__main__":
     keep_freed_memory()
     work = {f.__name__: f for f in (hours, recording, utterances)}[sys.argv[1]]
-    print(*largest_while(lambda: work(Path(sys.argv[2]))))
+    began = time.perf_counter()
+    print(*largest_while(lambda: work(Path(sys.argv[2]))), time.perf_counter() - began)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     ("kind", "count", "most"),
     [
         ("hours", 20 * 3600 * RATE, 3e9),
-        ("recording", 1, 1e9),
+        ("recording", 1, 7e8),
         ("utterances", 200_000, 2e9),
     ],
 )
@@ -26,9 +26,10 @@ def test_memory_is_bounded(tmp_path, kind, count, most):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stderr
-    largest, counted = map(int, ran.stdout.splitlines()[-1].split())
+    largest, counted = map(int, ran.stdout.split()[:2])
     assert counted == count
     assert largest < most
 
@@ -36,25 +37,27 @@ def test_memory_is_bounded(tmp_path, kind, count, most):
 def test_memory_does_not_grow_over_500_steps(tmp_path):
     # 6 of 8 speakers are trained on, with 60 of their 67 utterances: 60 steps of 6.
     run, epochs = tmp_path / "runs" / "long", 9
-    training = subprocess.Popen(
-        [
-            *(sys.executable, "src/train.py", "-p", "parameters.yml", *MINIATURE),
-            *(f"run.directory={run.parent}", f"run.name={run.name}"),
-            *(f"dataset.packs={tmp_path / 'packs'}", "training.epochs=99"),
-            "dataset.synthetic.utterances_per_speaker=67",
-        ],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [
+        *(sys.executable, "src/train.py", "-p", "parameters.yml", *MINIATURE),
+        *(f"run.directory={run.parent}", f"run.name={run.name}"),
+        *(f"dataset.packs={tmp_path / 'packs'}", "training.epochs=99"),
+        "dataset.synthetic.utterances_per_speaker=67",
+    ]
     most, finished = [0] * epochs, 0  # by epochs finished
-    while finished < epochs:
-        assert training.poll() is None
-        most[finished] = max(most[finished], anonymous_bytes(training.pid))
-        time.sleep(0.01)
-        if (run / "metrics.jsonl").exists():
-            finished = (run / "metrics.jsonl").read_bytes().count(b"\n")
-    training.kill()
-    training.wait()
-    assert min(most) > 0
-    assert max(most[2:]) < max(most[:2]) + 2**25
+    deadline = time.monotonic() + 300
+    with (
+        open(tmp_path / "log", "w") as log,
+        subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log) as training,
+    ):
+        try:
+            while finished < epochs and training.poll() is None:
+                most[finished] = max(most[finished], anonymous_bytes(training.pid))
+                time.sleep(0.01)
+                if (run / "metrics.jsonl").exists():
+                    finished = (run / "metrics.jsonl").read_bytes().count(b"\n")
+                if time.monotonic() > deadline:
+                    break
+        finally:
+            training.kill()
+    assert finished == epochs, (tmp_path / "log").read_text()[-2000:]
+    assert max(most[3:]) < max(most[1:3]) + 2**25

@@ -142,6 +142,22 @@ def test_pooling_of_uniform_attention_by_hand():
     assert torch.allclose(pooled, torch.tensor([2.0, 5.0, 1.0, 1e-5]), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [5, 16])
+def test_crops_of_other_lengths_break_no_graph(shipped, size):
+    encoder = build_encoder(shipped(*MINIATURE).model, 80).train()
+    frames = []
+
+    def backend(module: torch.fx.GraphModule, examples: list) -> torch.fx.GraphModule:
+        frames.append(module)
+        return module
+
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, backend=backend, fullgraph=True)
+    for length in (150, 200, 300, 151):
+        assert compiled(torch.randn(size, 80, length)).isfinite().all()
+    assert len(frames) <= 2  # the first length's, and one for all
+
+
 @pytest.mark.parametrize("num_valid", [5, 3])
 def test_gradient_of_pooling_is_that_of_its_values(num_valid):
     pooling = AttentiveStatisticsPooling(2).double().eval()

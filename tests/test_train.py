@@ -268,13 +268,15 @@ def test_a_finished_run_goes_on_for_more_epochs(miniature, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: training.epochs: expected at least 2, which {run} has, got 1"
     )
-    longer = ["--resume", str(run), "training.epochs=4"]
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(training, "_report", lambda *_: sys.exit("killed"))
-        with pytest.raises(SystemExit):
-            main(longer)
+    command = ["--resume", str(run)]
+    killed = {"_train_epochs": ["training.epochs=4"], "_report": []}
+    for place, more in killed.items():  # before the third epoch, after the fourth
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(training, place, lambda *_: sys.exit("killed"))
+            with pytest.raises(SystemExit):
+                main(command + more)
     assert not (run / "report.json").exists()  # the old one was of two epochs
-    assert main(longer) == 0
+    assert main(command) == 0
     after = metrics(run)
     assert [row["epoch"] for row in after] == [1, 2, 3, 4]
     assert after[:2] == before
