@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     ("kind", "count", "most"),
     [
         ("hours", 20 * 3600 * RATE, 3e9),
-        ("recording", 1, 7e8),
+        ("recording", 1, 1e9),
         ("utterances", 200_000, 2e9),
     ],
 )

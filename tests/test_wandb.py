@@ -341,8 +341,8 @@ def server(monkeypatch, tmp_path, no_key) -> Iterator[WandbServer]:
 @pytest.fixture
 def impatient(monkeypatch):
     """Deadlines that a test can wait for."""
-    monkeypatch.setattr(runs, "WANDB_START_SECONDS", 3)
-    monkeypatch.setattr(runs, "WANDB_END_SECONDS", 3)
+    monkeypatch.setattr(runs, "WANDB_START_SECONDS", 5)
+    monkeypatch.setattr(runs, "WANDB_END_SECONDS", 5)
 
 
 @pytest.fixture
