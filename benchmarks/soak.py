@@ -77,9 +77,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         rows.append([f"SIGKILL: {moment}", f"{count}", outcome])
     for kind, found in report["inputs"].items():
         outcome = (
-            f"{found['read']:,} read, {found['refused']:,} refused in one line; "
-            f"at most {found['slowest_seconds']:.1f} s and "
-            f"{found['growth_bytes'] / 1e6:.0f} MB more memory"
+            f"{found['read']:,} read, {found['refused']:,} refused in one line; the "
+            f"slowest took {1000 * found['slowest_seconds']:.0f} ms, peak memory grew "
+            f"by {found['growth_bytes'] / 1e6:.0f} MB"
         )
         rows.append([f"damaged files: {kind}", f"{found['tried']:,}", outcome])
     for kind, found in report["large"].items():
