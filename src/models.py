@@ -76,9 +76,23 @@ class BatchNorm(nn.BatchNorm1d):
 def _sum_of_rows(rows: Tensor) -> Tensor:
     """[b, C] -> [C]; compiled for a CPU, a sum over all rows at once goes down column
     by column, and sixteen at a time take half as long."""
-    whole = len(rows) // 16 * 16
-    sixteens = rows[:whole].unflatten(0, (-1, 16))
-    return sixteens.sum(1).sum(0) + rows[whole:].sum(0)
+    together = 16 if len(rows) % 16 == 0 else 1
+    return rows.unflatten(0, (-1, together)).sum(1).sum(0)
+
+
+def _moments_of_all(
+    mean: Tensor, variance: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each rank's own moments [C] of so many rows [] put together (Chan et al.,
+    1979)."""
+    table = mean.new_zeros(num_ranks(), 2 * len(mean) + 1)
+    table[rank()] = torch.cat([mean, variance, count[None]])
+    means, variances, counts = total(table).tensor_split((len(mean), 2 * len(mean)), 1)
+    num_rows = counts.sum()
+    shares = counts / num_rows  # [R, 1]
+    mean = (shares * means).sum(0)
+    variance = (shares * (variances + (means - mean).square())).sum(0)
+    return mean, variance, num_rows
 
 
 class _Normalised(torch.autograd.Function):
@@ -91,15 +105,9 @@ class _Normalised(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean = _sum_of_rows(rows) / len(rows)
         variance = _sum_of_rows((rows - mean).square()) / len(rows)
-        # Each rank's own moments are put together (Chan et al., 1979).
-        table = rows.new_zeros(num_ranks(), 2 * len(mean) + 1)
-        table[rank()] = torch.cat([mean, variance, mean.new_full((1,), len(rows))])
-        table = total(table)
-        means, variances, counts = table.tensor_split((len(mean), 2 * len(mean)), 1)
-        num_rows = counts.sum()
-        shares = counts / num_rows  # [R, 1]
-        mean = (shares * means).sum(0)
-        variance = (shares * (variances + (means - mean).square())).sum(0)
+        num_rows = mean.new_full((), len(rows))
+        if num_ranks() > 1:
+            mean, variance, num_rows = _moments_of_all(mean, variance, num_rows)
         scale = (variance + eps).rsqrt()
         ctx.save_for_backward(rows, weight, mean, scale, num_rows)
         ctx.mark_non_differentiable(mean, variance, num_rows)
