@@ -54,8 +54,8 @@ def _wide(x: Tensor) -> Tensor:
 
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm over all axes but the last, [..., C] -> [..., C], and over all ranks:
-    torch's own SyncBatchNorm knows GPUs only. Nor does torch's own compile well for a
-    CPU; see `_sum_of_rows`."""
+    torch's own SyncBatchNorm knows GPUs only. Compiled for a CPU, the rows are summed
+    as in `_sum_of_rows`."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)

@@ -81,7 +81,7 @@ from transforms import Augmentation
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
 MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
-MAY_CHANGE = (  # and the result be the same
+MAY_CHANGE = (  # without another result
     "dataset.packs",
     "dataset.download",
     "training.device",
@@ -455,7 +455,10 @@ def train(
     else:
         state = State.restore(resume / "last.pt", parameters, device)
         if state.model.corpus != splits.pack.digest:
-            raise RunError(f"{resume}: the corpus has changed since the run began")
+            raise RunError(
+                f"{resume}: the corpus has changed since the run "
+                "began; put it back as it was, or train anew"
+            )
         run = None
         if rank() == 0:
             state.save(resume / "last.pt")  # with these parameters, whatever comes
