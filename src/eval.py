@@ -39,6 +39,7 @@ from figures import (
     project_umap,
     speaker_looks,
 )
+from layers import valid_positions
 from losses import AngularMarginLoss, GE2ELoss
 from metrics import (
     Interval,
@@ -72,7 +73,7 @@ from runs import (
     choose_device,
 )
 from scoring import Backend, Calibration, as_norm, calibrate, cosine_scores
-from transforms import FrontEnd, valid_positions
+from transforms import FrontEnd
 from trials import (
     TrialError,
     Trials,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from acoustics import coloured_noise, simulate_rooms
 from corpora import CorpusError, Utterance, noise_recordings, response_recordings
 from dataset import Clips, pack, to_device
+from layers import valid_positions
 from parameters import (
     FrontEndParameters,
     Parameters,
@@ -56,12 +57,6 @@ def slaney_filterbank(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     triangles = np.maximum(0, np.minimum(rising, falling))  # [M, F]
     return torch.from_numpy(triangles * 2 / (edges[2:] - edges[:-2])).float()
-
-
-def valid_positions(lengths: Tensor, size: int) -> Tensor:
-    """True where a position of a padded axis lies within its length: [B] -> [B,
-    size]."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 class FrontEnd(nn.Module):

@@ -12,6 +12,7 @@ ORDER = [
     "parameters",
     "metrics",
     "parallel",
+    "layers",
     "synthetic",
     "acoustics",
     "downloads",

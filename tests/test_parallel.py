@@ -18,7 +18,7 @@ from torch import multiprocessing
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from dataset import TrainingBatches, UtteranceBatches, prepare
 from eval import as_report, embed, evaluate
-from models import BatchNorm
+from layers import BatchNorm
 from parallel import anywhere, gather, gather_lists, rank, share
 from parameters import Parameters, check_parameters, load_parameters
 from runs import SpeakerModel, build_model, load_model
