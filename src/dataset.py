@@ -477,8 +477,12 @@ class TrainingBatches:
         self.speakers = np.array(
             [class_of[s] for s in splits.speakers_of(splits.train)]
         )
+        order = np.argsort(self.speakers, kind="stable")
+        self.by_speaker = np.split(order, np.cumsum(np.bincount(self.speakers))[:-1])
+        plan = self._plan(0)
+        self.num_batches = len(plan)  # the same in every epoch
         least = max(2, num_ranks()) * parameters.training.accumulation
-        smallest = min(map(len, self._plan(0)), default=0)
+        smallest = min(map(len, plan), default=0)
         if smallest < least:
             raise CorpusError(
                 f"training.batch_size: expected at least {least} utterances in every "
@@ -487,7 +491,7 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return len(self._plan(0))
+        return self.num_batches
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the `first`, a function of (seed, epoch)
@@ -509,10 +513,10 @@ class TrainingBatches:
         filled up with further crops of the same utterances."""
         p = self.parameters.loss.ge2e
         rounds: list[list[np.ndarray]] = []
-        for speaker in range(len(self.splits.speakers)):
-            own = rng.permutation(np.flatnonzero(self.speakers == speaker))
-            num_groups = -(-len(own) // p.utterances_per_speaker)
-            groups = np.resize(own, (num_groups, p.utterances_per_speaker))
+        for utterances_of_speaker in self.by_speaker:
+            shuffled = rng.permutation(utterances_of_speaker)
+            num_groups = -(-len(shuffled) // p.utterances_per_speaker)
+            groups = np.resize(shuffled, (num_groups, p.utterances_per_speaker))
             for number, group in enumerate(groups):
                 rounds += [[]] if number == len(rounds) else []
                 rounds[number].append(group)

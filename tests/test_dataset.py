@@ -471,6 +471,21 @@ def test_ge2e_batches_hold_several_utterances_of_each_speaker(batches):
     assert len(list(b.epoch(0))) == len(b)
 
 
+@pytest.mark.parametrize("loss", ["arcface", "ge2e"])
+def test_an_epoch_is_planned_once(batches, monkeypatch, loss):
+    b = batches({f"s{n}": 6 + n for n in range(4)}, 1000, f"loss.name={loss}")
+    plan, epochs = TrainingBatches._plan, []
+
+    def counted(self, epoch: int) -> list:
+        epochs.append(epoch)
+        return plan(self, epoch)
+
+    monkeypatch.setattr(TrainingBatches, "_plan", counted)
+    lengths = [len(b) for _ in b.epoch(3)]
+    assert lengths == [len(lengths)] * len(lengths)
+    assert epochs == [3]
+
+
 def test_whole_utterances_by_length(shipped):
     rng = np.random.default_rng(0)
     entries, offset = [], 0
