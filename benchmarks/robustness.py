@@ -19,11 +19,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from checkpoints import SpeakerModel, choose_device, load_model
 from dataset import UtteranceBatches, prepare
 from eval import embed, make_split_trials, print_table
 from metrics import equal_error_rate
 from parameters import UserError, check_parameters, override_values
-from runs import SpeakerModel, choose_device, load_model
 from scoring import cosine_scores
 from transforms import Noise, Reverberation, load_noise, load_responses
 

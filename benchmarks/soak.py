@@ -34,7 +34,7 @@ TESTS = {  # what they try, and what holds in each
         "disks that are full, read-only or deleted, while packing and while saving",
         "the last good checkpoint stays whole, the message names the path",
     ),
-    "test_wandb.py": (
+    "test_wandb_mirror.py": (
         "W&B missing, without key, with servers that refuse, fail, hang or vanish",
         "training goes on and `metrics.jsonl` is complete",
     ),

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio import AudioError, encode_ogg, load_recording
+from checkpoints import RunError, SpeakerModel, atomic_write, build_model, choose_device
 from corpora import CorpusError, official_trials
 from dataset import Entry, Pack, Splits, UtteranceBatches, prepare
 from figures import (
@@ -64,13 +65,6 @@ from parameters import (
     check_parameters,
     load_parameters,
     override_values,
-)
-from runs import (
-    RunError,
-    SpeakerModel,
-    atomic_write,
-    build_model,
-    choose_device,
 )
 from scoring import Backend, Calibration, as_norm, calibrate, cosine_scores
 from transforms import FrontEnd

@@ -31,6 +31,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from checkpoints import (
+    SpeakerModel,
+    atomic_write,
+    build_model,
+    load_model,
+    load_tensors,
+    save_checkpoint,
+)
 from models import SIZES, TitaNet
 from parameters import (
     SHIPPED,
@@ -40,14 +48,6 @@ from parameters import (
     dump_yaml,
     load_parameters,
     parse_yaml,
-)
-from runs import (
-    SpeakerModel,
-    atomic_write,
-    build_model,
-    load_model,
-    load_tensors,
-    save_checkpoint,
 )
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"

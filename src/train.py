@@ -29,6 +29,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from checkpoints import (
+    RunError,
+    SpeakerModel,
+    build_model,
+    choose_device,
+    load_checkpoint,
+    restore_model,
+    save_checkpoint,
+)
 from dataset import Batch, Splits, TrainingBatches, prepare
 from eval import (
     Evaluation,
@@ -67,16 +76,7 @@ from parameters import (
     load_parameters,
     override_values,
 )
-from runs import (
-    Run,
-    RunError,
-    SpeakerModel,
-    build_model,
-    choose_device,
-    load_checkpoint,
-    restore_model,
-    save_checkpoint,
-)
+from runs import Run
 from transforms import Augmentation
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
@@ -451,7 +451,7 @@ def train(
             _start_from(parameters.training.init_from, model, splits)
         optimizer = build_optimizer(model, parameters.training.optimizer)
         run = Run.create(parameters) if rank() == 0 else None
-        state = State(model, optimizer, wandb_id=run.wandb_id if run else "")
+        state = State(model, optimizer, wandb_id=run.mirror.wandb_id if run else "")
     else:
         state = State.restore(resume / "last.pt", parameters, device)
         if state.model.corpus != splits.pack.digest:
@@ -472,10 +472,10 @@ def train(
         if run is not None:
             best.save(directory / "best.pt")
             _report(best.model, evaluation, splits, run)
-            run.log_model()
+            run.mirror.log_model()
     finally:
         if run is not None:
-            run.finish()
+            run.mirror.finish()
     return directory
 
 
@@ -580,8 +580,8 @@ def _report(
         run.log_figure(name, figure)
     write_map(run.directory, evaluation, splits, model)
     if "test" in evaluation.verification:
-        run.log_errors(as_errors(evaluation, splits), splits.pack)
-    run.log_summary(as_summary(evaluation))
+        run.mirror.log_errors(as_errors(evaluation, splits), splits.pack)
+    run.mirror.log_summary(as_summary(evaluation))
     print_table(table)
     print(f"run: {run.directory}")
 

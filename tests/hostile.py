@@ -26,12 +26,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # as a command
 
 from audio import AudioError, Segment, load_recording
+from checkpoints import RunError, build_model, load_model, save_checkpoint
 from conftest import MINIATURE, RATE, noise, write
 from corpora import CorpusError, utterances
 from dataset import pack
 from nemo_checkpoint import CONFIG, WEIGHTS, NemoError, load_nemo, save_nemo
 from parameters import MAX_MESSAGE, SHIPPED, ParameterError, load_parameters
-from runs import RunError, build_model, load_model, save_checkpoint
 from trials import (
     TrialError,
     make_trials,

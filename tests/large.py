@@ -19,11 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # as a command
 
+from checkpoints import build_model
 from conftest import MINIATURE, RATE
 from dataset import Batch, Pack, TrainingBatches, UtteranceBatches, open_pack, split
 from eval import embed
 from parameters import SHIPPED, Parameters, load_parameters
-from runs import build_model
 from train import State, build_optimizer, keep_freed_memory, training_step
 from transforms import Augmentation
 

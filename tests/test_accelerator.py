@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import transforms
+from checkpoints import build_model
 from dataset import Clips, TrainingBatches, prepare
-from runs import build_model
 from train import State, build_optimizer, training_step
 from transforms import Augmentation
 

@@ -25,6 +25,8 @@ ORDER = [
     "losses",
     "scoring",
     "figures",
+    "checkpoints",
+    "wandb_mirror",
     "runs",
     "nemo_checkpoint",
     "eval",
@@ -32,7 +34,7 @@ ORDER = [
 ]
 KNOWS_NOTHING_OF_OURS = ("parameters", "metrics", "parallel")
 OWNERS = {
-    "wandb": {"runs"},
+    "wandb": {"wandb_mirror"},
     "matplotlib": {"figures"},
     "umap": {"figures"},
     "plotly": {"figures"},

@@ -15,16 +15,10 @@ import torch
 import dataset
 import eval as evaluation
 import train as training
+from checkpoints import RunError, build_model, load_checkpoint, save_checkpoint
 from dataset import prepare
 from figures import Figure
-from runs import (
-    Run,
-    RunError,
-    build_model,
-    load_checkpoint,
-    read_metrics,
-    save_checkpoint,
-)
+from runs import Run, read_metrics
 
 CPU = torch.device("cpu")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

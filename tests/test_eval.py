@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 import eval as evaluation
+from checkpoints import build_model, save_checkpoint
 from corpora import CorpusError
 from dataset import UtteranceBatches, prepare
 from eval import (
@@ -24,7 +25,6 @@ from eval import (
 )
 from metrics import cllr, min_dcf
 from parameters import ParameterError
-from runs import build_model, save_checkpoint
 from scoring import Backend, Calibration
 from trials import TrialError, make_trials, write_scores, write_trials
 

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from checkpoints import build_model, load_model, save_checkpoint
 from conftest import MINIATURE
 from eval import main as eval_main
 from nemo_checkpoint import CONFIG, WEIGHTS, NemoError, load_nemo, main, save_nemo
 from parameters import ParameterError, UserError
-from runs import build_model, load_model, save_checkpoint
 from train import train
 
 CPU = torch.device("cpu")

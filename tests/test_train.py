@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 import train as training
+from checkpoints import RunError, build_model, load_checkpoint, load_model
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from corpora import CorpusError
 from dataset import TrainingBatches, prepare
@@ -24,7 +25,6 @@ from losses import AngularMarginLoss
 from metrics import equal_error_rate
 from models import Block
 from parameters import ParameterError, load_parameters
-from runs import RunError, build_model, load_checkpoint, load_model
 from train import (
     State,
     StoppedError,

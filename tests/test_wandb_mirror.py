@@ -22,11 +22,12 @@ import soundfile
 import torch
 import wandb
 
-import runs
 import train as training
+import wandb_mirror
+from checkpoints import build_model, save_checkpoint
 from conftest import REPOSITORY
 from dataset import prepare
-from runs import Run, build_model, save_checkpoint
+from runs import Run
 
 CPU = torch.device("cpu")
 SPEAKERS = ["a", "b", "c"]
@@ -59,7 +60,7 @@ def test_auto_goes_offline_without_a_key(miniature, no_key, model, capsys, monke
     run = Run.create(miniature("wandb.mode=auto"))
     run.log_epoch({"epoch": 1, "train/loss": 2.0})
     save_checkpoint(run.directory / "best.pt", model)
-    run.finish()
+    run.mirror.finish()
     assert "offline; upload with: wandb sync" in capsys.readouterr().out
     assert len(offline_folders(run)) == 1
 
@@ -68,14 +69,14 @@ def test_wandb_not_installed(miniature, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     run = Run.create(miniature("wandb.mode=auto"))
     run.log_epoch({"epoch": 1})
-    run.finish()
+    run.mirror.finish()
     assert "cannot be imported" in capsys.readouterr().out
 
 
 def test_disabled_touches_nothing(miniature, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     run = Run.create(miniature("wandb.mode=disabled"))
-    run.finish()
+    run.mirror.finish()
     assert os.listdir(run.directory) == ["parameters.yml"]
 
 
@@ -84,7 +85,9 @@ def test_unreadable_key_file(miniature, no_key, tmp_path, capsys):
     path = tmp_path / "key.txt"
     path.write_text("secret")
     path.chmod(stat.S_IWUSR)
-    Run.create(miniature("wandb.mode=auto", f"wandb.api_key_file={path}")).finish()
+    Run.create(
+        miniature("wandb.mode=auto", f"wandb.api_key_file={path}")
+    ).mirror.finish()
     assert "offline" in capsys.readouterr().out
 
 
@@ -341,8 +344,8 @@ def server(monkeypatch, tmp_path, no_key) -> Iterator[WandbServer]:
 @pytest.fixture
 def impatient(monkeypatch):
     """Deadlines that a test can wait for."""
-    monkeypatch.setattr(runs, "WANDB_START_SECONDS", 5)
-    monkeypatch.setattr(runs, "WANDB_END_SECONDS", 5)
+    monkeypatch.setattr(wandb_mirror, "START_SECONDS", 5)
+    monkeypatch.setattr(wandb_mirror, "END_SECONDS", 5)
 
 
 @pytest.fixture
@@ -376,9 +379,9 @@ def test_trouble_at_the_start_goes_offline(
     server.trouble = trouble
     began = time.monotonic()
     run = Run.create(online)
-    assert time.monotonic() - began < runs.WANDB_START_SECONDS + 0.5
+    assert time.monotonic() - began < wandb_mirror.START_SECONDS + 0.5
     assert max(seconds(run.log_epoch, {"epoch": e}) for e in (1, 2)) < 0.1
-    assert seconds(run.finish) < runs.WANDB_END_SECONDS + 0.5
+    assert seconds(run.mirror.finish) < wandb_mirror.END_SECONDS + 0.5
     shown = capfd.readouterr()
     assert "cannot go online" in shown.out
     assert "offline; upload with: wandb sync" in shown.out
@@ -398,9 +401,9 @@ def test_trouble_in_mid_run_is_waited_for_at_the_end_only(
     save_checkpoint(run.directory / "best.pt", model)
     assert seconds(run.log_epoch, {"epoch": 2}) < 0.1
     assert seconds(run.log_report, {}, [["a"], [1]]) < 0.1
-    assert seconds(run.log_summary, {"test/eer": 0.5}) < 0.1
-    assert seconds(run.log_model) < 0.1
-    assert seconds(run.finish) < runs.WANDB_END_SECONDS + 0.5
+    assert seconds(run.mirror.log_summary, {"test/eer": 0.5}) < 0.1
+    assert seconds(run.mirror.log_model) < 0.1
+    assert seconds(run.mirror.finish) < wandb_mirror.END_SECONDS + 0.5
     shown = capfd.readouterr()
     assert f"W&B: logging to {server.url}/e/p/runs/" in shown.out
     assert ", for wandb sync" in shown.out
@@ -443,7 +446,7 @@ def test_the_process_list_does_not_show_the_key(server, impatient, online, capsy
             continue  # ended, or somebody else's
         cores += b"wandb-core" in command
         seen += [process.name] * (KEY.encode() in command + variables)
-    run.finish()
+    run.mirror.finish()
     assert cores
     assert not seen
     assert "wandb sync" not in capsys.readouterr().out
@@ -461,7 +464,7 @@ def test_a_process_of_wandbs_that_dies(server, impatient, online, capfd):
             os.kill(int(process.name), signal.SIGKILL)
     for epoch in (1, 2):
         run.log_epoch({"epoch": epoch})
-    run.finish()
+    run.mirror.finish()
     shown = capfd.readouterr()
     assert shown.out.count("no longer logging there") == 1
     assert len(curves(run.directory)) == 2
@@ -470,12 +473,13 @@ def test_a_process_of_wandbs_that_dies(server, impatient, online, capfd):
 def test_exit_is_not_held_up_by_a_server_that_hangs(server, online, tmp_path):
     (tmp_path / "p.yml").write_text(online.as_yaml())
     program = (
-        "import time, pathlib, runs; from parameters import load_parameters\n"
-        "runs.WANDB_START_SECONDS = runs.WANDB_END_SECONDS = 3\n"
+        "import time, pathlib, runs, wandb_mirror\n"
+        "from parameters import load_parameters\n"
+        "wandb_mirror.START_SECONDS = wandb_mirror.END_SECONDS = 3\n"
         "run = runs.Run.create(load_parameters(pathlib.Path('p.yml')))\n"
         "run.log_epoch({'epoch': 1})\n"
         "print('finishing', time.time())\n"
-        "run.finish()\n"
+        "run.mirror.finish()\n"
     )
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
     server.trouble = "hangs"
@@ -507,13 +511,13 @@ def test_a_wandb_that_never_returns(miniature, monkeypatch, capsys, place):
     module = SimpleNamespace(init=lambda **_: page, Settings=done, teardown=done)
     setattr(module if place == "init" else page, place, hang)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr(runs, "WANDB_START_SECONDS", 0.3)
-    monkeypatch.setattr(runs, "WANDB_END_SECONDS", 0.3)
+    monkeypatch.setattr(wandb_mirror, "START_SECONDS", 0.3)
+    monkeypatch.setattr(wandb_mirror, "END_SECONDS", 0.3)
     began = time.monotonic()
     run = Run.create(miniature("wandb.mode=offline"))
     for epoch in range(1, 100):
         run.log_epoch({"epoch": epoch})
-    run.finish()
+    run.mirror.finish()
     over.set()
     assert time.monotonic() - began < 1.5
     shown = capsys.readouterr().out
@@ -532,6 +536,8 @@ def test_key_file_that_others_can_read(
     path = tmp_path / "key.txt"
     path.write_text(KEY)
     path.chmod(mode)
-    Run.create(miniature("wandb.mode=offline", f"wandb.api_key_file={path}")).finish()
+    Run.create(
+        miniature("wandb.mode=offline", f"wandb.api_key_file={path}")
+    ).mirror.finish()
     warning = f"warning: {path}: others can read this key; chmod 600 {path}\n"
     assert (warning in capsys.readouterr().out) == warns

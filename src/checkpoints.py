@@ -1,0 +1,193 @@
+"""What a training leaves of a model: the model, its checkpoints, its device.
+
+`build_model` -> `SpeakerModel` -> `save_checkpoint` -> `load_checkpoint` ->
+`restore_model` -> `SpeakerModel`
+
+A checkpoint holds tensors and plain values only: reading one executes nothing.
+"""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from losses import build_loss
+from models import build_encoder
+from parameters import Parameters, UserError, check_parameters
+from scoring import Backend
+from transforms import FrontEnd
+
+CHECKPOINT_VERSION = 2
+MODULES = ("front_end", "encoder", "criterion")
+
+
+class RunError(UserError):
+    """A run directory or checkpoint that cannot be used."""
+
+
+@dataclass(frozen=True)
+class SpeakerModel:
+    """All that embeds and identifies speakers, and what it was trained with.
+
+    `speakers` are the training speakers in the order of the classifier's rows; `corpus`
+    is the digest of the pack that they were heard in.
+    """
+
+    parameters: Parameters
+    speakers: list[str]
+    corpus: str
+    front_end: FrontEnd
+    encoder: nn.Module
+    criterion: nn.Module
+    backend: Backend | None = None  # once training has ended
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that a checkpoint holds the weights of."""
+        return {name: getattr(self, name) for name in MODULES}
+
+    def train(self, mode: bool = True) -> "SpeakerModel":
+        """Switch all modules to training mode, or to evaluation mode."""
+        for module in self.modules.values():
+            module.train(mode)
+        return self
+
+    def to(self, device: torch.device) -> "SpeakerModel":
+        """Move all modules to a device."""
+        for module in self.modules.values():
+            module.to(device)
+        return self
+
+
+def build_model(
+    parameters: Parameters, speakers: list[str], corpus: str, device: torch.device
+) -> SpeakerModel:
+    """An untrained model whose weights are drawn from `seed`, the same on any
+    device."""
+    torch.manual_seed(parameters.seed)
+    front_end = FrontEnd(parameters.front_end)
+    encoder = build_encoder(parameters.model, parameters.front_end.num_mels)
+    criterion = build_loss(parameters.loss, encoder.embedding_size, len(speakers))
+    model = SpeakerModel(parameters, speakers, corpus, front_end, encoder, criterion)
+    return model.to(device)
+
+
+def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
+    """Write a model and the state of its training, whole or not at all."""
+    state = {
+        "version": CHECKPOINT_VERSION,
+        "parameters": model.parameters.as_dict(),
+        "speakers": model.speakers,
+        "corpus": model.corpus,
+        "backend": model.backend and model.backend.as_dict(),
+        **{name: module.state_dict() for name, module in model.modules.items()},
+        **training,
+    }
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A file that replaces `path` when it is whole; raise `RunError` where it cannot be
+    written."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):  # it may not exist, nor may anything be removed
+            partial.unlink()
+        # torch's writer hides what the disk said behind what it makes of that.
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise RunError(f"{path}: cannot be written: {reason}") from None
+
+
+def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
+    """What `torch.save` wrote, on the CPU; executes nothing it reads, and raises
+    `RunError` with the name where it is not readable."""
+    try:
+        # torch checks no sums and would unpack a bomb
+        with zipfile.ZipFile(file) as archive:
+            packed = any(record.compress_type for record in archive.infolist())
+            if packed or archive.testzip():
+                raise zipfile.BadZipFile("other bytes than were written")
+        if not isinstance(file, Path):
+            file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{name}: expected a checkpoint, got no such file") from None
+    except pickle.UnpicklingError:  # torch would advise to execute it
+        reason = "damaged, or more than tensors and plain values"
+        raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
+    # What torch raises depends on where foreign bytes stop looking like a checkpoint.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU; executes nothing it reads."""
+    state = load_tensors(path, path)
+    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
+        raise RunError(f"{path}: not a checkpoint of this program")
+    missing = {"parameters", "speakers", "corpus", "backend", *MODULES} - set(state)
+    if missing:
+        raise RunError(f"{path}: the checkpoint lacks {min(missing)}")
+    speakers = state["speakers"]
+    if not (isinstance(speakers, list) and all(isinstance(s, str) for s in speakers)):
+        raise RunError(f"{path}: the checkpoint does not name its speakers")
+    return state
+
+
+def restore_model(
+    state: Mapping[str, Any], path: Path, device: torch.device
+) -> SpeakerModel:
+    """The model in a checkpoint's state; `path` is named where it does not fit."""
+    try:
+        parameters = check_parameters(state["parameters"])
+        # Shapes are compared without memory for them: a file may claim any.
+        with (meta := torch.device("meta")):
+            outline = build_model(parameters, state["speakers"], "", meta)
+        for name, module in outline.modules.items():
+            module.load_state_dict(state[name], assign=True)
+        model = build_model(parameters, state["speakers"], state["corpus"], device)
+        for name, module in model.modules.items():
+            module.load_state_dict(state[name])
+        backend = state["backend"] and Backend.from_dict(state["backend"])
+    except (RuntimeError, TypeError, KeyError, AttributeError, UserError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path}: the checkpoint does not fit: {reason}") from None
+    return replace(model, backend=backend)
+
+
+def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:
+    """The model of a checkpoint file, or of a run's `best.pt`."""
+    path = run_or_file / "best.pt" if run_or_file.is_dir() else run_or_file
+    return restore_model(load_checkpoint(path), path, device)
+
+
+def choose_device(parameters: Parameters) -> torch.device:
+    """The device that `training.device` names; auto takes the fastest there is."""
+    name = parameters.training.device
+    # torch has no LSTM with projections on mps.
+    mps = torch.backends.mps.is_available() and parameters.model.name != "dvector"
+    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = ", ".join(device for device, there in available.items() if there)
+        raise RunError(
+            f"training.device: expected a device of this machine ({there}), got {name}"
+        )
+    return torch.device(name)

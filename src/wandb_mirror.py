@@ -1,0 +1,246 @@
+"""A run's page on W&B: it shows what the run directory holds.
+
+A step is an epoch, and the last one also holds what ends the run. wandb is imported in
+this module only, and by a thread of its own, so that nothing that it does or fails to
+do stops training.
+"""
+
+import netrc
+import os
+import stat
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import urlsplit
+
+from dataset import Pack
+from parameters import Parameters
+
+START_SECONDS = 20  # that W&B may delay a run's start
+END_SECONDS = 30  # and its end
+PATIENCE = 0.7  # the share of both that W&B may wait for its server
+VARIABLES = {
+    "WANDB_ERROR_REPORTING": "false",  # or a server that hangs holds the exit up
+    "WANDB_HTTP_TIMEOUT": "5",  # seconds, of 19, that each table is held up
+}
+
+Action = Callable[[Any, Any], None]  # with the wandb module and a W&B run
+
+
+class Mirror:
+    """A run's page on W&B, or nothing where `wandb.mode` is disabled."""
+
+    def __init__(self, directory: Path, parameters: Parameters, wandb_id: str) -> None:
+        self.directory = directory
+        self.wandb_id = wandb_id
+        self.step = 0  # the last epoch on W&B
+        self._epochs = parameters.training.epochs
+        self._log_audio = parameters.wandb.log_audio
+        self._actions: SimpleQueue[Action | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        if parameters.wandb.mode != "disabled":
+            self._start(parameters)
+
+    def log_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Show one epoch's metrics, `epoch` among them, unless they are there."""
+        epoch = metrics["epoch"]
+        if epoch > self.step:
+            self.step = epoch
+            commit = epoch < self._epochs  # the last is open to what ends the run
+            self._do(lambda wandb, page: page.log(dict(metrics), epoch, commit))
+
+    def log_figure(self, name: str) -> None:
+        """Show the directory's `<name>.png` as `figures/<name>`."""
+        path = str(self.directory / f"{name}.png")
+        self._log_ending(lambda wandb: {f"figures/{name}": wandb.Image(path)})
+
+    def log_results(self, table: list[list]) -> None:
+        """Show a table whose first row names its columns."""
+        rows = {"columns": table[0], "data": table[1:]}
+        self._log_ending(lambda wandb: {"results": wandb.Table(**rows)})
+
+    def log_errors(self, table: list[list], pack: Pack) -> None:
+        """Show a table of trials on W&B, whose first row names its columns and whose
+        first two columns are ids of the pack; with players of both utterances where
+        `wandb.log_audio` asks for them."""
+
+        def show(wandb: Any) -> dict[str, Any]:
+            columns, *rows = table
+            if self._log_audio:
+                entries = {entry.id: entry for entry in pack.entries}
+
+                def player(name: str) -> Any:
+                    entry = entries[name]
+                    samples = pack.samples[entry.offset : entry.offset + entry.samples]
+                    return wandb.Audio(samples.numpy(), pack.sample_rate, caption=name)
+
+                columns = [*columns, "enrolment audio", "test audio"]
+                rows = [[*row, *map(player, row[:2])] for row in rows]
+            return {"errors": wandb.Table(columns=columns, data=rows)}
+
+        self._log_ending(show)
+
+    def log_summary(self, figures: Mapping[str, float]) -> None:
+        """Close the last step on W&B with a run's main figures, and have them in its
+        summary."""
+        # Those of validation are the best epoch's: curves keep their own last point.
+        last = {k: v for k, v in figures.items() if not k.startswith("validation/")}
+        self._log_ending(lambda wandb: last, commit=True)
+        self._do(lambda wandb, page: page.summary.update(dict(figures)))
+
+    def log_model(self) -> None:
+        """Hand the best checkpoint to W&B."""
+
+        def upload(wandb: Any, page: Any) -> None:
+            artifact = wandb.Artifact(f"model-{self.wandb_id}", type="model")
+            artifact.add_file(str(self.directory / "best.pt"))
+            page.log_artifact(artifact)
+
+        self._do(upload)
+
+    def finish(self) -> None:
+        """Close the page on W&B."""
+        if self._thread is not None:
+            self._actions.put(None)
+            self._thread.join(END_SECONDS)
+            if self._thread.is_alive():
+                print(f"W&B: not done after {END_SECONDS} s; {self._leftovers}")
+            self._thread = None
+
+    def _log_ending(
+        self, values: Callable[[Any], dict[str, Any]], commit: bool = False
+    ) -> None:
+        """Add to the last step on W&B; to a further one where the page was resumed
+        after the last epoch."""
+        self._do(
+            lambda wandb, page: page.log(
+                {"epoch": self.step, **values(wandb)},
+                max(self.step, page.starting_step),
+                commit,
+            )
+        )
+
+    def _do(self, action: Action) -> None:
+        if self._thread is not None:
+            self._actions.put(action)
+
+    def _start(self, parameters: Parameters) -> None:
+        """Have a thread log to W&B, and wait for its first line."""
+        started = threading.Event()
+
+        def work() -> None:
+            opened = _start_wandb(parameters, self.directory, self.wandb_id)
+            started.set()
+            if opened is None:
+                return
+            wandb, page = opened
+            try:
+                while action := self._actions.get():
+                    action(wandb, page)
+                page.finish()
+            except Exception as error:  # whatever W&B does, training goes on
+                print(
+                    f"W&B: {type(error).__name__}, no longer logging there; "
+                    f"{self._leftovers}"
+                )
+                with suppress(Exception):
+                    page.finish()  # uploads would hold up the exit
+                _stop_wandb(wandb)
+
+        # A daemon, for which the interpreter does not wait at its exit.
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+        if not started.wait(START_SECONDS):
+            print(f"W&B: not ready after {START_SECONDS} s, training goes on")
+
+    @property
+    def _leftovers(self) -> str:
+        return f"what it has is in {self.directory / 'wandb'}, for wandb sync"
+
+
+def _read_api_key(path: Path | None) -> str | None:
+    """From the key file, the environment or ~/.netrc; None where none has one. Warns of
+    a key file that others can read."""
+    try:
+        if path is not None and (key := path.read_text(encoding="utf-8").strip()):
+            others = stat.S_IRGRP | stat.S_IROTH
+            if os.name == "posix" and path.stat().st_mode & others:
+                print(f"warning: {path}: others can read this key; chmod 600 {path}")
+            return key
+    except (OSError, UnicodeDecodeError):
+        pass  # a missing key file is the usual case, and no reason to stop
+    if os.environ.get("WANDB_API_KEY"):
+        return os.environ["WANDB_API_KEY"]
+    try:
+        host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+        found = netrc.netrc().authenticators(host.hostname or "")
+        return found[2] if found else None
+    except (OSError, netrc.NetrcParseError):
+        return None
+
+
+def _stop_wandb(wandb: Any) -> None:
+    """End W&B's own process, which would keep the id of a run that failed."""
+    with suppress(Exception):  # it may have died
+        wandb.teardown()
+
+
+def _start_wandb(
+    parameters: Parameters, directory: Path, wandb_id: str
+) -> tuple[Any, Any] | None:
+    """(the wandb module, a W&B run), or None; says in a line what it chose and why."""
+    chosen = parameters.wandb
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
+    try:
+        import wandb
+    except Exception as error:  # missing, or broken by another package
+        print(f"W&B: wandb cannot be imported ({error}), not logging there")
+        return None
+    key = _read_api_key(chosen.api_key_file)
+    online = chosen.mode != "offline" and key is not None
+    if chosen.mode == "online" and key is None:
+        print("W&B: no API key in wandb.api_key_file, WANDB_API_KEY or ~/.netrc")
+
+    def start(mode: str) -> Any:
+        page = wandb.init(
+            entity=chosen.entity,
+            project=chosen.project,
+            name=directory.name,
+            id=wandb_id,
+            resume="allow",
+            dir=str(directory),
+            config=parameters.as_dict(),
+            mode=mode,
+            settings=wandb.Settings(
+                api_key=key if mode == "online" else None,
+                init_timeout=PATIENCE * START_SECONDS,
+                finish_timeout=PATIENCE * END_SECONDS,
+                finish_timeout_raises=True,
+                console="off",
+                silent=True,
+            ),
+        )
+        page.define_metric("*", step_metric="epoch")
+        for name in ("epoch", "step"):  # straight lines
+            page.define_metric(name, hidden=True)
+        return page
+
+    if online:
+        try:
+            page = start("online")
+            print(f"W&B: logging to {page.url}")
+            return wandb, page
+        except Exception as error:  # wrong key, no network, a server in trouble
+            print(f"W&B: cannot go online ({type(error).__name__}), logging offline")
+            _stop_wandb(wandb)
+    try:
+        page = start("offline")
+    except Exception as error:
+        print(f"W&B: {type(error).__name__}, not logging there")
+        return None
+    print(f"W&B: offline; upload with: wandb sync {Path(page.dir).parent}")
+    return wandb, page
