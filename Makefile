@@ -22,10 +22,10 @@ notebook: .venv/requirements.stamp
 	  titanet.ipynb
 
 study: .venv/requirements.stamp
-	$(BIN)/python benchmarks/study.py $(DATA)
+	$(BIN)/python experiments/study.py $(DATA)
 
 soak: .venv/requirements-dev.stamp
-	TQDM_DISABLE=1 $(BIN)/python benchmarks/soak.py $(ARGS)
+	TQDM_DISABLE=1 $(BIN)/python experiments/soak.py $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 from parameters import load_parameters
 
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+sys.path.insert(0, str(REPOSITORY / "experiments"))
 import soak
 import study
 from readme import split_at_block

@@ -1,6 +1,6 @@
 """EER on a run's test speakers, as recorded and with rooms and noise added.
 
-    python benchmarks/robustness.py RUN [RUN ...] [key=value ...]
+    python experiments/robustness.py RUN [RUN ...] [key=value ...]
 
 Every test utterance is put into a room and gets noise at 5 dB, both of the recordings
 that `augmentation.reverberation.held_out` and `augmentation.noise.held_out` keep out of

@@ -14,7 +14,7 @@ def as_table(rows: list[list[str]]) -> str:
 
 
 def _begin(program: str) -> str:
-    return f"<!-- written by benchmarks/{program} -->\n"
+    return f"<!-- written by experiments/{program} -->\n"
 
 
 def split_at_block(program: str) -> tuple[str, str, str]:
@@ -22,7 +22,7 @@ def split_at_block(program: str) -> tuple[str, str, str]:
     before, found, rest = README.read_text(encoding="utf-8").partition(_begin(program))
     text, ended, after = rest.partition(END)
     if not (found and ended):
-        raise ValueError(f"{README} has no place for benchmarks/{program}")
+        raise ValueError(f"{README} has no place for experiments/{program}")
     return before + found, text, ended + after
 
 

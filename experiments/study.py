@@ -1,6 +1,6 @@
 """The runs behind README's results: train, evaluate, tabulate, draw.
 
-    python benchmarks/study.py DATA
+    python experiments/study.py DATA
 
 DATA holds the excerpts of LibriSpeech and speechocean762 that README describes.
 Finished runs are taken as they are, stopped ones go on. Writes `assets/results.json`,

@@ -1,6 +1,6 @@
 """What the tests hold in small, in full; a JSON report and README's table of it.
 
-    python benchmarks/soak.py [--kills 50] [--inputs 20000] [--seed 1]
+    python experiments/soak.py [--kills 50] [--inputs 20000] [--seed 1]
 
 Stops at the first promise that is broken, and names the seed where there was chance.
 """
