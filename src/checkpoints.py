@@ -20,7 +20,13 @@ from torch import nn
 
 from losses import build_loss
 from models import build_encoder
-from parameters import Parameters, UserError, check_parameters
+from parameters import (
+    ParameterError,
+    Parameters,
+    UserError,
+    check_parameters,
+    migrate,
+)
 from scoring import Backend
 from transforms import FrontEnd
 
@@ -147,6 +153,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     speakers = state["speakers"]
     if not (isinstance(speakers, list) and all(isinstance(s, str) for s in speakers)):
         raise RunError(f"{path}: the checkpoint does not name its speakers")
+    try:
+        state["parameters"] = migrate(state["parameters"])
+    except (ParameterError, AttributeError) as error:
+        raise RunError(f"{path}: the checkpoint does not fit: {error}") from None
     return state
 
 

@@ -4,7 +4,9 @@
 `Parameters`
 
 Every number a run depends on stands in the files, none in the code: the schema has no
-defaults, so a key that no file gives is an error.
+defaults, so a key that no file gives is an error. A new key is a line in its section
+below, one in parameters.yml, and one at the end of `MIGRATIONS`, with the value that
+does what the program did before it.
 """
 
 import difflib
@@ -18,6 +20,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 SHIPPED = Path(__file__).parents[1] / "parameters.yml"
 
+# Keys that the schema gained, a line for each version after the first. Parameters of an
+# earlier version lack them and get these values, never those of parameters.yml.
+MIGRATIONS: tuple[dict[str, Any], ...] = ()
+VERSION = 1 + len(MIGRATIONS)  # of the schema; files that do not say are of the first
 
 MAX_MESSAGE = 1000  # characters
 MAX_NODES = 2**20  # of a YAML text, aliases written out
@@ -333,8 +339,9 @@ class Parameters(Section):
     wandb: WandbParameters
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain YAML and JSON types; `Parameters` again through `check_parameters`."""
-        return self.model_dump(mode="json")
+        """Plain YAML and JSON types, with the schema's version; `Parameters` again
+        through `check_parameters`."""
+        return {"version": VERSION, **self.model_dump(mode="json")}
 
     def as_yaml(self) -> str:
         """The text of a parameter file."""
@@ -449,18 +456,35 @@ def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """`{"a": {"b": value}}` for the key `a.b`."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
 def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
-    names = key.split(".")
-    if not equals or not all(names):
+    if not equals or not all(key.split(".")):
         raise ParameterError(
             f"{override}: expected section.key=value, "
             "such as training.epochs=5, got no value"
         )
-    value = parse_yaml(text, key)
-    for name in reversed(names):
-        value = {name: value}
-    return value
+    return _nested(key, parse_yaml(text, key))
+
+
+def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of any version of the schema as this one has them, unchecked; raise
+    `ParameterError` for a version that is not known."""
+    version = values.get("version", 1)
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ParameterError(
+            f"version: expected one of this program's, 1 to {VERSION}, got {version!r}"
+        )
+    for added in MIGRATIONS[version - 1 :]:
+        for key, value in added.items():
+            values = _merge(_nested(key, value), values)
+    return {**values, "version": VERSION}
 
 
 def _known_keys(schema: dict, definitions: dict, prefix: str = "") -> dict[str, dict]:
@@ -538,7 +562,10 @@ def _explain(error: ValidationError) -> str:
 
 
 def check_parameters(values: Mapping[str, Any]) -> Parameters:
-    """Plain nested values -> `Parameters`; raise `ParameterError` naming the key."""
+    """Plain nested values, of any version of the schema -> `Parameters`; raise
+    `ParameterError` naming the key."""
+    values = migrate(values)
+    del values["version"]
     try:
         parameters = Parameters.model_validate(values)
     except ValidationError as error:
@@ -618,11 +645,16 @@ def _check_together(parameters: Parameters) -> None:
 def load_parameters(*paths: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read, merge and check parameter files; later files and `a.b=value` overrides win.
 
-    Raises `ParameterError` naming the key, what was expected and what was given.
+    The first file is of the first version unless it says another, later ones are of
+    this version unless they do. Raises `ParameterError` naming the key, what was
+    expected and what was given.
     """
     values: dict[str, Any] = {}
     for path in paths:
-        values = _merge(values, _read_mapping(Path(path)))
+        layer = _read_mapping(Path(path))
+        if not values or "version" in layer:
+            layer = migrate(layer)
+        values = _merge(values, layer)
     return check_parameters(override_values(values, overrides))
 
 

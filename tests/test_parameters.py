@@ -2,8 +2,18 @@
 
 import pytest
 
+import parameters
 from conftest import REPOSITORY
-from parameters import ParameterError, check_parameters, load_parameters
+from parameters import (
+    MIGRATIONS,
+    VERSION,
+    ParameterError,
+    check_parameters,
+    dump_yaml,
+    load_parameters,
+    migrate,
+    parse_yaml,
+)
 
 SHIPPED = REPOSITORY / "parameters.yml"
 
@@ -208,3 +218,71 @@ def test_unreadable_file(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ParameterError, match=str(path)):
         load_parameters(path)
+
+
+def test_the_shipped_file_names_every_key_that_was_added():
+    shipped = parse_yaml(SHIPPED.read_text(), "shipped")
+    for added in MIGRATIONS:
+        for key in added:
+            section = shipped
+            for name in key.split("."):
+                assert name in section, key
+                section = section[name]
+
+
+class TestMigrations:
+    """A schema that gained `training.epochs` and then `wandb.project`."""
+
+    @pytest.fixture(autouse=True)
+    def gained(self, monkeypatch):
+        added = ({"training.epochs": 41}, {"wandb.project": "before"})
+        monkeypatch.setattr(parameters, "MIGRATIONS", added)
+        monkeypatch.setattr(parameters, "VERSION", 3)
+
+    def saved(self, shipped, version):
+        values = shipped("training.epochs=7", "wandb.project=mine").as_dict()
+        assert values.pop("version") == 3
+        if version < 3:
+            del values["wandb"]["project"]
+        if version < 2:
+            del values["training"]["epochs"]
+        return values | {"version": version}
+
+    @pytest.mark.parametrize(
+        ("version", "epochs", "project"),
+        [(1, 41, "before"), (2, 7, "before"), (3, 7, "mine")],
+    )
+    def test_bring_older_parameters_up(
+        self, shipped, tmp_path, version, epochs, project
+    ):
+        values = self.saved(shipped, version)
+        path = tmp_path / "parameters.yml"
+        path.write_text(dump_yaml(values))
+        for p in (
+            check_parameters(values),
+            load_parameters(path),
+            load_parameters(SHIPPED, path),  # nothing of today's
+        ):
+            assert (p.training.epochs, p.wandb.project) == (epochs, project)
+
+    def test_what_says_no_version_is_of_the_first(self, shipped):
+        values = self.saved(shipped, 1)
+        del values["version"]
+        assert check_parameters(values).training.epochs == 41
+
+    def test_a_key_that_its_version_has_is_not_made_up(self, shipped):
+        values = self.saved(shipped, 1) | {"version": 3}
+        with pytest.raises(ParameterError, match="it is missing"):
+            check_parameters(values)
+
+    @pytest.mark.parametrize("version", [0, 4, -1, True, 1.0, "1", None])
+    def test_other_versions_are_refused(self, shipped, version):
+        values = shipped().as_dict() | {"version": version}
+        with pytest.raises(ParameterError, match="version: expected"):
+            check_parameters(values)
+
+
+def test_values_carry_the_version(shipped):
+    assert shipped().as_dict()["version"] == VERSION
+    assert parse_yaml(shipped().as_yaml(), "")["version"] == VERSION
+    assert migrate(shipped().as_dict()) == shipped().as_dict()

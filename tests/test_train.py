@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -20,7 +21,7 @@ from checkpoints import RunError, build_model, load_checkpoint, load_model
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from corpora import CorpusError
 from dataset import TrainingBatches, prepare
-from eval import as_report, evaluate
+from eval import as_report, evaluate, evaluate_checkpoint
 from losses import AngularMarginLoss
 from metrics import equal_error_rate
 from models import Block
@@ -286,6 +287,31 @@ def test_a_finished_run_goes_on_for_more_epochs(miniature, monkeypatch, capsys):
     p = load_parameters(run / "parameters.yml").training.optimizer
     expected = learning_rate(p, 3 / 4)
     assert after[2]["train/learning_rate"] == pytest.approx(expected, rel=0.1)
+
+
+def test_a_run_of_the_first_version_opens_and_goes_on(tmp_path, monkeypatch, capsys):
+    """Trained for one epoch by commit 8601ea2: miniature, 8 kHz, arcface, adamw."""
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(REPOSITORY / "tests" / "run-of-version-1.tar.xz") as archive:
+        archive.extractall(tmp_path / "runs", filter="data")
+    run = tmp_path / "runs" / "version-1"
+    p = load_parameters(run / "parameters.yml")
+    assert (p.front_end.sample_rate, p.training.epochs) == (8000, 1)
+    before, report = metrics(run), json.loads((run / "report.json").read_text())
+    assert evaluate_checkpoint(run, ["training.device=cpu"]).identification is not None
+    (folder,) = (run / "evaluations").iterdir()
+    again = json.loads((folder / "report.json").read_text())
+    assert again["identification"] == pytest.approx(report["identification"], rel=1e-3)
+    for split, found in report["verification"].items():
+        for system, expected in found["systems"].items():
+            eer = again["verification"][split]["systems"][system]["eer"]
+            assert eer == pytest.approx(expected["eer"], abs=0.1)
+    assert main(["--resume", str(run), "training.epochs=2"]) == 0
+    after = metrics(run)
+    assert [row["epoch"] for row in after] == [1, 2]
+    assert after[:1] == before
+    assert load_parameters(run / "parameters.yml").training.epochs == 2
+    assert (run / "report.json").exists()
 
 
 def test_a_run_is_trained_once(miniature, monkeypatch):
