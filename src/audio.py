@@ -20,7 +20,7 @@ from torchaudio.functional import resample
 
 from synthetic import SyntheticUtterance
 
-MIN_SECONDS = 0.025  # one analysis window
+MIN_SECONDS = 0.025  # of a recording that no front end asks more of
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; beyond them a header is damaged
 STREAMED_SIZE = 0x7FFFF000  # bytes; at and above, a WAV header does not know its size
 MAX_OGG_PAGE = 65_307  # bytes
@@ -50,9 +50,11 @@ class Recording:
 
 
 def load_recording(
-    source: Path | Segment | SyntheticUtterance, sample_rate: int
+    source: Path | Segment | SyntheticUtterance,
+    sample_rate: int,
+    min_seconds: float = MIN_SECONDS,
 ) -> Recording:
-    """Speech as int16 [N], mono, at `sample_rate` Hz, at least one 25 ms window long.
+    """Speech as int16 [N], mono, at `sample_rate` Hz, at least `min_seconds` long.
 
     Channels are averaged, other rates resampled and peaks beyond full scale clipped; a
     16-bit mono file at `sample_rate` comes back bit for bit. Of a longer file only the
@@ -61,7 +63,9 @@ def load_recording(
     is no audio, cut FLAC, damaged, empty, too short or not finite.
     """
     if isinstance(source, SyntheticUtterance):
-        return Recording(source.render(sample_rate))
+        samples = source.render(sample_rate)
+        _refuse_short(len(samples), sample_rate, min_seconds)
+        return Recording(samples)
     try:
         segment = Segment(source) if isinstance(source, Path) else source
         waveform, rate, warning = _decode(segment)
@@ -74,13 +78,17 @@ def load_recording(
     ratio = Fraction(rate, sample_rate)
     ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
     waveform = _resample(waveform, ratio.numerator, ratio.denominator)
-    if len(waveform) < MIN_SECONDS * sample_rate:
-        seconds = len(waveform) / sample_rate
-        raise AudioError(f"expected at least {MIN_SECONDS} s, found {seconds:.4f} s")
+    _refuse_short(len(waveform), sample_rate, min_seconds)
     if not waveform.isfinite().all():
         raise AudioError("expected finite samples, found NaN or infinity")
     samples = waveform.mul_(32768).round_().clamp_(-32768, 32767)  # hours, in place
     return Recording(samples.to(torch.int16).numpy(), warning)
+
+
+def _refuse_short(num_samples: int, sample_rate: int, min_seconds: float) -> None:
+    if num_samples < round(min_seconds * sample_rate):
+        seconds = num_samples / sample_rate
+        raise AudioError(f"expected at least {min_seconds:g} s, found {seconds:.4f} s")
 
 
 def _resample(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:

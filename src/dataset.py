@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from audio import AudioError, Recording, Segment, load_recording
+from audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
 from corpora import CorpusError, Utterance, utterances
 from parallel import num_ranks, rank, share
 from parameters import DatasetParameters, Parameters
@@ -94,9 +94,11 @@ class Batch:
         ]
 
 
-def _fingerprint(corpus: Sequence[Utterance], sample_rate: int) -> str:
+def _fingerprint(
+    corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
+) -> str:
     """Changes with every name, size and time of change of the sources."""
-    digest = hashlib.sha256(f"{PACK_VERSION} {sample_rate}".encode())
+    digest = hashlib.sha256(f"{PACK_VERSION} {sample_rate} {min_seconds}".encode())
     for u in corpus:
         source = Segment(u.source) if isinstance(u.source, Path) else u.source
         if isinstance(source, Segment):
@@ -146,7 +148,9 @@ def _file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _recordings(corpus: Sequence[Utterance], sample_rate: int) -> Iterator:
+def _recordings(
+    corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
+) -> Iterator:
     """(utterance, (recording, content) or AudioError) in order, decoded by all cores;
     the content is the same on every machine, as decoded samples need not be.
 
@@ -159,7 +163,7 @@ def _recordings(corpus: Sequence[Utterance], sample_rate: int) -> Iterator:
     def load(utterance: Utterance) -> tuple[Recording, str] | AudioError:
         source = utterance.source
         try:
-            recording = load_recording(source, sample_rate)
+            recording = load_recording(source, sample_rate, min_seconds)
             if isinstance(source, SyntheticUtterance):
                 return recording, repr(source)
             part = Segment(source) if isinstance(source, Path) else source
@@ -181,17 +185,23 @@ def _recordings(corpus: Sequence[Utterance], sample_rate: int) -> Iterator:
             yield ready, future.result()
 
 
-def pack(corpus: Sequence[Utterance], directory: Path, sample_rate: int) -> Pack:
+def pack(
+    corpus: Sequence[Utterance],
+    directory: Path,
+    sample_rate: int,
+    min_seconds: float = MIN_SECONDS,
+) -> Pack:
     """Decode a corpus once into `directory`, or open it where nothing changed.
 
-    The directory appears whole or not at all. Files that cannot be used are skipped and
-    listed; `CorpusError` where none is left or the disk refuses.
+    The directory appears whole or not at all. Files that cannot be used, shorter ones
+    than `min_seconds` among them, are skipped and listed; `CorpusError` where none is
+    left or the disk refuses.
     """
     try:
-        fingerprint = _fingerprint(corpus, sample_rate)
+        fingerprint = _fingerprint(corpus, sample_rate, min_seconds)
         packed = open_pack(directory, fingerprint)
         if packed is None:
-            _write_pack(corpus, directory, sample_rate, fingerprint)
+            _write_pack(corpus, directory, sample_rate, min_seconds, fingerprint)
             packed = open_pack(directory, fingerprint)
     except OSError as error:
         raise CorpusError(f"{directory}: cannot pack the corpus: {error}") from None
@@ -201,7 +211,11 @@ def pack(corpus: Sequence[Utterance], directory: Path, sample_rate: int) -> Pack
 
 
 def _write_pack(
-    corpus: Sequence[Utterance], directory: Path, sample_rate: int, fingerprint: str
+    corpus: Sequence[Utterance],
+    directory: Path,
+    sample_rate: int,
+    min_seconds: float,
+    fingerprint: str,
 ) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -214,7 +228,7 @@ def _write_pack(
                 total=len(corpus), desc="packing", unit="utt", leave=False
             ) as progress,
         ):
-            for utterance, loaded in _recordings(corpus, sample_rate):
+            for utterance, loaded in _recordings(corpus, sample_rate, min_seconds):
                 progress.update()
                 if isinstance(loaded, AudioError):
                     faults.append(f"skipped {utterance.id}: {loaded}")
@@ -363,10 +377,11 @@ def corpus_key(parameters: DatasetParameters) -> list:
 
 def prepare(parameters: Parameters) -> Splits:
     """Scan, pack and split the corpus that the parameters name; raise `CorpusError`."""
-    p = parameters.dataset
+    p, front_end = parameters.dataset, parameters.front_end
     digest = hashlib.sha256(json.dumps(corpus_key(p)).encode()).hexdigest()[:12]
     directory = p.packs / f"{p.name}-{digest}"
-    return split(pack(utterances(p), directory, parameters.front_end.sample_rate), p)
+    rate, min_seconds = front_end.sample_rate, front_end.min_seconds
+    return split(pack(utterances(p), directory, rate, min_seconds), p)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

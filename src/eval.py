@@ -286,13 +286,14 @@ def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Compar
     """Two audio files, whoever speaks in them; raises `CorpusError` for unreadable
     ones."""
     model.train(False)
-    rate = model.parameters.front_end.sample_rate
+    front_end = model.parameters.front_end
+    rate, min_seconds = front_end.sample_rate, front_end.min_seconds
     device = next(model.encoder.parameters()).device
     seconds = model.parameters.evaluation.batch_seconds
     entries, recordings, offset = [], [], 0
     for path in (first, second):
         try:
-            samples = torch.from_numpy(load_recording(path, rate).samples)
+            samples = torch.from_numpy(load_recording(path, rate, min_seconds).samples)
         except AudioError as error:
             raise CorpusError(f"{path}: {error}") from None
         entries.append(Entry(str(path), "", None, None, None, offset, len(samples)))

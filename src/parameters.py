@@ -142,6 +142,22 @@ class FrontEndParameters(Section):
     dither: NonNegative
     normalization: Literal["per_feature", "mean"]
 
+    @property
+    def window_size(self) -> int:
+        """Samples of an analysis window."""
+        return round(self.window_seconds * self.sample_rate)
+
+    @property
+    def hop_size(self) -> int:
+        """Samples from one frame to the next."""
+        return round(self.hop_seconds * self.sample_rate)
+
+    @property
+    def min_seconds(self) -> float:
+        """The shortest utterance: a whole window, and two frames, since one frame alone
+        has no deviation to be divided by."""
+        return max(self.window_size, 2 * self.hop_size) / self.sample_rate
+
 
 class SpecAugmentParameters(Section):
     """Masks on the features of a training batch."""

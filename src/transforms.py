@@ -69,9 +69,9 @@ class FrontEnd(nn.Module):
         super().__init__()
         self.parameters = parameters
         rate = parameters.sample_rate
-        self.hop = round(parameters.hop_seconds * rate)  # samples
-        window_size = round(parameters.window_seconds * rate)  # samples
-        self.register_buffer("window", torch.hann_window(window_size, periodic=False))
+        self.hop = parameters.hop_size  # samples
+        window = torch.hann_window(parameters.window_size, periodic=False)
+        self.register_buffer("window", window)
         filterbank = slaney_filterbank(rate, parameters.n_fft, parameters.num_mels)
         self.register_buffer("filterbank", filterbank)
 

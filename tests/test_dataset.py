@@ -27,6 +27,7 @@ from dataset import (
     prepare,
     split,
 )
+from transforms import FrontEnd
 
 CPU = torch.device("cpu")
 
@@ -170,6 +171,62 @@ def test_bad_files_are_skipped_and_listed(tmp_path, corpus):
     assert pack(corpus, tmp_path / "pack", 16_000).warnings == packed.warnings
 
 
+# One frame alone has no deviation, and a part of a hop is no frame.
+@pytest.mark.parametrize(
+    ("rate", "window", "hop", "shortest"),
+    [
+        (16_000, 0.025, 0.01, 400),
+        (16_000, 0.064, 0.032, 1024),
+        (16_000, 0.064, 0.064, 2048),
+        (16_000, 0.02, 0.01011, 324),  # a hop of 161.76 samples
+    ],
+)
+def test_utterances_too_short_for_the_front_end_are_skipped(
+    tmp_path, shipped, rate, window, hop, shortest
+):
+    root = tmp_path / "corpus"
+    for speaker, size in (("a", shortest), ("b", shortest), ("b", shortest - 1)):
+        (root / speaker).mkdir(parents=True, exist_ok=True)
+        samples = np.random.default_rng(0).integers(-9000, 9000, size).astype(np.int16)
+        soundfile.write(root / speaker / f"{size}.wav", samples, rate)
+    p = shipped(
+        "dataset.name=folder",
+        f"dataset.root={root}",
+        f"dataset.packs={tmp_path / 'packs'}",
+        f"front_end.window_seconds={window}",
+        f"front_end.hop_seconds={hop}",
+        "front_end.n_fft=2048",
+        "dataset.test_fraction=0",
+    )
+    packed = prepare(p).pack
+    assert [entry.samples for entry in packed.entries] == [shortest, shortest]
+    assert packed.warnings[0].startswith(f"skipped b/{shortest - 1}.wav: ")
+    batches = UtteranceBatches(packed, range(2), 10, CPU)
+    batch = next(iter(batches))
+    features, frames = FrontEnd(p.front_end)(batch.waveforms, batch.lengths)
+    assert frames.min() >= 2
+    assert features.isfinite().all()
+
+
+def test_the_same_corpus_is_packed_anew_for_a_coarser_front_end(tmp_path, corpus):
+    assert len(pack(corpus, tmp_path / "pack", 16_000).entries) == 3
+    longer = pack(corpus, tmp_path / "pack", 16_000, min_seconds=4001 / 16_000)
+    assert [entry.samples for entry in longer.entries] == [4001, 4002]
+
+
+def test_synthetic_utterances_too_short_for_the_front_end_are_refused(miniature):
+    with pytest.raises(CorpusError, match=r"expected at least 1\.2 s, found 0\.5"):
+        prepare(
+            miniature(
+                "dataset.synthetic.min_seconds=0.5",
+                "dataset.synthetic.max_seconds=0.6",
+                "front_end.window_seconds=0.7",
+                "front_end.hop_seconds=0.6",
+                "front_end.n_fft=16384",
+            )
+        )
+
+
 def test_link_to_nowhere_is_skipped_and_listed(tmp_path, corpus):
     corpus[1].source.unlink()
     corpus[1].source.symlink_to(tmp_path / "nowhere")
@@ -207,10 +264,10 @@ def test_nothing_left_is_an_error_that_leaves_nothing(tmp_path, corpus):
 def test_interrupted_packing_leaves_nothing(tmp_path, corpus, monkeypatch):
     real = dataset.load_recording
 
-    def interrupted(source: Path, sample_rate: int):
+    def interrupted(source: Path, *others: float):
         if source == corpus[2].source:
             raise KeyboardInterrupt
-        return real(source, sample_rate)
+        return real(source, *others)
 
     monkeypatch.setattr(dataset, "load_recording", interrupted)
     with pytest.raises(KeyboardInterrupt):

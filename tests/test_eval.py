@@ -127,6 +127,14 @@ def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
         compare_recordings(model, *paths)
 
 
+def test_a_file_too_short_for_the_front_end_is_not_compared(prepared, tmp_path):
+    coarse = "window_seconds=0.064", "hop_seconds=0.032", "n_fft=1024"
+    model, _ = prepared(*(f"front_end.{setting}" for setting in coarse))
+    soundfile.write(tmp_path / "a.wav", np.ones(800), 16_000)
+    with pytest.raises(CorpusError, match=r"a\.wav: expected at least 0\.064 s"):
+        compare_recordings(model, tmp_path / "a.wav", tmp_path / "a.wav")
+
+
 def test_long_utterance_has_the_mean_of_its_windows(prepared, monkeypatch):
     model, splits = prepared()
     packed, (first, second) = splits.pack, splits.test[:2]
