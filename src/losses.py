@@ -116,7 +116,9 @@ class AngularMarginLoss(nn.Module):
     def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
         """Mean loss of [B, E] embeddings and their [B] speaker indices."""
         logits = self.logits(embeddings)  # [B, S]
-        angles = angles_between(embeddings, self.classifier.weight[speakers])  # [B]
+        # weight[speakers] would add up its gradient in an order that varies on a CPU.
+        target_vectors = F.embedding(speakers, self.classifier.weight)  # [B, E]
+        angles = angles_between(embeddings, target_vectors)  # [B]
         targets = self.scale * self.target_cosine(angles)  # [B]
         with_margin = logits.scatter(1, speakers[:, None], targets[:, None])
         loss = F.cross_entropy(with_margin, speakers)

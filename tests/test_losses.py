@@ -373,3 +373,18 @@ def test_losses_on_a_circle(shipped, name, gap):
     # SphereFace multiplies the angle from its class vector: 1.5 a = pi / 2 - a.
     expected = math.pi / 2 - 2 * (math.pi / 2 / 2.5) if gap is None else gap
     assert neither == pytest.approx(expected, abs=3e-3)
+
+
+@pytest.mark.parametrize(("kind", "margin"), ANGULAR)
+def test_gradients_of_large_batches_are_the_same_every_time(kind, margin):
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    criterion = kind(192, 20, 30.0, margin)
+    embeddings, speakers = torch.randn(260, 192), torch.randint(20, (260,))
+    found = []
+    for _ in range(50):
+        criterion.zero_grad()
+        criterion(embeddings, speakers).loss.backward()
+        found.append(criterion.classifier.weight.grad.clone())
+    torch.set_num_threads(num_threads)
+    assert all(torch.equal(found[0], again) for again in found)
