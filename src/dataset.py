@@ -395,7 +395,8 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 class Clips:
     """Some entries of a pack, or simulated sounds, of which pieces are cut.
 
-    All samples are resident on a GPU where they fit into half of its free memory.
+    All samples are resident on a GPU where they fit: what is resident on it may take
+    half of the memory that was free when nothing was.
     """
 
     def __init__(
@@ -410,7 +411,9 @@ class Clips:
         self.resident = False
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            self.resident = samples.nbytes < free / 2
+            taken = torch.cuda.memory_allocated(device)
+            free += torch.cuda.memory_reserved(device)  # freed blocks that torch keeps
+            self.resident = taken + samples.nbytes <= free / 2
         if self.resident:
             self.samples = samples.to(device)
 
