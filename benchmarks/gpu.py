@@ -60,9 +60,7 @@ def make_corpus(parameters: Parameters, device: torch.device, scale: float) -> S
     speakers = [f"{number:03}" for number in range(NUM_SPEAKERS)]
     fields = {"split": None, "gender": None, "session": None, "samples": size}
     entries = [
-        Entry(
-            id=str(i), speaker=speakers[i % NUM_SPEAKERS], offset=i * size, **fields
-        )
+        Entry(id=str(i), speaker=speakers[i % NUM_SPEAKERS], offset=i * size, **fields)
         for i in range(count)
     ]
     pack = Pack(samples, entries, parameters.front_end.sample_rate, [], "noise")
@@ -181,10 +179,14 @@ def main() -> int:
         one = measure(p, splits, device, way, options.out / f"{size}-{way}.txt")
         flop = flop_per_second_of_audio(p) * one["audio_seconds_per_second"]
         one["share_of_matrix_peak"] = flop / found["matrix_flop_per_second"]
-        one["seconds_for_75_epochs"] = 75 * NUM_UTTERANCES * (
-            sum(p.model.crop_seconds)
-            / len(p.model.crop_seconds)
-            / one["audio_seconds_per_second"]
+        one["seconds_for_75_epochs"] = (
+            75
+            * NUM_UTTERANCES
+            * (
+                sum(p.model.crop_seconds)
+                / len(p.model.crop_seconds)
+                / one["audio_seconds_per_second"]
+            )
         )
         found[f"{size} {way}"] = one
         print(f"{size} {way}", json.dumps(one), flush=True)

@@ -477,7 +477,8 @@ class Clips:
 
 
 class TrainingBatches:
-    """Epochs of training crops: one of every training utterance in each.
+    """Epochs of training crops: one of every training utterance in each, and a second
+    of as many as it takes to make all batches equally large.
 
     A batch's crop duration is drawn from the encoder's; an utterance shorter than that
     is repeated to fill it, so nothing is padded. Crops are as much longer as speed
@@ -522,9 +523,11 @@ class TrainingBatches:
         rng = np.random.default_rng([self.parameters.seed, epoch])
         if self.parameters.loss.name == "ge2e":
             return self._grouped_plan(rng)
-        return _even_parts(
-            rng.permutation(len(self.speakers)), self.parameters.training.batch_size
-        )
+        order = rng.permutation(len(self.speakers))
+        batches = _even_parts(order, self.parameters.training.batch_size)
+        # All as large as the first, by a second crop of a few utterances: for every
+        # other size the encoder would be compiled again.
+        return list(np.resize(order, (len(batches), len(batches[0]))))
 
     def _grouped_plan(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Batches of several utterances of each speaker; a speaker's last group is

@@ -17,10 +17,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from types import FrameType
 from typing import Any
 
@@ -80,6 +81,7 @@ from runs import Run
 from transforms import Augmentation
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
+COMPILING_PAYS = 300.0  # hours of crops, from which on a GPU it is worth its minute
 MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
 MAY_CHANGE = (  # without another result
     "dataset.packs",
@@ -214,9 +216,12 @@ def _has_bfloat16(device: str) -> bool:
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def fast_encoder(encoder: nn.Module, device: torch.device, choice: str) -> nn.Module:
-    """An encoder as training calls it: compiled as `choice` of `training.compile` says,
-    and with gradients that all ranks share where there are several."""
+def fast_encoder(
+    encoder: nn.Module, device: torch.device, choice: str, hours: float = math.inf
+) -> nn.Module:
+    """An encoder as training calls it: compiled as `choice` of `training.compile` says
+    for so many hours of crops, and with gradients that all ranks share where there are
+    several."""
     if num_ranks() > 1:
         if choice == "always":
             raise TrainingError(
@@ -228,7 +233,8 @@ def fast_encoder(encoder: nn.Module, device: torch.device, choice: str) -> nn.Mo
             encoder, device_ids=device_ids, broadcast_buffers=False
         )
     # On a CPU compiling takes minutes and spares a tenth.
-    if choice == "never" or (choice == "auto" and device.type != "cuda"):
+    pays = device.type == "cuda" and hours >= COMPILING_PAYS
+    if choice == "never" or (choice == "auto" and not pays):
         return encoder
     try:
         torch.compile(torch.sin)(torch.zeros(1, device=device))
@@ -240,7 +246,8 @@ def fast_encoder(encoder: nn.Module, device: torch.device, choice: str) -> nn.Mo
             ) from None
         print(f"training.compile: not compiling, since no compiler works: {reason}")
         return encoder
-    return torch.compile(encoder)
+    # One graph for each duration of crops: a dynamic one would take as long.
+    return torch.compile(encoder, dynamic=False)
 
 
 def training_step(
@@ -516,8 +523,12 @@ def _train_epochs(
         f"{parameters.loss.name} on {device}: {epochs} epochs of {len(batches)} steps"
     )
     num_steps = epochs * len(batches)
-    encoder = fast_encoder(state.model.encoder, device, parameters.training.compile)
-    with StopSignals() as stop:
+    crops = (epochs - state.epoch) * len(splits.train)
+    hours = crops * mean(parameters.model.crop_seconds) / 3600
+    encoder = fast_encoder(
+        state.model.encoder, device, parameters.training.compile, hours
+    )
+    with StopSignals() as stop, _memory_for_batches(parameters):
         while state.epoch < epochs:
             trained = training_epoch(
                 state, encoder, batches, augmentation, num_steps, stop
@@ -534,6 +545,19 @@ def _train_epochs(
                     f"stopped after step {state.step} of {num_steps}; "
                     f"go on with --resume {directory}"
                 )
+
+
+@contextmanager
+def _memory_for_batches(parameters: Parameters) -> Iterator[None]:
+    """Raise `TrainingError` where a GPU's memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            "training.batch_size: expected utterances that the GPU has memory for, got "
+            f"{parameters.training.batch_size}; fewer, or a larger "
+            "training.accumulation, may fit"
+        ) from None
 
 
 def _end_epoch(
