@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from checkpoints import build_model, choose_device
 from dataset import Entry, Pack, Splits, TrainingBatches
 from parameters import SHIPPED, Parameters, UserError, load_parameters
-from runs import build_model, choose_device
 from train import State, build_optimizer, training_step
 from transforms import Augmentation
 

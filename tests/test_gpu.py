@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import train as training
+from checkpoints import build_model, load_checkpoint
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from dataset import Clips, TrainingBatches, UtteranceBatches, prepare
 from eval import embed
-from runs import build_model, load_checkpoint
 from train import (
     State,
     StoppedError,
