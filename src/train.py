@@ -197,7 +197,11 @@ def build_optimizer(
         "fused": True,
     }
     if parameters.name == "sgd":
-        return torch.optim.SGD(groups, momentum=parameters.momentum, **common)
+        sgd = torch.optim.SGD(groups, momentum=parameters.momentum, **common)
+        # Of its own, it would leave them unwritten where it skips its first step.
+        for weight in weights:
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return sgd
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.name]
     return adam(groups, **common)
 
