@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from checkpoints import SpeakerModel, choose_device, load_model
 from dataset import UtteranceBatches, prepare
-from eval import embed, make_split_trials, print_table
+from eval import embed, make_split_trials
 from metrics import equal_error_rate
 from parameters import UserError, check_parameters, override_values
+from report import print_table
 from scoring import cosine_scores
 from transforms import Noise, Reverberation, load_noise, load_responses
 

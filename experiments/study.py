@@ -25,9 +25,10 @@ from readme import as_table, write_block
 
 from checkpoints import SpeakerModel, choose_device, load_model
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
-from eval import as_report, embed, evaluate
+from eval import embed, evaluate
 from figures import draw_curves, draw_embeddings, draw_sounds
 from parameters import Parameters, UserError, load_parameters
+from report import as_report
 from runs import read_metrics
 from train import train_once
 from transforms import Augmentation

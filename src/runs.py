@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from checkpoints import RunError, atomic_write
-from figures import Figure
 from parameters import Parameters
 from wandb_mirror import Mirror
 
@@ -98,16 +96,3 @@ class Run:
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error}") from None
         self.mirror.log_epoch(metrics)
-
-    def log_figure(self, name: str, figure: Figure) -> None:
-        """Save a figure as `<name>.png`; W&B has it as `figures/<name>`."""
-        with atomic_write(self.directory / f"{name}.png") as file:
-            figure.savefig(file)
-        self.mirror.log_figure(name)
-
-    def log_report(self, report: Mapping[str, Any], table: list[list]) -> None:
-        """Write `report.json`; W&B shows the table, whose first row names its
-        columns."""
-        with atomic_write(self.directory / "report.json") as file:
-            file.write(json.dumps(report, indent=2).encode())
-        self.mirror.log_results(table)

@@ -41,20 +41,11 @@ from checkpoints import (
 )
 from dataset import Batch, Splits, TrainingBatches, prepare
 from eval import (
-    Evaluation,
-    as_errors,
-    as_report,
-    as_summary,
-    as_table,
-    draw_evaluation,
     evaluate,
     fit_backend,
     identify,
     make_split_trials,
-    print_table,
     refuse_heard,
-    write_map,
-    write_trials_and_scores,
 )
 from losses import AngularMarginLoss
 from nemo_checkpoint import load_any_model
@@ -77,6 +68,7 @@ from parameters import (
     load_parameters,
     override_values,
 )
+from report import as_table, print_table, write_evaluation
 from runs import Run
 from transforms import Augmentation
 
@@ -482,8 +474,10 @@ def train(
         evaluation = evaluate(best.model, splits)
         if run is not None:
             best.save(directory / "best.pt")
-            _report(best.model, evaluation, splits, run)
-            run.mirror.log_model()
+            write_evaluation(directory, evaluation, splits, best.model)
+            run.mirror.log_evaluation(evaluation, splits)
+            print_table(as_table(evaluation))
+            print(f"run: {directory}")
     finally:
         if run is not None:
             run.mirror.finish()
@@ -595,23 +589,6 @@ def _epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
             loss, accuracy = metrics[f"{split}/loss"], metrics[f"{split}/accuracy"]
             line += f"  {split} loss {loss:.3f} accuracy {accuracy:.1%}"
     return f"{line}  {metrics['train/audio_seconds_per_second']:.0f} audio s/s"
-
-
-def _report(
-    model: SpeakerModel, evaluation: Evaluation, splits: Splits, run: Run
-) -> None:
-    """Print, and write trials, report and figures into the run."""
-    table = as_table(evaluation)
-    run.log_report(as_report(evaluation), table)
-    write_trials_and_scores(run.directory, evaluation, splits)
-    for name, figure in draw_evaluation(evaluation, splits, model).items():
-        run.log_figure(name, figure)
-    write_map(run.directory, evaluation, splits, model)
-    if "test" in evaluation.verification:
-        run.mirror.log_errors(as_errors(evaluation, splits), splits.pack)
-    run.mirror.log_summary(as_summary(evaluation))
-    print_table(table)
-    print(f"run: {run.directory}")
 
 
 def keep_freed_memory() -> None:

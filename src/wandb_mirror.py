@@ -16,8 +16,9 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
-from dataset import Pack
+from dataset import Splits
 from parameters import Parameters
+from report import Evaluation, as_errors, as_summary, as_table
 
 START_SECONDS = 20  # that W&B may delay a run's start
 END_SECONDS = 30  # and its end
@@ -52,54 +53,39 @@ class Mirror:
             commit = epoch < self._epochs  # the last is open to what ends the run
             self._do(lambda wandb, page: page.log(dict(metrics), epoch, commit))
 
-    def log_figure(self, name: str) -> None:
-        """Show the directory's `<name>.png` as `figures/<name>`."""
-        path = str(self.directory / f"{name}.png")
-        self._log_ending(lambda wandb: {f"figures/{name}": wandb.Image(path)})
+    def log_evaluation(self, evaluation: Evaluation, splits: Splits) -> None:
+        """Show what ends a run: figures of the directory, tables, the main figures as
+        the page's summary, and the best checkpoint.
 
-    def log_results(self, table: list[list]) -> None:
-        """Show a table whose first row names its columns."""
-        rows = {"columns": table[0], "data": table[1:]}
-        self._log_ending(lambda wandb: {"results": wandb.Table(**rows)})
+        They belong to the last step, or to a further one where the page was resumed
+        after the last epoch. With `wandb.log_audio` the table of errors has players.
+        """
+        results, summary = as_table(evaluation), as_summary(evaluation)
+        errors = as_errors(evaluation, splits)
 
-    def log_errors(self, table: list[list], pack: Pack) -> None:
-        """Show a table of trials on W&B, whose first row names its columns and whose
-        first two columns are ids of the pack; with players of both utterances where
-        `wandb.log_audio` asks for them."""
-
-        def show(wandb: Any) -> dict[str, Any]:
-            columns, *rows = table
-            if self._log_audio:
-                entries = {entry.id: entry for entry in pack.entries}
-
-                def player(name: str) -> Any:
-                    entry = entries[name]
-                    samples = pack.samples[entry.offset : entry.offset + entry.samples]
-                    return wandb.Audio(samples.numpy(), pack.sample_rate, caption=name)
-
-                columns = [*columns, "enrolment audio", "test audio"]
-                rows = [[*row, *map(player, row[:2])] for row in rows]
-            return {"errors": wandb.Table(columns=columns, data=rows)}
-
-        self._log_ending(show)
-
-    def log_summary(self, figures: Mapping[str, float]) -> None:
-        """Close the last step on W&B with a run's main figures, and have them in its
-        summary."""
-        # Those of validation are the best epoch's: curves keep their own last point.
-        last = {k: v for k, v in figures.items() if not k.startswith("validation/")}
-        self._log_ending(lambda wandb: last, commit=True)
-        self._do(lambda wandb, page: page.summary.update(dict(figures)))
-
-    def log_model(self) -> None:
-        """Hand the best checkpoint to W&B."""
-
-        def upload(wandb: Any, page: Any) -> None:
+        def show(wandb: Any, page: Any) -> None:
+            # The curves of validation keep their last point: this is the best epoch's.
+            shown = {
+                k: v for k, v in summary.items() if not k.startswith("validation/")
+            }
+            shown["results"] = wandb.Table(columns=results[0], data=results[1:])
+            if errors:
+                columns, *rows = errors
+                if self._log_audio:
+                    columns = [*columns, "enrolment audio", "test audio"]
+                    players = _players(wandb, splits)
+                    rows = [[*row, *map(players, row[:2])] for row in rows]
+                shown["errors"] = wandb.Table(columns=columns, data=rows)
+            for path in sorted(self.directory.glob("*.png")):
+                shown[f"figures/{path.stem}"] = wandb.Image(str(path))
+            step = max(self.step, page.starting_step)
+            page.log({"epoch": self.step, **shown}, step, commit=True)
+            page.summary.update(summary)
             artifact = wandb.Artifact(f"model-{self.wandb_id}", type="model")
             artifact.add_file(str(self.directory / "best.pt"))
             page.log_artifact(artifact)
 
-        self._do(upload)
+        self._do(show)
 
     def finish(self) -> None:
         """Close the page on W&B."""
@@ -109,19 +95,6 @@ class Mirror:
             if self._thread.is_alive():
                 print(f"W&B: not done after {END_SECONDS} s; {self._leftovers}")
             self._thread = None
-
-    def _log_ending(
-        self, values: Callable[[Any], dict[str, Any]], commit: bool = False
-    ) -> None:
-        """Add to the last step on W&B; to a further one where the page was resumed
-        after the last epoch."""
-        self._do(
-            lambda wandb, page: page.log(
-                {"epoch": self.step, **values(wandb)},
-                max(self.step, page.starting_step),
-                commit,
-            )
-        )
 
     def _do(self, action: Action) -> None:
         if self._thread is not None:
@@ -159,6 +132,19 @@ class Mirror:
     @property
     def _leftovers(self) -> str:
         return f"what it has is in {self.directory / 'wandb'}, for wandb sync"
+
+
+def _players(wandb: Any, splits: Splits) -> Callable[[str], Any]:
+    """A player for the id of an utterance."""
+    pack = splits.pack
+    entries = {entry.id: entry for entry in pack.entries}
+
+    def player(name: str) -> Any:
+        entry = entries[name]
+        samples = pack.samples[entry.offset : entry.offset + entry.samples]
+        return wandb.Audio(samples.numpy(), pack.sample_rate, caption=name)
+
+    return player
 
 
 def _read_api_key(path: Path | None) -> str | None:

@@ -26,6 +26,7 @@ ORDER = [
     "scoring",
     "figures",
     "checkpoints",
+    "report",
     "wandb_mirror",
     "runs",
     "nemo_checkpoint",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import dataset
-import eval as evaluation
+import report
 import train as training
 from checkpoints import RunError, build_model, load_checkpoint, save_checkpoint
 from dataset import prepare
@@ -57,8 +57,8 @@ def command(tmp_path, capsys, monkeypatch) -> Callable[..., str]:
     """src/train.py with parameters, or to go on with a run; its error, which must be
     one line."""
     # Slow, and no matter here.
-    monkeypatch.setattr(training, "draw_evaluation", lambda *_: {"det": Figure()})
-    monkeypatch.setattr(evaluation, "project_umap", lambda x, _: np.zeros((len(x), 2)))
+    monkeypatch.setattr(report, "draw_evaluation", lambda *_: {"det": Figure()})
+    monkeypatch.setattr(report, "project_umap", lambda x, _: np.zeros((len(x), 2)))
 
     def run(*arguments) -> str:
         if not isinstance(arguments[0], str):
@@ -222,7 +222,8 @@ def test_run_directory_that_goes_away(
 ):
     p = miniature("run.name=mine")
     run = p.run.directory / "mine"
-    struck(monkeypatch, training, place, lambda: shutil.rmtree(run), call)
+    module = training if hasattr(training, place) else report
+    struck(monkeypatch, module, place, lambda: shutil.rmtree(run), call)
     error = command(p)
     assert error.startswith(f"error: {run / named}: cannot be written: ")
     assert not run.exists()

@@ -18,10 +18,11 @@ from torch import multiprocessing
 from checkpoints import SpeakerModel, build_model, load_model
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from dataset import TrainingBatches, UtteranceBatches, prepare
-from eval import as_report, embed, evaluate
+from eval import embed, evaluate
 from layers import BatchNorm
 from parallel import anywhere, gather, gather_lists, rank, share
 from parameters import Parameters, check_parameters, load_parameters
+from report import as_report
 from train import State, build_optimizer, fast_encoder, training_step
 from transforms import Augmentation
 

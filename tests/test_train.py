@@ -21,11 +21,12 @@ from checkpoints import RunError, build_model, load_checkpoint, load_model
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from corpora import CorpusError
 from dataset import TrainingBatches, prepare
-from eval import as_report, evaluate, evaluate_checkpoint
+from eval import evaluate, evaluate_checkpoint
 from losses import AngularMarginLoss
 from metrics import equal_error_rate
 from models import Block
 from parameters import ParameterError, load_parameters
+from report import as_report
 from train import (
     State,
     StoppedError,
@@ -270,7 +271,7 @@ def test_a_finished_run_goes_on_for_more_epochs(miniature, monkeypatch, capsys):
         f"error: training.epochs: expected at least 2, which {run} has, got 1"
     )
     command = ["--resume", str(run)]
-    killed = {"_train_epochs": ["training.epochs=4"], "_report": []}
+    killed = {"_train_epochs": ["training.epochs=4"], "write_evaluation": []}
     for place, more in killed.items():  # before the third epoch, after the fourth
         with monkeypatch.context() as interrupted:
             interrupted.setattr(training, place, lambda *_: sys.exit("killed"))
@@ -318,7 +319,7 @@ def test_a_run_is_trained_once(miniature, monkeypatch):
     p = miniature("run.name=once")
     reported = []
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(training, "_report", lambda *_: sys.exit("killed"))
+        interrupted.setattr(training, "write_evaluation", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit):
             train_once(p, reported.append)
     run = train_once(p, reported.append)  # goes on where it was

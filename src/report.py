@@ -1,0 +1,273 @@
+"""What an evaluation found, as tables, files and figures.
+
+`Evaluation` -> `write_evaluation` -> trials.txt scores.txt errors.tsv det.png
+scores.png embeddings.png map.html report.json
+`Evaluation` -> `as_table` -> `print_table`
+
+U utterances, K trials, E embedding size.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audio import encode_ogg
+from checkpoints import SpeakerModel, atomic_write
+from dataset import Splits
+from figures import (
+    Figure,
+    draw_det,
+    draw_embeddings,
+    draw_scores,
+    map_embeddings,
+    project_umap,
+    speaker_looks,
+)
+from metrics import Interval, det_points
+from trials import Trials, hardest_trials, write_scores, write_table, write_trials
+
+FEW_SPEAKERS = 20  # below which an interval over speakers is rough
+MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
+NUM_HARDEST = 25  # trials of each kind that are listed
+UNHEARD = "Utterances of speakers never heard in training"  # a figure's title
+MAPPED_UTTERANCES = 16  # of a speaker, and
+MAPPED_SECONDS = 3  # of each, so that a map has some 10 MB
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """What the scores of a list of trials are worth.
+
+    Intervals are of 95 %. Log likelihood ratios have costs of their own, and rates at
+    the threshold that was stored with the calibration.
+    """
+
+    num_targets: int
+    num_non_targets: int
+    num_speakers: int | None  # where they are known
+    eer: float
+    min_dcf: float
+    min_cllr: float
+    eer_interval: Interval | None = None
+    min_dcf_interval: Interval | None = None
+    cllr: float | None = None
+    actual_dcf: float | None = None
+    miss: float | None = None
+    false_alarm: float | None = None
+
+
+@dataclass(frozen=True)
+class IdentificationReport:
+    """Closed-set identification of other utterances of training speakers."""
+
+    loss: float
+    accuracy: float
+    top_5_accuracy: float
+    num_utterances: int
+    num_speakers: int  # that have any of these utterances
+    num_classes: int  # that they are told from
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Trials among the utterances of a split, and how each system does on them."""
+
+    trials: Trials
+    embeddings: NDArray[np.float32]  # the model's, [U, E]
+    scores: dict[str, NDArray[np.float64]]  # the model's, by scoring, [K]
+    reports: dict[str, VerificationReport]  # by system, the model's first
+    conditions: dict[str, VerificationReport]  # of cosines, by kind of trial
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found; what the corpus has no utterances for is missing."""
+
+    identification: IdentificationReport | None
+    verification: dict[str, Verification]  # by split, of development and test
+
+
+def write_evaluation(
+    directory: Path, evaluation: Evaluation, splits: Splits, model: SpeakerModel
+) -> None:
+    """Write all that is known of an evaluation into a directory that is there, the
+    report last: where it stands, so does the rest."""
+    write_trials_and_scores(directory, evaluation, splits)
+    for name, figure in draw_evaluation(evaluation, splits, model).items():
+        with atomic_write(directory / f"{name}.png") as file:
+            figure.savefig(file)
+    write_map(directory, evaluation, splits, model)
+    with atomic_write(directory / "report.json") as file:
+        file.write(json.dumps(as_report(evaluation), indent=2).encode())
+
+
+def write_trials_and_scores(
+    directory: Path, evaluation: Evaluation, splits: Splits
+) -> None:
+    """`trials.txt` and `scores.txt` of the test, from which its figures can be had
+    again, and the hardest of them in `errors.tsv`."""
+    if test := evaluation.verification.get("test"):
+        ids = [splits.pack.entries[i].id for i in splits.test]
+        write_trials(directory / "trials.txt", test.trials, ids)
+        write_scores(directory / "scores.txt", test.trials, test.scores["trained"], ids)
+        write_table(directory / "errors.tsv", as_errors(evaluation, splits))
+
+
+def draw_evaluation(
+    evaluation: Evaluation, splits: Splits, model: SpeakerModel
+) -> dict[str, Figure]:
+    """Figures of the test by name: DET curves, scores, and the embeddings."""
+    test = evaluation.verification.get("test")
+    if test is None:
+        return {}
+    targets = test.trials.targets
+    curves = {name: det_points(found, targets) for name, found in test.scores.items()}
+    calibrations = model.backend.calibrations if model.backend else {}
+    thresholds = {name: c.threshold_of_scores for name, c in calibrations.items()}
+    figures = {
+        "det": draw_det(curves),
+        "scores": draw_scores(test.scores, targets, thresholds),
+    }
+    if len(splits.test) >= MIN_DRAWN:
+        figures["embeddings"] = draw_embeddings(
+            {model.parameters.model.name: test.embeddings},
+            splits.speakers_of(splits.test),
+            UNHEARD,
+            model.parameters.seed,
+        )
+    return figures
+
+
+def write_map(
+    directory: Path, evaluation: Evaluation, splits: Splits, model: SpeakerModel
+) -> None:
+    """`map.html`: the UMAP of the test's embeddings to explore and, cut short, to hear.
+
+    It holds people's voices: it is written here and handed to nobody.
+    """
+    test = evaluation.verification.get("test")
+    if test is None or len(splits.test) < MIN_DRAWN:
+        return
+    speakers = np.array(splits.speakers_of(splits.test))
+    drawn = np.isin(speakers, list(looks := speaker_looks(speakers)))
+    plane = np.empty((len(speakers), 2), np.float32)
+    plane[drawn] = project_umap(test.embeddings[drawn], model.parameters.seed)
+    rows = []
+    for name in looks:
+        own = np.flatnonzero(speakers == name)
+        rows += own[:: -(-len(own) // MAPPED_UTTERANCES)].tolist()
+    entries = [splits.pack.entries[splits.test[row]] for row in rows]
+    rate = splits.pack.sample_rate
+    sounds = {}
+    for entry in entries:
+        end = entry.offset + min(entry.samples, MAPPED_SECONDS * rate)
+        samples = splits.pack.samples[entry.offset : end].numpy()
+        sounds[entry.id] = encode_ogg(samples, rate)
+    ids = [entry.id for entry in entries]
+    page = map_embeddings(
+        plane[rows], speakers[rows], ids, UNHEARD, sounds, offline=True
+    )
+    with atomic_write(directory / "map.html") as file:
+        file.write(page.encode())
+
+
+def as_report(evaluation: Evaluation) -> dict[str, Any]:
+    """Plain types for `report.json`."""
+    found = evaluation.identification
+    return {
+        "identification": asdict(found) if found else None,
+        "verification": {
+            split: {
+                kind: {name: asdict(report) for name, report in reports.items()}
+                for kind, reports in (
+                    ("systems", found.reports),
+                    ("conditions", found.conditions),
+                )
+            }
+            for split, found in evaluation.verification.items()
+        },
+    }
+
+
+def as_summary(evaluation: Evaluation) -> dict[str, float]:
+    """The model's main figures by names such as `test/eer`, as far as there are any."""
+    figures = {}
+    if found := evaluation.identification:
+        for name in ("loss", "accuracy", "top_5_accuracy"):
+            figures[f"validation/{name}"] = getattr(found, name)
+    for split, verification in evaluation.verification.items():
+        for name in ("eer", "min_dcf", "cllr"):
+            figures[f"{split}/{name}"] = getattr(verification.reports["trained"], name)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def as_errors(evaluation: Evaluation, splits: Splits) -> list[list]:
+    """The hardest trials of the test, as `hardest_trials` has them; none where there is
+    no test."""
+    test = evaluation.verification.get("test")
+    if test is None:
+        return []
+    ids = [splits.pack.entries[i].id for i in splits.test]
+    speakers = splits.speakers_of(splits.test)
+    return hardest_trials(
+        test.trials, test.scores["trained"], ids, speakers, NUM_HARDEST
+    )
+
+
+def as_table(evaluation: Evaluation) -> list[list[str]]:
+    """Rows of text, the first naming the columns; intervals of 95 % in brackets."""
+    rows = [["split", "system", "EER", "minDCF", "Cllr", "on"]]
+    if found := evaluation.identification:
+        system = f"accuracy {found.accuracy:.2%}, top 5 {found.top_5_accuracy:.2%}"
+        on = (
+            f"{found.num_utterances} utterances of {found.num_speakers} speakers, "
+            f"among {found.num_classes}"
+        )
+        rows.append(["validation", system, "", "", "", on])
+    for split, verification in evaluation.verification.items():
+        of_conditions = {
+            f"  {name}": report for name, report in verification.conditions.items()
+        }
+        first, *others = verification.reports.items()
+        for system, report in (first, *of_conditions.items(), *others):
+            rows.append([split, system, *report_cells(report)])
+    return rows
+
+
+def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[str]]:
+    """Tables of the same columns in one, with their names in a first column."""
+    rows: list[list[str]] = []
+    for name, (header, *found) in tables.items():
+        rows += [] if rows else [[title, *header]]
+        rows += [[name, *row] for row in found]
+    return rows
+
+
+def report_cells(report: VerificationReport) -> list[str]:
+    """EER, minDCF, Cllr and what they are of, as a table shows them."""
+    eer, dcf = f"{report.eer:.2%}", f"{report.min_dcf:.3f}"
+    if report.eer_interval is not None:
+        low, high = report.eer_interval.low, report.eer_interval.high
+        eer += f" [{100 * low:.2f}, {100 * high:.2f}]"
+        low, high = report.min_dcf_interval.low, report.min_dcf_interval.high
+        dcf += f" [{low:.3f}, {high:.3f}]"
+    on = f"{report.num_targets} targets, {report.num_non_targets} non-targets"
+    if report.num_speakers is not None:
+        on += f", {report.num_speakers} speakers"
+        if report.num_speakers < FEW_SPEAKERS:
+            on += ": few, intervals are rough"
+    cost = "" if report.cllr is None else f"{report.cllr:.3f}"
+    return [eer, dcf, cost, on]
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Rows of text in columns as wide as their widest cell."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
