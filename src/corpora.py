@@ -2,6 +2,7 @@
 
 `DatasetParameters` -> `utterances` -> `Utterance.source` -> `audio.load_recording`
 
+A corpus is one record, of `CORPORA`; a mixture is several, told apart by labels.
 LibriSpeech is openslr.org/12 (Panayotov et al., ICASSP 2015); VCTK is version 0.92,
 doi.org/10.7488/ds/2645; VoxCeleb1 is arXiv 1706.08612; manifests are NVIDIA NeMo's.
 """
@@ -12,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -75,26 +76,67 @@ class Utterance:
     split: str | None = None  # of `dataset.Splits`, where the corpus says so
     gender: str | None = None  # f or m where known
     session: str | None = None  # chapter, video or day of the speaker, where known
+    corpus: str = ""  # its label in a mixture
+
+
+def _resolved_root(parameters: DatasetParameters) -> list[str]:
+    return [str(parameters.root.resolve())]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All that the program knows of one corpus, as functions of its `dataset` section.
+
+    `key` holds what its utterances depend on, whoever is held out: packs are named
+    after it. Equal names are of the same people wherever `people` are equal. `trials`
+    is the published list, whose names are utterance ids; of VoxCeleb1 VoxCeleb1-O,
+    cleaned.
+    """
+
+    scan: Callable[[DatasetParameters], Iterator[Utterance]]
+    place: Callable[[DatasetParameters], Path] = lambda p: p.root
+    key: Callable[[DatasetParameters], list] = _resolved_root
+    people: Callable[[DatasetParameters], list] = lambda p: []
+    trials: Callable[[DatasetParameters], Path | None] = lambda p: None
 
 
 def utterances(parameters: DatasetParameters) -> list[Utterance]:
-    """All utterances of the corpus in the order of their ids, of two speakers or more.
+    """All utterances of the corpus in the order of their ids, of two speakers or more;
+    of a mixture corpus after corpus, with `label/` before names of utterances and
+    speakers.
 
     Raises `CorpusError` saying where, what was expected and what was found.
     """
-    scan = {
-        "synthetic": _scan_synthetic,
-        "librispeech": _scan_librispeech,
-        "vctk": _scan_vctk,
-        "voxceleb1": _scan_voxceleb1,
-        "folder": _scan_folder,
-        "manifest": _scan_manifests,
-    }[parameters.name]
-    where = parameters.root
-    if parameters.name == "manifest":
-        where = parameters.manifest.train
+    if parameters.name != "mixture":
+        return _utterances(parameters)
+    found = []
+    for place, (label, corpus) in enumerate(parameters.corpora.items()):
+        try:
+            unlabelled = _utterances(corpus)
+        except UserError as error:
+            raise CorpusError(f"dataset.mixture.{place}: {error}") from None
+        found += [
+            replace(
+                utterance,
+                id=f"{label}/{utterance.id}",
+                speaker=f"{label}/{utterance.speaker}",
+                corpus=label,
+            )
+            for utterance in unlabelled
+        ]
+    return found
+
+
+def without_label(name: str, corpus: str) -> str:
+    """What an utterance or a speaker of a mixture is called in its own corpus."""
+    return name.removeprefix(f"{corpus}/") if corpus else name
+
+
+def _utterances(parameters: DatasetParameters) -> list[Utterance]:
+    corpus = CORPORA[parameters.name]
+    where = corpus.place(parameters)
     try:
-        found = sorted(scan(parameters), key=lambda utterance: utterance.id)
+        found = sorted(corpus.scan(parameters), key=lambda utterance: utterance.id)
     except OSError as error:
         raise CorpusError(
             f"{error.filename or where}: cannot be used: {error.strerror}"
@@ -121,11 +163,21 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
 
 
 def official_trials(parameters: DatasetParameters) -> Path | None:
-    """The list of trials published with the corpus, whose names are utterance ids, if
-    there is one: of VoxCeleb1 the cleaned VoxCeleb1-O."""
-    if parameters.name == "voxceleb1":
-        return parameters.root / "veri_test2.txt"
-    return None
+    """The list of trials published with one corpus, if there is one."""
+    return CORPORA[parameters.name].trials(parameters)
+
+
+def pack_key(parameters: DatasetParameters) -> list:
+    """What the pack of a corpus or a mixture is named after."""
+    if parameters.name == "mixture":
+        keys = ([label, *pack_key(p)] for label, p in parameters.corpora.items())
+        return [parameters.name, *keys]
+    return [parameters.name, *CORPORA[parameters.name].key(parameters)]
+
+
+def people_key(parameters: DatasetParameters) -> list:
+    """Equal for two corpora whose equal names of speakers are of the same people."""
+    return [parameters.name, *CORPORA[parameters.name].people(parameters)]
 
 
 def _scan_synthetic(parameters: DatasetParameters) -> Iterator[Utterance]:
@@ -471,3 +523,25 @@ def _recordings_below(root: Path, wanted: Callable[[Path], bool]) -> list[Uttera
     if not names:
         raise CorpusError(f"{root}: expected {', '.join(EXTENSIONS)} files, found none")
     return [Utterance(_quote(n.as_posix()), n.parts[0], root / n) for n in names]
+
+
+CORPORA = {
+    "synthetic": Corpus(
+        _scan_synthetic,
+        key=lambda p: [p.seed, p.synthetic.model_dump()],
+        people=lambda p: [p.seed],
+    ),
+    "librispeech": Corpus(
+        _scan_librispeech,
+        key=lambda p: [*_resolved_root(p), p.librispeech.model_dump()],
+    ),
+    "vctk": Corpus(_scan_vctk, key=lambda p: [*_resolved_root(p), p.vctk.model_dump()]),
+    "voxceleb1": Corpus(_scan_voxceleb1, trials=lambda p: p.root / "veri_test2.txt"),
+    "folder": Corpus(_scan_folder, people=_resolved_root),
+    "manifest": Corpus(
+        _scan_manifests,
+        place=lambda p: p.manifest.train,
+        key=lambda p: [path and str(path.resolve()) for _, path in p.manifest],
+        people=lambda p: [str(p.manifest.train.resolve())],
+    ),
+}

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
-from corpora import CorpusError, Utterance, utterances
+from corpora import CorpusError, Utterance, pack_key, utterances, without_label
 from parallel import num_ranks, rank, share
 from parameters import DatasetParameters, Parameters
 from synthetic import SyntheticUtterance
 
 FULL_SCALE = 32768  # of an int16 sample
 PACK_VERSION = 3
+PARTS = ("train", "validation", "development", "test")
 MAX_WARNINGS = 10  # shown; a pack's index holds them all
 LONGEST = 120.0  # seconds that are embedded as one
 WINDOW, WINDOW_HOP = 60.0, 50.0  # of longer utterances, seconds; hops at most
@@ -51,18 +52,26 @@ class Entry:
     session: str | None
     offset: int
     samples: int
+    corpus: str = ""  # its label in a mixture
 
 
 @dataclass(frozen=True)
 class Pack:
-    """All utterances of a corpus end to end, memory-mapped; writing to the samples ends
-    the process."""
+    """All utterances end to end, memory-mapped; writing to the samples ends the
+    process."""
 
     samples: Tensor  # int16 [all samples]
     entries: list[Entry]
     sample_rate: int  # Hz
     warnings: list[str]  # one line for each file skipped or read with a reservation
-    digest: str  # the same wherever the same corpus was packed
+    digests: dict[str, str]  # of each corpus, the same wherever it was packed
+
+    @property
+    def digest(self) -> str:
+        """The same wherever the same corpora were packed together."""
+        if list(self.digests) == [""]:
+            return self.digests[""]
+        return hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,8 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
             entries,
             index["sample_rate"],
             index["warnings"],
-            index["digest"],
+            # one alone until there were mixtures
+            index.get("digests") or {"": index["digest"]},
         )
     except (OSError, ValueError, LookupError, TypeError):
         return None
@@ -220,7 +230,8 @@ def _write_pack(
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     entries, faults, offset = [], [], 0
-    digest = hashlib.sha256(f"{sample_rate}".encode())
+    corpora = dict.fromkeys(utterance.corpus for utterance in corpus)
+    digests = {label: hashlib.sha256(f"{sample_rate}".encode()) for label in corpora}
     try:
         with (
             open(partial / "samples.int16", "wb") as file,
@@ -239,25 +250,30 @@ def _write_pack(
                 file.write(recording.samples.tobytes())
                 length = len(recording.samples)
                 u = utterance
-                entries.append(
-                    Entry(u.id, u.speaker, u.split, u.gender, u.session, offset, length)
-                )
-                known = [u.id, u.speaker, u.split, u.gender, u.session, content]
-                digest.update(json.dumps(known).encode())
+                known = (u.split, u.gender, u.session)
+                entries.append(Entry(u.id, u.speaker, *known, offset, length, u.corpus))
+                names = (without_label(name, u.corpus) for name in (u.id, u.speaker))
+                row = json.dumps([*names, *known, content])
+                digests[u.corpus].update(row.encode())
                 offset += length
             file.flush()
             os.fsync(file.fileno())
-        if not entries:
+        if unusable := set(corpora) - {entry.corpus for entry in entries}:
+            label = min(unusable)
+            own = [u.id for u in corpus if u.corpus == label]
+            first = next(
+                line for line in faults if line.startswith(f"skipped {own[0]}")
+            )
             raise CorpusError(
-                f"none of the {len(corpus)} files of the corpus can be used; "
-                f"the first: {faults[0]}"
+                f"none of the {len(own)} files of {label or 'the corpus'} can be used; "
+                f"the first: {first}"
             )
         index = {
             "fingerprint": fingerprint,
             "sample_rate": sample_rate,
             "entries": [list(asdict(entry).values()) for entry in entries],
             "warnings": faults,
-            "digest": digest.hexdigest(),
+            "digests": {label: d.hexdigest() for label, d in digests.items()},
         }
         (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
@@ -290,22 +306,34 @@ class Splits:
                 f"{', '.join(sorted(heard & unseen)[:5])} are"
             )
 
+    def by_corpus(self, split: str) -> dict[str, list[int]]:
+        """A split's entries by names such as `test`, and in a mixture `test/label`;
+        without those that have none."""
+        found: dict[str, list[int]] = {}
+        for i in getattr(self, split):
+            label = self.pack.entries[i].corpus
+            found.setdefault(f"{split}/{label}" if label else split, []).append(i)
+        return found
+
     def speakers_of(self, indices: Sequence[int]) -> list[str]:
         """The speaker of each of these entries."""
         return [self.pack.entries[i].speaker for i in indices]
 
     def summary(self) -> str:
         """A line for each split that is not empty, then the files with a fault."""
-        lines = []
-        for name in ("train", "validation", "development", "test"):
-            entries = [self.pack.entries[i] for i in getattr(self, name)]
-            if entries:
-                speakers = len({entry.speaker for entry in entries})
-                minutes = sum(e.samples for e in entries) / self.pack.sample_rate / 60
-                lines.append(
-                    f"{name:12}{speakers:6} speakers {len(entries):7} utterances"
-                    f"{minutes:9.1f} min"
-                )
+        parts = {
+            name: [self.pack.entries[i] for i in indices]
+            for split in PARTS
+            for name, indices in self.by_corpus(split).items()
+        }
+        lines, width = [], max(12, *(len(name) + 1 for name in parts))
+        for name, entries in parts.items():
+            speakers = len({entry.speaker for entry in entries})
+            minutes = sum(e.samples for e in entries) / self.pack.sample_rate / 60
+            lines.append(
+                f"{name:{width}}{speakers:6} speakers {len(entries):7} utterances"
+                f"{minutes:9.1f} min"
+            )
         faults = self.pack.warnings
         if faults:
             lines.append(f"warning: {len(faults)} files skipped or cut short:")
@@ -315,16 +343,31 @@ class Splits:
 
 
 def split(packed: Pack, parameters: DatasetParameters) -> Splits:
-    """Deal a pack's speakers and utterances out by `dataset.seed`.
+    """Deal the speakers and utterances of a pack out, each corpus by its own seed and
+    fractions.
 
     Speakers that the corpus itself names for development or test stay there; otherwise
     the fractions of the others are held out, at least two speakers of a test. The same
     holds of utterances for validation; each training speaker keeps one to train on.
     """
-    entries = packed.entries
-    named = {entry.split for entry in entries}
+    of_corpus: dict[str, list[int]] = {label: [] for label in parameters.corpora}
+    for i, entry in enumerate(packed.entries):
+        of_corpus[entry.corpus].append(i)
+    parts: dict[str, list] = {name: [] for name in ("speakers", *PARTS)}
+    for label, corpus in parameters.corpora.items():
+        for name, found in _split_corpus(packed, of_corpus[label], corpus).items():
+            parts[name] += found
+    return Splits(packed, **parts)
+
+
+def _split_corpus(
+    packed: Pack, indices: Sequence[int], parameters: DatasetParameters
+) -> dict[str, list]:
+    """Training speakers, and indices by the split that they are dealt to."""
+    entries = {i: packed.entries[i] for i in indices}
+    named = {entry.split for entry in entries.values()}
     free = sorted(
-        {e.speaker for e in entries if e.split not in ("development", "test")}
+        {e.speaker for e in entries.values() if e.split not in ("development", "test")}
     )
     rng = np.random.default_rng([parameters.seed, SPLIT_STREAM])
     shuffled = [free[i] for i in rng.permutation(len(free))]
@@ -338,9 +381,9 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
     after = shuffled[num_test : num_test + num_development]
     split_of |= dict.fromkeys(after, "development")
 
-    parts = {"train": [], "validation": [], "development": [], "test": []}
+    parts = {name: [] for name in PARTS}
     of_training_speaker: dict[str, list[int]] = {}
-    for i, entry in enumerate(entries):
+    for i, entry in entries.items():
         part = entry.split if entry.split in ("development", "test") else None
         part = part or split_of[entry.speaker]
         if part == "train":
@@ -358,27 +401,14 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
         own.sort(key=lambda i: entries[i].split != "validation")
         parts["validation"] += own[:num_validation]
         parts["train"] += own[num_validation:]
-    return Splits(packed, sorted(of_training_speaker), **parts)
-
-
-def corpus_key(parameters: DatasetParameters) -> list:
-    """What a pack is named after: the corpus, wherever the speakers go."""
-    p = parameters
-    source = {
-        "synthetic": [p.seed, p.synthetic.model_dump()],
-        "librispeech": [str(p.root.resolve()), p.librispeech.model_dump()],
-        "vctk": [str(p.root.resolve()), p.vctk.model_dump()],
-        "voxceleb1": [str(p.root.resolve())],
-        "folder": [str(p.root.resolve())],
-        "manifest": [path and str(path.resolve()) for _, path in p.manifest],
-    }
-    return [p.name, *source[p.name]]
+    return {"speakers": sorted(of_training_speaker), **parts}
 
 
 def prepare(parameters: Parameters) -> Splits:
-    """Scan, pack and split the corpus that the parameters name; raise `CorpusError`."""
+    """Scan, pack and split the corpora that the parameters name; raise
+    `CorpusError`."""
     p, front_end = parameters.dataset, parameters.front_end
-    digest = hashlib.sha256(json.dumps(corpus_key(p)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(pack_key(p)).encode()).hexdigest()[:12]
     directory = p.packs / f"{p.name}-{digest}"
     rate, min_seconds = front_end.sample_rate, front_end.min_seconds
     return split(pack(utterances(p), directory, rate, min_seconds), p)
@@ -477,8 +507,9 @@ class Clips:
 
 
 class TrainingBatches:
-    """Epochs of training crops: one of every training utterance in each, and a second
-    of as many as it takes to make all batches equally large.
+    """Epochs of training crops: one of every training utterance in each, of a mixture
+    as many as its corpus weighs, and one more of as many as it takes to make all
+    batches equally large.
 
     A batch's crop duration is drawn from the encoder's; an utterance shorter than that
     is repeated to fill it, so nothing is padded. Crops are as much longer as speed
@@ -498,6 +529,14 @@ class TrainingBatches:
         )
         order = np.argsort(self.speakers, kind="stable")
         self.by_speaker = np.split(order, np.cumsum(np.bincount(self.speakers))[:-1])
+        labels = np.array([splits.pack.entries[i].corpus for i in splits.train])
+        self.repeats = np.zeros(len(labels), np.int64)  # of each utterance in an epoch
+        self.repeated_once_more: list[tuple[np.ndarray, int]] = []  # so many of these
+        for label, weight in parameters.dataset.weights.items():
+            of_corpus = np.flatnonzero(labels == label)
+            self.repeats[of_corpus] = int(weight)
+            count = round(weight % 1 * len(of_corpus))
+            self.repeated_once_more += [(of_corpus, count)] if count else []
         plan = self._plan(0)
         self.num_batches = len(plan)  # the same in every epoch
         least = max(2, num_ranks()) * parameters.training.accumulation
@@ -523,9 +562,12 @@ class TrainingBatches:
         rng = np.random.default_rng([self.parameters.seed, epoch])
         if self.parameters.loss.name == "ge2e":
             return self._grouped_plan(rng)
-        order = rng.permutation(len(self.speakers))
+        repeats = self.repeats.copy()
+        for utterances_of_corpus, count in self.repeated_once_more:
+            repeats[rng.choice(utterances_of_corpus, count, replace=False)] += 1
+        order = rng.permutation(np.arange(len(repeats)).repeat(repeats))
         batches = _even_parts(order, self.parameters.training.batch_size)
-        # All as large as the first, by a second crop of a few utterances: for every
+        # All as large as the first, by another crop of a few utterances: for every
         # other size the encoder would be compiled again.
         return list(np.resize(order, (len(batches), len(batches[0]))))
 
@@ -535,7 +577,8 @@ class TrainingBatches:
         p = self.parameters.loss.ge2e
         rounds: list[list[np.ndarray]] = []
         for utterances_of_speaker in self.by_speaker:
-            shuffled = rng.permutation(utterances_of_speaker)
+            repeats = self.repeats[utterances_of_speaker]  # whole under GE2E
+            shuffled = rng.permutation(utterances_of_speaker.repeat(repeats))
             num_groups = -(-len(shuffled) // p.utterances_per_speaker)
             groups = np.resize(shuffled, (num_groups, p.utterances_per_speaker))
             for number, group in enumerate(groups):

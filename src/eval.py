@@ -234,7 +234,7 @@ def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Compar
         entries.append(Entry(str(path), "", None, None, None, offset, len(samples)))
         recordings.append(samples)
         offset += len(samples)
-    packed = Pack(torch.cat(recordings), entries, rate, warnings=[], digest="")
+    packed = Pack(torch.cat(recordings), entries, rate, warnings=[], digests={})
     batches = UtteranceBatches(packed, range(2), seconds, device)
     embeddings = embed(model.front_end, model.encoder, batches).double()
     cosine = F.cosine_similarity(*embeddings[:, None]).numpy()

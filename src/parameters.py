@@ -22,7 +22,7 @@ SHIPPED = Path(__file__).parents[1] / "parameters.yml"
 
 # Keys that the schema gained, a line for each version after the first. Parameters of an
 # earlier version lack them and get these values, never those of parameters.yml.
-MIGRATIONS: tuple[dict[str, Any], ...] = ()
+MIGRATIONS: tuple[dict[str, Any], ...] = ({"dataset.mixture": []},)
 VERSION = 1 + len(MIGRATIONS)  # of the schema; files that do not say are of the first
 
 MAX_MESSAGE = 1000  # characters
@@ -113,10 +113,25 @@ class ManifestParameters(Section):
     test: PathLike | None
 
 
+CorpusName = Literal[
+    "synthetic", "librispeech", "vctk", "voxceleb1", "folder", "manifest"
+]
+
+
+class MixedCorpus(Section):
+    """One corpus of a mixture; what else is said of it is laid over `dataset`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    label: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
+    weight: Annotated[float, Field(gt=0, le=1000)]
+    name: CorpusName
+
+
 class DatasetParameters(Section):
     """Where the audio comes from and who is kept out of training."""
 
-    name: Literal["synthetic", "librispeech", "vctk", "voxceleb1", "folder", "manifest"]
+    name: CorpusName | Literal["mixture"]
     root: PathLike
     packs: PathLike
     download: bool
@@ -128,6 +143,30 @@ class DatasetParameters(Section):
     librispeech: LibriSpeechParameters
     vctk: VCTKParameters
     manifest: ManifestParameters
+    mixture: Annotated[tuple[MixedCorpus, ...], BeforeValidator(_as_tuple)]
+
+    @property
+    def corpora(self) -> "dict[str, DatasetParameters]":
+        """What each corpus of a mixture is read and split by, by its label; this
+        section by the label "" where it is no mixture."""
+        if self.name != "mixture":
+            return {"": self}
+        values = self.model_dump(mode="json")
+        return {
+            corpus.label: DatasetParameters.model_validate(_laid_over(values, corpus))
+            for corpus in self.mixture
+        }
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """How often an epoch draws each utterance of a corpus, by its label."""
+        if self.name != "mixture":
+            return {"": 1.0}
+        return {corpus.label: corpus.weight for corpus in self.mixture}
+
+
+def _laid_over(dataset: Mapping[str, Any], corpus: MixedCorpus) -> dict[str, Any]:
+    return _merge(dataset, {**corpus.model_extra, "name": corpus.name, "mixture": []})
 
 
 class FrontEndParameters(Section):
@@ -504,10 +543,17 @@ def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known_keys(schema: dict, definitions: dict, prefix: str = "") -> dict[str, dict]:
-    """Dotted name -> JSON schema of every key, sections included."""
+    """Dotted name -> JSON schema of every key, sections included; `*` is an item."""
+
+    def resolved(field: dict) -> dict:
+        return definitions[field["$ref"].split("/")[-1]] if "$ref" in field else field
+
     known = {}
     for name, field in schema.get("properties", {}).items():
-        field = definitions[field["$ref"].split("/")[-1]] if "$ref" in field else field
+        field = resolved(field)
+        if "items" in field:
+            field = {**field, "items": resolved(field["items"])}
+            known |= _known_keys(field["items"], definitions, f"{prefix}{name}.*.")
         known[prefix + name] = field
         known |= _known_keys(field, definitions, f"{prefix}{name}.")
     return known
@@ -550,16 +596,25 @@ def _expectation(field: dict) -> str:
     return " ".join([words, " and ".join(bounds)]).strip()
 
 
+def _pattern(location: Sequence[str | int]) -> str:
+    """The dotted name of a key, with `*` for a place in a list."""
+    return ".".join("*" if isinstance(part, int) else part for part in location)
+
+
 def _explain(error: ValidationError) -> str:
     """The first of pydantic's complaints in one line."""
     schema = Parameters.model_json_schema(mode="validation")
     known = _known_keys(schema, schema["$defs"])
     complaint = error.errors()[0]
     location = complaint["loc"]
-    key = ".".join(str(part) for part in location)
+    key = ".".join(map(str, location))
     if complaint["type"] == "extra_forbidden":
         section, _, name = key.rpartition(".")
-        siblings = {k.rpartition(".")[2]: k for k in known if k.startswith(section)}
+        siblings = {
+            k.rpartition(".")[2]: k
+            for k in known
+            if k.startswith(section) and "*" not in k
+        }
         near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
         names = [k for k in known if k.rpartition(".")[0] == section]
         hint = (
@@ -568,10 +623,10 @@ def _explain(error: ValidationError) -> str:
             else "expected one of " + ", ".join(names)
         )
         return f"{key}: unknown key; {hint}"
-    while key not in known:  # inside a list or a choice of types
+    while (pattern := _pattern(location)) not in known:  # in a list, or a choice
         location = location[:-1]
-        key = ".".join(str(part) for part in location)
-    expected = _expectation(known[key])
+    key = ".".join(map(str, location))
+    expected = _expectation(known[pattern])
     if complaint["type"] == "missing" and location == complaint["loc"]:
         return f"{key}: expected {expected}, but it is missing"
     return f"{key}: expected {expected}, got {complaint['input']!r}"
@@ -587,7 +642,23 @@ def check_parameters(values: Mapping[str, Any]) -> Parameters:
     except ValidationError as error:
         raise ParameterError(_explain(error)) from None
     _check_together(parameters)
+    if parameters.dataset.name == "mixture":
+        _check_mixture(values, parameters.dataset.mixture)
     return parameters
+
+
+def _check_mixture(values: Mapping[str, Any], mixture: Sequence[MixedCorpus]) -> None:
+    """Refuse what one corpus of a mixture could not be read and split by."""
+    for place, corpus in enumerate(mixture):
+        where = f"dataset.mixture.{place}."
+        for key in ("packs", "mixture"):
+            if key in corpus.model_extra:
+                raise ParameterError(f"{where}{key}: expected in dataset only")
+        dataset = _laid_over(values["dataset"], corpus)
+        try:
+            check_parameters({**values, "dataset": dataset})
+        except ParameterError as error:
+            raise ParameterError(where + str(error).removeprefix("dataset.")) from None
 
 
 def _check_together(parameters: Parameters) -> None:
@@ -595,6 +666,8 @@ def _check_together(parameters: Parameters) -> None:
     front_end, model = parameters.front_end, parameters.model
     window, hop = front_end.window_seconds, front_end.hop_seconds
     crop, synthetic = min(model.crop_seconds), parameters.dataset.synthetic
+    labels = [corpus.label for corpus in parameters.dataset.mixture]
+    weights = list(parameters.dataset.weights.values())
     rt60 = parameters.augmentation.reverberation.rt60_seconds
     snr = parameters.augmentation.noise.snr_db
     for key, value, fits, expected in (
@@ -652,6 +725,25 @@ def _check_together(parameters: Parameters) -> None:
             synthetic.min_seconds,
             synthetic.min_seconds <= synthetic.max_seconds,
             f"at most the max_seconds of {synthetic.max_seconds}",
+        ),
+        (
+            "dataset.mixture",
+            labels,
+            parameters.dataset.name != "mixture" or labels,
+            "at least one corpus in a mixture",
+        ),
+        ("dataset.mixture", labels, len(set(labels)) == len(labels), "a label once"),
+        (
+            "dataset.mixture",
+            weights,
+            parameters.loss.name != "ge2e" or all(w % 1 == 0 for w in weights),
+            "whole weights with ge2e, which groups a speaker's utterances",
+        ),
+        (
+            "evaluation.trials",
+            str(parameters.evaluation.trials),
+            parameters.dataset.name != "mixture" or not parameters.evaluation.trials,
+            "null with a mixture, whose corpora are tested each by itself",
         ),
     ):
         if not fits:

@@ -40,6 +40,15 @@ MINIATURE = (
     "evaluation.num_resamples=20",
     "wandb.mode=disabled",
 )
+# Two synthetic corpora whose speakers have the same names, of 6 and of 5 speakers.
+MIXTURE = (
+    *MINIATURE,
+    "dataset.name=mixture",
+    "dataset.synthetic.num_speakers=6",
+    "dataset.mixture=[{label: one, weight: 1, name: synthetic, seed: 1},"
+    "{label: two, weight: 1.5, name: synthetic, seed: 2, test_fraction: 0.4,"
+    " development_fraction: 0.4, synthetic: {num_speakers: 6}}]",
+)
 NO_CHANCE = (  # in what a step does; what a rank draws depends on how many there are
     "augmentation.speed.probability=0",
     "augmentation.reverberation.probability=0",

@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from conftest import RATE, REPOSITORY, SHARED, noise, write
 from corpora import CorpusError, official_trials, utterances
 from dataset import pack
 from downloads import DownloadError
-from parameters import load_parameters
+from parameters import CorpusName, load_parameters
 from trials import make_trials, read_trials, write_trials
 
 DATA = SHARED / "data"
@@ -873,3 +874,55 @@ class TestRealSpeech:
             recording = load_recording(utterance.source, RATE)
             assert recording.warning is None
             assert len(recording.samples) > RATE // 2
+
+
+class TestMixture:
+    def mixture(self, *corpora):
+        return DATASET.model_validate(
+            DATASET.model_dump(mode="json") | {"name": "mixture", "mixture": [*corpora]}
+        )
+
+    def test_published_corpora_beside_one_s_own(self, tmp_path):
+        vox = tree(tmp_path / "vox", *(f"wav/{i}" for i in TestVoxCeleb1.DEV))
+        tree(vox, *(f"wav/{i}" for i in TestVoxCeleb1.TEST))
+        (vox / "veri_test2.txt").write_text(VOXCELEB_TRIALS)
+        (vox / "iden_split.txt").write_text(VOXCELEB_PARTS)
+        home = tmp_path / "LibriSpeech"
+        tree(home / "train-clean-100", "103/1/103-1-0.flac", "211/1/211-1-0.flac")
+        tree(tmp_path / "own", "id10001/a.wav", "id10002/a.wav")
+        found = utterances(
+            self.mixture(
+                {"label": "vox", "weight": 1, "name": "voxceleb1", "root": str(vox)},
+                {
+                    **{"label": "libri", "weight": 1, "name": "librispeech"},
+                    **{"root": str(tmp_path), "librispeech": {"test": []}},
+                },
+                {
+                    **{"label": "mine", "weight": 3, "name": "folder"},
+                    **{"root": str(tmp_path / "own")},
+                },
+            )
+        )
+        assert [u.corpus for u in found] == 8 * ["vox"] + 2 * ["libri"] + 2 * ["mine"]
+        assert found[0].id == f"vox/{TestVoxCeleb1.DEV[0]}"
+        assert found[0].speaker == "vox/id10001"
+        assert (found[8].id, found[8].speaker) == ("libri/103-1-0", "libri/103")
+        assert (found[10].id, found[10].speaker) == (
+            "mine/id10001/a.wav",
+            "mine/id10001",
+        )
+        assert [u.split for u in found[4:9]] == 4 * ["test"] + [None]
+
+    def test_a_refusal_names_the_corpus(self, tmp_path):
+        tree(tmp_path / "own", "a/a.wav", "b/a.wav")
+        corpus = {"label": "a", "weight": 1, "name": "folder"}
+        good = corpus | {"root": str(tmp_path / "own")}
+        bad = corpus | {"label": "b", "root": str(tmp_path / "none")}
+        assert refusal(self.mixture(good, bad)) == (
+            f"dataset.mixture.1: {tmp_path / 'none'}: expected the folder of "
+            "dataset.root, found nothing"
+        )
+
+
+def test_every_corpus_of_the_schema_has_a_record():
+    assert set(get_args(CorpusName)) == set(corpora.CORPORA)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -15,7 +16,8 @@ import torch
 
 import dataset
 from audio import Segment
-from corpora import CorpusError, Utterance, utterances
+from conftest import MIXTURE, SHARED
+from corpora import CorpusError, Utterance, pack_key, utterances
 from dataset import (
     Clips,
     Entry,
@@ -23,11 +25,11 @@ from dataset import (
     Splits,
     TrainingBatches,
     UtteranceBatches,
-    corpus_key,
     pack,
     prepare,
     split,
 )
+from parameters import ParameterError, Parameters
 from transforms import FrontEnd
 
 CPU = torch.device("cpu")
@@ -44,7 +46,7 @@ def made_up_pack(counts: dict[str, int], samples: int = 1000, **splits: str) -> 
             )
             offset += samples
     values = torch.arange(offset).remainder(30_000).to(torch.int16)
-    return Pack(values, entries, 16_000, [], "")
+    return Pack(values, entries, 16_000, [], {})
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_pack_of_segments_is_made_again_when_they_change(tmp_path, corpus, chang
 
 def test_each_corpus_has_a_pack_of_its_own(shipped):
     keys = [
-        corpus_key(shipped(*overrides).dataset)
+        pack_key(shipped(*overrides).dataset)
         for overrides in (
             ["dataset.name=synthetic"],
             ["dataset.name=librispeech"],
@@ -552,7 +554,7 @@ def test_whole_utterances_by_length(shipped):
         entries.append(Entry(str(number), "a", None, None, None, offset, samples))
         offset += samples
     samples = torch.from_numpy(rng.integers(-99, 99, offset).astype(np.int16))
-    packed = Pack(samples, entries, 16_000, [], "")
+    packed = Pack(samples, entries, 16_000, [], {})
     batches = UtteranceBatches(packed, range(5, 40), 10, CPU)
     seen = []
     for batch in batches:
@@ -578,7 +580,7 @@ def test_windows_of_long_utterances_cover_them_and_overlap():
             Entry(f"{number}", "a", None, None, None, offset, rate * seconds)
         )
         places.append(torch.arange(rate * seconds))
-    packed = Pack(torch.cat(places).short(), entries, rate, [], "")
+    packed = Pack(torch.cat(places).short(), entries, rate, [], {})
     begins = [[] for _ in durations]
     for batch in UtteranceBatches(packed, range(len(durations)), 130, CPU):
         assert batch.waveforms.numel() <= rate * 130
@@ -620,3 +622,164 @@ def test_changed_entries_are_scanned_anew(tmp_path, shipped):
     soundfile.write(root / "a" / "y.wav", np.zeros(9000, np.int16), 16_000)
     assert len(prepare(p).pack.entries) == 3
     assert len(utterances(p.dataset)) == 3
+
+
+class TestMixture:
+    @pytest.fixture
+    def mixture(self, miniature):
+        """Parameters of a mixture, and of each of its corpora alone."""
+
+        def load(*overrides: str) -> tuple[Parameters, dict[str, Parameters]]:
+            whole = miniature(*MIXTURE, *overrides)
+            alone = {
+                label: whole.model_copy(update={"dataset": corpus})
+                for label, corpus in whole.dataset.corpora.items()
+            }
+            return whole, alone
+
+        return load
+
+    def test_each_corpus_is_packed_and_split_as_it_is_alone(self, mixture):
+        whole, alone = mixture()
+        splits = prepare(whole)
+        entries = splits.pack.entries
+        assert len(os.listdir(whole.dataset.packs)) == 1
+        assert {entry.corpus for entry in entries} == {"one", "two"}
+        ends = [entry.offset + entry.samples for entry in entries]
+        assert [0, *ends] == [
+            *(entry.offset for entry in entries),
+            len(splits.pack.samples),
+        ]
+        for label, p in alone.items():
+            expected = prepare(p)
+            assert splits.pack.digests[label] == expected.pack.digest
+            own = [s for s in splits.speakers if s.startswith(f"{label}/")]
+            assert own == [f"{label}/{s}" for s in expected.speakers]
+            for name in ("train", "validation", "development", "test"):
+                indices = splits.by_corpus(name).get(f"{name}/{label}", [])
+                unlabelled = expected.by_corpus(name).get(name, [])
+                assert len(indices) == len(unlabelled)
+                for i, j in zip(indices, unlabelled, strict=True):
+                    a, b = entries[i], expected.pack.entries[j]
+                    assert a.id == f"{label}/{b.id}"
+                    assert a.speaker == f"{label}/{b.speaker}"
+                    assert torch.equal(
+                        splits.pack.samples[a.offset : a.offset + a.samples],
+                        expected.pack.samples[b.offset : b.offset + b.samples],
+                    )
+        assert [*splits.by_corpus("development")] == ["development/two"]
+        assert [*splits.by_corpus("test")] == ["test/one", "test/two"]
+        assert "\ntest/two" in splits.summary()
+
+    def test_digest_changes_with_each_corpus(self, mixture):
+        digests = {
+            prepare(mixture(f"dataset.mixture={corpora}")[0]).pack.digest
+            for corpora in (
+                "[{label: a, weight: 1, name: synthetic, seed: 1}]",
+                "[{label: a, weight: 2, name: synthetic, seed: 1}]",
+                "[{label: b, weight: 1, name: synthetic, seed: 1}]",
+                "[{label: a, weight: 1, name: synthetic, seed: 2}]",
+            )
+        }
+        assert len(digests) == 3
+
+    @pytest.mark.parametrize("weight", [0.25, 1, 2, 2.5])
+    def test_an_epoch_draws_an_utterance_as_often_as_it_weighs(self, shipped, weight):
+        p = shipped(
+            "dataset.name=mixture",
+            "dataset.test_fraction=0",
+            "training.batch_size=4",
+            "dataset.mixture=[{label: a, weight: 1, name: folder},"
+            f"{{label: b, weight: {weight}, name: folder}}]",
+        )
+        packed = made_up_pack({"a/x": 12, "a/y": 12, "b/x": 15, "b/y": 15})
+        entries = [replace(e, corpus=e.id[0]) for e in packed.entries]
+        splits = split(replace(packed, entries=entries), p.dataset)
+        batches = TrainingBatches(splits, p, CPU)
+        assert len(splits.train) == 2 * 11 + 2 * 13
+        often = []
+        for epoch in range(40):
+            plan = batches._plan(epoch)
+            order = np.concatenate(plan)[: 22 + round(weight * 26)]  # then again
+            drawn = Counter(splits.train[i] for i in order)
+            assert len(plan) == len(batches)
+            assert all(drawn[i] == 1 for i in splits.train if entries[i].corpus == "a")
+            own = [drawn[i] for i in splits.train if entries[i].corpus == "b"]
+            assert set(own) <= {math.floor(weight), math.ceil(weight)}
+            often.append(own)
+        assert np.abs(np.mean(often, 0) - weight).max() < 0.3  # nobody is left out
+
+    def test_equal_weights_are_the_plan_of_one_corpus(self, shipped, batches):
+        b = batches({"a": 8, "b": 9}, 60_000)
+        for epoch in range(3):
+            order = np.random.default_rng([1, epoch]).permutation(len(b.splits.train))
+            plan = np.concatenate(b._plan(epoch))
+            assert np.array_equal(plan, np.resize(order, len(plan)))
+
+    def test_whole_weights_under_ge2e(self, mixture):
+        corpora = (
+            "[{label: one, weight: 1, name: synthetic},"
+            "{label: two, weight: 2, name: synthetic, seed: 2}]"
+        )
+        p, _ = mixture("loss.name=ge2e", f"dataset.mixture={corpora}")
+        splits = prepare(p)
+        batches = TrainingBatches(splits, p, CPU)
+        drawn = Counter(splits.train[i] for i in np.concatenate(batches._plan(0)))
+        own = [drawn[i] for i in splits.train if splits.pack.entries[i].corpus == "two"]
+        assert min(own) == 2  # groups are filled up
+        with pytest.raises(ParameterError, match="mixture: expected whole weights"):
+            mixture(
+                "loss.name=ge2e", f"dataset.mixture={corpora.replace('2,', '1.5,')}"
+            )
+
+    def test_a_corpus_without_any_audio_is_named(self, tmp_path, shipped, corpus):
+        (tmp_path / "bad" / "a").mkdir(parents=True)
+        (tmp_path / "bad" / "b").mkdir()
+        for speaker in "ab":
+            (tmp_path / "bad" / speaker / "x.wav").write_bytes(b"no audio")
+        p = shipped(
+            "dataset.name=mixture",
+            f"dataset.packs={tmp_path / 'packs'}",
+            f"dataset.mixture=[{{label: good, weight: 1, name: folder, root: "
+            f"{tmp_path / 'corpus'}}}, {{label: bad, weight: 1, name: folder, root: "
+            f"{tmp_path / 'bad'}}}]",
+        )
+        with pytest.raises(CorpusError, match="none of the 2 files of bad") as caught:
+            prepare(p)
+        assert "the first: skipped bad/a/x.wav" in str(caught.value)
+        assert os.listdir(tmp_path / "packs") == []
+
+    def test_a_pack_from_before_there_were_mixtures_is_opened(self, tmp_path, corpus):
+        made = pack(corpus, tmp_path / "pack", 16_000)
+        path = tmp_path / "pack" / "index.json"
+        index = json.loads(path.read_text())
+        index["digest"] = index.pop("digests")[""]
+        index["entries"] = [row[:-1] for row in index["entries"]]
+        path.write_text(json.dumps(index))
+        opened = pack(corpus, tmp_path / "pack", 16_000)
+        assert (opened.entries, opened.digest) == (made.entries, made.digest)
+        assert json.loads(path.read_text()) == index
+
+
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="wants ../shared/data")
+def test_three_corpora_of_real_speech(tmp_path, shipped):
+    data = SHARED / "data"
+    p = shipped(
+        "dataset.name=mixture",
+        f"dataset.root={data}",
+        f"dataset.packs={tmp_path}",
+        "dataset.mixture=[{label: libri, weight: 1, name: librispeech},"
+        f"{{label: so, weight: 1, name: folder, root: {data / 'speechocean762'}}},"
+        f"{{label: cv, weight: 2, name: folder, root: {data / 'commonvoice'},"
+        "development_fraction: 0.05}]",
+    )
+    found = utterances(p.dataset)
+    speakers = {
+        (label, name): len(
+            {u.speaker for u in found if (u.corpus, u.split) == (label, name)}
+        )
+        for label in ("libri", "so", "cv")
+        for name in ("train", "test")
+    }
+    assert list(speakers.values()) == [251, 10, 125, 62, 983, 129]
+    assert len({u.id for u in found}) == len(found)

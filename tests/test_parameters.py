@@ -12,6 +12,7 @@ from parameters import (
     dump_yaml,
     load_parameters,
     migrate,
+    override_values,
     parse_yaml,
 )
 
@@ -218,6 +219,63 @@ def test_unreadable_file(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ParameterError, match=str(path)):
         load_parameters(path)
+
+
+MIXTURE = "dataset.mixture=[{label: a, weight: 1, name: folder%s}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("dataset.mixture=[]", "dataset.mixture"),
+        ("dataset.mixture=3", "dataset.mixture"),
+        ("dataset.mixture=[3]", "dataset.mixture"),
+        ("dataset.mixture=[{label: a, weight: 1}]", "dataset.mixture.0.name"),
+        ("dataset.mixture=[{label: a, name: folder}]", "dataset.mixture.0.weight"),
+        ("dataset.mixture=[{weight: 1, name: folder}]", "dataset.mixture.0.label"),
+        (MIXTURE % ", name: mixture", "dataset.mixture:1: name"),
+        (MIXTURE.replace("folder", "mixture") % "", "dataset.mixture.0.name"),
+        (MIXTURE.replace("1", "0") % "", "dataset.mixture.0.weight"),
+        (MIXTURE.replace("1", ".inf") % "", "dataset.mixture.0.weight"),
+        (MIXTURE.replace("label: a", "label: a/b") % "", "dataset.mixture.0.label"),
+        (MIXTURE.replace("label: a", "label: ''") % "", "dataset.mixture.0.label"),
+        (MIXTURE % "}, {label: a, weight: 1, name: vctk", "dataset.mixture"),
+        (
+            MIXTURE % "}, {label: b, weight: 1, name: folder, root: 3",
+            "dataset.mixture.1.root",
+        ),
+        (MIXTURE % ", rot: here", "dataset.mixture.0.rot"),
+        (MIXTURE % ", vctk: {microphone: mic3}", "dataset.mixture.0.vctk.microphone"),
+        (
+            MIXTURE % ", synthetic: {min_seconds: 9}",
+            "dataset.mixture.0.synthetic.min_seconds",
+        ),
+        (MIXTURE % ", packs: here", "dataset.mixture.0.packs"),
+        (MIXTURE % ", mixture: []", "dataset.mixture.0.mixture"),
+    ],
+)
+def test_mistake_in_a_mixture(shipped, override, key):
+    with pytest.raises(ParameterError) as caught:
+        shipped("dataset.name=mixture", override)
+    assert str(caught.value).startswith(f"{key}: ")
+
+
+def test_the_corpora_of_a_mixture(shipped):
+    p = shipped(
+        "dataset.name=mixture",
+        "dataset.seed=7",
+        "dataset.mixture=[{label: a, weight: 1, name: folder, root: here},"
+        "{label: b, weight: 0.5, name: librispeech, seed: 9, librispeech: {test: []}}]",
+    )
+    assert check_parameters(p.as_dict()) == p
+    assert p.dataset.weights == {"a": 1, "b": 0.5}
+    a, b = p.dataset.corpora.values()
+    assert (a.name, str(a.root), a.seed) == ("folder", "here", 7)
+    assert (b.name, str(b.root), b.seed) == ("librispeech", "data", 9)
+    assert b.librispeech.train == ("train-clean-100",)
+    assert (b.librispeech.test, b.corpora) == ((), {"": b})
+    with pytest.raises(ParameterError, match="trials: expected null with a mixture"):
+        check_parameters(override_values(p.as_dict(), ["evaluation.trials=t.txt"]))
 
 
 def test_the_shipped_file_names_every_key_that_was_added():
