@@ -19,6 +19,7 @@ their classifiers name may differ.
 import argparse
 import gzip
 import io
+import math
 import reprlib
 import sys
 import tarfile
@@ -430,6 +431,13 @@ def load_nemo(path: Path) -> SpeakerModel:
     raise NemoError(f"{path}: {reason}")
 
 
+def _nemo_seconds(samples: int, sample_rate: int) -> float:
+    """Seconds that NeMo, which cuts fractions of a sample off, takes for `samples`."""
+    seconds = samples / sample_rate
+    too_low = int(seconds * sample_rate) < samples
+    return math.nextafter(seconds, math.inf) if too_low else seconds
+
+
 def _config(model: SpeakerModel) -> dict[str, Any]:
     """The `model_config.yaml` from which NeMo builds the same model."""
     p, encoder = model.parameters, model.encoder
@@ -445,9 +453,9 @@ def _config(model: SpeakerModel) -> dict[str, Any]:
         "preprocessor": {
             "_target_": PREPROCESSOR["_target_"],
             "normalize": "per_feature",
-            "window_size": front_end.window_seconds,
+            "window_size": _nemo_seconds(front_end.window_size, front_end.sample_rate),
             "sample_rate": front_end.sample_rate,
-            "window_stride": front_end.hop_seconds,
+            "window_stride": _nemo_seconds(front_end.hop_size, front_end.sample_rate),
             "window": "hann",
             "features": front_end.num_mels,
             "n_fft": front_end.n_fft,

@@ -122,6 +122,33 @@ def test_full_sizes_come_back(tmp_path, shipped, overrides):
     assert_same(model, load_nemo(tmp_path / "x.nemo"))
 
 
+@pytest.mark.parametrize(
+    ("rate", "window", "hop"),
+    [
+        (16_000, 0.025, 0.0101),  # a hop of 161.6 samples
+        (16_000, 0.02504, 0.00572),  # 400.64 and 91.52 samples
+        (44_100, 1103 / 44_100, 15 / 44_100),  # 15 less a rounding error
+    ],
+)
+def test_windows_and_hops_are_exported_in_whole_samples(
+    tmp_path, build, rate, window, hop
+):
+    settings = f"sample_rate={rate}", f"window_seconds={window}", f"hop_seconds={hop}"
+    model = build("front_end.n_fft=2048", *(f"front_end.{s}" for s in settings))
+    save_nemo(tmp_path / "x.nemo", model)
+    with tarfile.open(tmp_path / "x.nemo") as archive:
+        config = yaml.safe_load(archive.extractfile(f"./{CONFIG}"))
+    source = config["preprocessor"]
+    # As NeMo computes them.
+    assert int(source["window_size"] * rate) == model.front_end.window.numel()
+    assert int(source["window_stride"] * rate) == model.front_end.hop
+    waveforms, lengths = torch.randn(1, rate), torch.tensor([rate])
+    features, frames = model.front_end.eval()(waveforms, lengths)
+    again, frames_again = load_nemo(tmp_path / "x.nemo").front_end(waveforms, lengths)
+    assert torch.equal(frames, frames_again)
+    assert torch.equal(features, again)
+
+
 def test_gzipped_archives_are_read(tmp_path, build):
     model = build()
     save_nemo(tmp_path / "x.nemo", model)
