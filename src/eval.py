@@ -269,12 +269,12 @@ def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trial
     made, largest = {}, p.max_trials
     for name in ("development", "test"):
         if indices := getattr(splits, name):
+            speakers = splits.speakers_of(indices)
             path = p.trials or official_trials(parameters.dataset)
             if name == "test" and path is not None:
                 ids = [splits.pack.entries[i].id for i in indices]
-                made[name], _ = read_trials(path, ids)
+                made[name], _ = read_trials(path, ids, speakers)
                 continue
-            speakers = splits.speakers_of(indices)
             trials = make_trials(speakers, largest, parameters.dataset.seed)
             if trials.targets.all() or not trials.targets.any():
                 raise TrialError(

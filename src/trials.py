@@ -225,14 +225,16 @@ def read_scores(path: Path, trials: Trials, ids: Sequence[str]) -> NDArray[np.fl
 
 
 def read_trials(
-    path: Path, ids: Sequence[str] | None = None
+    path: Path, ids: Sequence[str] | None = None, speakers: Sequence[str] | None = None
 ) -> tuple[Trials, list[str]]:
     """Read trials and the ids [U] that their indices are of.
 
     Those are the ids given, or else all that the file names, in order. Raises
-    `TrialError` naming file and line for a line that is not a trial and an id that is
-    not among `ids`, and for ids that are not distinct, trials without target or without
-    non-target, and a file that is empty or cannot be read.
+    `TrialError` naming file and line for a line that is not a trial, an id that is not
+    among `ids` and, where the `speakers` [U] of the ids are given, an utterance paired
+    with itself, a target of two speakers and a non-target of one; and for ids that are
+    not distinct, trials without target or without non-target, and a file that is empty
+    or cannot be read.
     """
     expected = "`1 id id` or `0 id id`"
     known = ids is not None
@@ -255,6 +257,20 @@ def read_trials(
             indices.setdefault(name, len(indices))
         rows[number - 1] = int(target), indices[enrolment], indices[test]
     targets, enrolment, test = rows.T
+    if speakers is not None:
+        _, codes = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
+        same_speaker = codes[enrolment] == codes[test]
+        wrong = (enrolment == test) | (same_speaker != targets)
+        if wrong.any():
+            row = int(wrong.argmax())
+            first, second = ids[enrolment[row]], ids[test[row]]
+            expected = "one speaker" if targets[row] else "two speakers"
+            if first == second:
+                expected = "two recordings"
+            raise TrialError(
+                f"{path}:{row + 1}: expected utterances of {expected}, "
+                f"got {first} and {second}"
+            )
     if targets.all() or not targets.any():
         raise TrialError(
             f"{path}: expected target and non-target trials, got "

@@ -286,6 +286,9 @@ def test_a_list_of_trials_of_ones_own(prepared, tmp_path):
     found = evaluate(model, splits).verification["test"].trials
     assert np.array_equal(found.enrolment, trials.enrolment)
     assert np.array_equal(found.targets, trials.targets)
+    write_trials(tmp_path / "mine.txt", replace(trials, targets=~trials.targets), ids)
+    with pytest.raises(TrialError, match=r"mine.txt:1: expected utterances of "):
+        evaluate(model, splits)
     (tmp_path / "mine.txt").write_text("1 nobody nobody\n")
     with pytest.raises(TrialError, match=r"mine.txt:1: expected the id of an utter"):
         evaluate(model, splits)

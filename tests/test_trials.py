@@ -124,6 +124,7 @@ def test_round_trip(tmp_path):
     trials = make_trials(SPEAKERS, 15, seed=1)
     write_trials(path, trials, IDS)
     assert_equal(read_trials(path, IDS)[0], trials)
+    assert_equal(read_trials(path, IDS, SPEAKERS)[0], trials)
     found, ids = read_trials(path)
     assert pairs_of_names(found, ids) == pairs_of_names(trials, IDS)
     assert os.listdir(tmp_path) == ["trials.txt"]
@@ -163,6 +164,27 @@ def test_refuses_lines(tmp_path, line, message):
     with pytest.raises(TrialError) as refusal:
         read_trials(path, IDS)
     assert str(refusal.value).startswith(f"{path}:2: {message}")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("1 anna/0.wav anna/0.wav", "two recordings"),
+        ("0 anna/0.wav anna/0.wav", "two recordings"),
+        ("1 anna/0.wav ben/1.wav", "one speaker"),
+        ("0 anna/0.wav anna/2.wav", "two speakers"),
+    ],
+)
+def test_refuses_what_the_speakers_contradict(tmp_path, line, expected):
+    path = tmp_path / "trials.txt"
+    path.write_text(f"1 anna/0.wav anna/2.wav\n{line}\n0 anna/0.wav ben/1.wav\n")
+    with pytest.raises(TrialError) as refusal:
+        read_trials(path, IDS, SPEAKERS)
+    _, first, second = line.split()
+    assert str(refusal.value) == (
+        f"{path}:2: expected utterances of {expected}, got {first} and {second}"
+    )
+    assert len(read_trials(path, IDS)[0].targets) == 3  # nobody says who speaks
 
 
 @pytest.mark.parametrize(
