@@ -75,6 +75,7 @@ from trials import (
     read_trials,
 )
 
+LOGITS_AT_ONCE = 2**24  # 64 MB, whatever the number of utterances and speakers
 TOP = 5  # places of a speaker that count as a hit of the second kind
 
 
@@ -182,21 +183,30 @@ def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None
     if isinstance(model.criterion, AngularMarginLoss):
         model.criterion.margin_share.fill_(1)  # so that losses of epochs compare
     embeddings = _vectors(model, splits, splits.validation).to(device)
+    if isinstance(model.criterion, GE2ELoss):
+        count = model.parameters.loss.ge2e.utterances_per_speaker
+        centroids = _centroids(model, splits, count).to(device)
+    rows = max(1, LOGITS_AT_ONCE // len(class_of))
+    loss = first = among_top = 0.0  # sums over the utterances
     with torch.inference_mode():
-        if isinstance(model.criterion, GE2ELoss):
-            count = model.parameters.loss.ge2e.utterances_per_speaker
-            centroids = _centroids(model, splits, count).to(device)
-            logits = model.criterion.logits(embeddings, centroids)
-            loss = F.cross_entropy(logits, targets)
-        else:
-            logits = model.criterion.logits(embeddings)
-            loss = model.criterion(embeddings, targets).loss
-    places = logits.topk(min(TOP, logits.shape[1]), dim=1).indices  # [B, 5]
-    hits = places == targets[:, None]
+        for part, expected in zip(
+            embeddings.split(rows), targets.split(rows), strict=True
+        ):
+            if isinstance(model.criterion, GE2ELoss):
+                logits = model.criterion.logits(part, centroids)  # [B, S]
+                mean_loss = F.cross_entropy(logits, expected)
+            else:
+                logits = model.criterion.logits(part)  # [B, S]
+                mean_loss = model.criterion(part, expected).loss
+            places = logits.topk(min(TOP, len(class_of)), dim=1).indices  # [B, 5]
+            hits = places == expected[:, None]
+            loss += mean_loss.item() * len(part)
+            first += hits[:, 0].sum().item()
+            among_top += hits.sum().item()
     return IdentificationReport(
-        loss=loss.item(),
-        accuracy=hits[:, 0].float().mean().item(),
-        top_5_accuracy=hits.any(1).float().mean().item(),
+        loss=loss / len(targets),
+        accuracy=first / len(targets),
+        top_5_accuracy=among_top / len(targets),
         num_utterances=len(targets),
         num_speakers=len(targets.unique()),
         num_classes=len(class_of),

@@ -9,6 +9,7 @@ calibration is logistic regression (Brummer and du Preez, Computer Speech and La
 20, 2006). Both are fitted on speakers that no test has.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,7 +82,9 @@ class Calibration:
 
     @property
     def threshold_of_scores(self) -> float:
-        """The threshold as a score."""
+        """The threshold as a score; infinite where scores say nothing."""
+        if self.scale == 0:
+            return -math.inf if self.offset >= self.threshold else math.inf
         return (self.threshold - self.offset) / self.scale
 
 

@@ -1,7 +1,7 @@
 """Embedding, identification and verification, and the command line."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -100,6 +100,24 @@ def test_calibrated_scores_have_costs_and_rates(shipped):
     assert report.miss == (scores < 1.5)[trials.targets].mean()
     assert report.false_alarm == (scores >= 1.5)[~trials.targets].mean()
     assert calibration.threshold_of_scores == 1.5
+
+
+@pytest.mark.parametrize("loss", ["arcface", "cross_entropy", "ge2e"])
+def test_identification_scores_few_utterances_at_once(prepared, monkeypatch, loss):
+    model, splits = prepared(f"loss.name={loss}", "dataset.validation_fraction=0.6")
+    whole = identify(model, splits)
+    score, sizes = model.criterion.logits, []
+
+    def counted(*arguments):
+        logits = score(*arguments)
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(model.criterion, "logits", counted)
+    monkeypatch.setattr(evaluation, "LOGITS_AT_ONCE", 30, raising=False)
+    parts = identify(model, splits)
+    assert max(sizes) <= 30
+    assert asdict(parts) == pytest.approx(asdict(whole))
 
 
 def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):

@@ -76,3 +76,12 @@ def test_calibration_of_scores_that_separate_stays_finite():
     found = calibrate(np.array([0.1, 0.2, 0.8, 0.9]), np.array([0, 0, 1, 1], bool), 0.1)
     assert np.isfinite([found.scale, found.offset, found.threshold]).all()
     assert (found.miss, found.false_alarm) == (0, 0)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.3, -2.0])
+def test_calibration_of_scores_that_are_all_the_same(score):
+    targets = np.arange(20) % 4 == 0
+    found = calibrate(np.full(20, score), targets, 0.1)
+    assert np.abs(found.llrs(np.array([score]))) < 1e-6
+    assert (found.miss, found.false_alarm) == (1, 0)
+    assert found.threshold_of_scores == np.inf  # which rejects them, as it should
