@@ -39,7 +39,7 @@ def our_way(
     model: SpeakerModel, corpus: list[Utterance], device: torch.device, folder: Path
 ) -> Callable[[], None]:
     """Decode into a new pack, then embed in batches alike in length."""
-    p = model.parameters
+    p = model.config
 
     def run() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as new:
@@ -47,7 +47,7 @@ def our_way(
             indices = range(len(packed.entries))
             seconds = p.evaluation.batch_seconds
             batches = UtteranceBatches(packed, indices, seconds, device)
-            embed(model.front_end, model.encoder, batches)
+            embed(model, batches)
 
     return run
 
@@ -102,7 +102,7 @@ def main() -> int:
         p = load_parameters(SHIPPED, overrides=options.overrides)
         device = choose_device(p)
         corpus = [u for u in utterances(p.dataset) if u.split == "test"]
-        model = build_model(p, ["a", "b"], "none", device).train(False)
+        model = build_model(p, ["a", "b"], "none", device).eval()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

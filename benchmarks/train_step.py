@@ -77,7 +77,7 @@ class NemosPass:
     @torch.inference_mode()
     def difference(self, model: SpeakerModel, features: Tensor) -> float:
         """The largest between our embeddings and NeMo's, without dropout."""
-        model.train(False)
+        model.eval()
         self.nemo.eval()
         _, embeddings = self._decode(features)
         found = (model.encoder(features) - embeddings).abs().max().item()

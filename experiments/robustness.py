@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from checkpoints import SpeakerModel, choose_device, load_model
 from dataset import UtteranceBatches, prepare
 from eval import embed, make_split_trials
 from metrics import equal_error_rate
-from parameters import UserError, check_parameters, override_values
+from parameters import Parameters, UserError, check_parameters, override_values
 from report import print_table
 from scoring import cosine_scores
 from transforms import Noise, Reverberation, load_noise, load_responses
@@ -31,42 +30,41 @@ from transforms import Noise, Reverberation, load_noise, load_responses
 SNR_DB = 5.0
 
 
-def degraded(model: SpeakerModel, device: torch.device) -> Callable:
-    """A front end that hears every utterance in a room with noise."""
-    p = model.parameters
+def degraded(model: SpeakerModel, p: Parameters) -> Callable:
+    """The model, hearing every utterance in a room with noise."""
     size = round(p.augmentation.reverberation.max_seconds * p.front_end.sample_rate)
-    room = Reverberation(1.0, load_responses(p, device, held_out=True), size)
-    noise = Noise(1.0, load_noise(p, device, held_out=True), (SNR_DB, SNR_DB))
+    room = Reverberation(1.0, load_responses(p, model.device, held_out=True), size)
+    noise = Noise(1.0, load_noise(p, model.device, held_out=True), (SNR_DB, SNR_DB))
     torch.manual_seed(p.seed)
 
-    def features(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def embeddings(waveforms: Tensor, lengths: Tensor) -> Tensor:
         heard = torch.zeros_like(waveforms)
         for row, length in enumerate(lengths.tolist()):
             heard[row, :length] = noise(room(waveforms[row : row + 1, :length]))
-        return model.front_end(heard, lengths)
+        return model(heard, lengths)
 
-    return features
+    return embeddings
 
 
 def measure(run: Path, overrides: list[str]) -> dict[str, float]:
     """EER of a run's best checkpoint, clean and degraded."""
     model = load_model(run, torch.device("cpu"))
-    values = override_values(model.parameters.as_dict(), overrides)
+    values = override_values(model.config.as_dict(), overrides)
     p = check_parameters(values)
     device = choose_device(p)
-    model = replace(model, parameters=p).to(device).train(False)
+    model = model.to(device).eval()
     splits = prepare(p)
     trials = make_split_trials(splits, p)["test"]
     batches = UtteranceBatches(
         splits.pack, splits.test, p.evaluation.batch_seconds, device
     )
-    front_ends = {"clean": model.front_end, "degraded": degraded(model, device)}
+    models = {"clean": model, "degraded": degraded(model, p)}
     return {
         name: equal_error_rate(
-            cosine_scores(embed(front_end, model.encoder, batches), trials),
+            cosine_scores(embed(heard, batches), trials),
             trials.targets,
         )
-        for name, front_end in front_ends.items()
+        for name, heard in models.items()
     }
 
 

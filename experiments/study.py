@@ -93,9 +93,9 @@ def summarise(corpus: str, name: str, run: Path, splits: Splits) -> dict[str, An
         "corpus": corpus,
         "model": name,
         "weights": sum(w.numel() for w in model.encoder.parameters()),
-        "epochs": model.parameters.training.epochs,
+        "epochs": model.config.training.epochs,
         "steps": read_metrics(run)[-1]["step"],
-        "seed": model.parameters.seed,
+        "seed": model.config.seed,
         "hours": num_samples / splits.pack.sample_rate / 3600,
         "speakers": len(splits.speakers),
         "command": " ".join(["python src/train.py", *given]),
@@ -107,10 +107,10 @@ def summarise(corpus: str, name: str, run: Path, splits: Splits) -> dict[str, An
 
 def embed_test(model: SpeakerModel, splits: Splits) -> Any:
     """[U, E] of the test utterances."""
-    device = next(model.encoder.parameters()).device
-    seconds = model.parameters.evaluation.batch_seconds
+    device = model.device
+    seconds = model.config.evaluation.batch_seconds
     batches = UtteranceBatches(splits.pack, splits.test, seconds, device)
-    return embed(model.front_end, model.encoder, batches).numpy()
+    return embed(model, batches).numpy()
 
 
 def draw(models: Mapping[str, SpeakerModel], own: Splits, unseen: Splits) -> None:
@@ -209,7 +209,7 @@ def main() -> int:
     own = {model: run for (corpus, model), run in runs.items() if corpus == OWN}
     curves = draw_curves({name: read_metrics(run) for name, run in own.items()})
     curves.savefig(ASSETS / "curves.png")
-    models = {name: load_model(run, device).train(False) for name, run in own.items()}
+    models = {name: load_model(run, device).eval() for name, run in own.items()}
     draw(models, corpora[OWN], corpora[UNSEEN])
     shutil.copy(runs[UNSEEN, "TitaNet, ArcFace"] / "embeddings.png", ASSETS)
     draw_augmentation()

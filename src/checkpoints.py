@@ -11,12 +11,11 @@ import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from losses import build_loss
 from models import build_encoder
@@ -31,69 +30,61 @@ from scoring import Backend
 from transforms import FrontEnd
 
 CHECKPOINT_VERSION = 2
-MODULES = ("front_end", "encoder", "criterion")
+MODULES = ("front_end", "encoder", "criterion")  # of a `SpeakerModel`
 
 
 class RunError(UserError):
     """A run directory or checkpoint that cannot be used."""
 
 
-@dataclass(frozen=True)
-class SpeakerModel:
-    """All that embeds and identifies speakers, and what it was trained with.
+class SpeakerModel(nn.Module):
+    """An encoder with all that it needs to be trained and used.
+
+    waveforms -> `front_end` -> `encoder` -> embeddings; training judges embeddings by
+    `criterion`, and verification reads their scores by `backend`.
 
     `speakers` are the training speakers in the order of the classifier's rows; `corpus`
     is the digest of the pack that they were heard in.
     """
 
-    parameters: Parameters
-    speakers: list[str]
-    corpus: str
-    front_end: FrontEnd
-    encoder: nn.Module
-    criterion: nn.Module
-    backend: Backend | None = None  # once training has ended
+    def __init__(self, config: Parameters, speakers: list[str], corpus: str) -> None:
+        super().__init__()
+        self.config, self.speakers, self.corpus = config, speakers, corpus
+        self.front_end = FrontEnd(config.front_end)
+        self.encoder = build_encoder(config.model, config.front_end.num_mels)
+        size = self.encoder.embedding_size
+        self.criterion = build_loss(config.loss, size, len(speakers))
+        self.backend: Backend | None = None  # until training has ended
 
     @property
-    def modules(self) -> dict[str, nn.Module]:
-        """The parts that a checkpoint holds the weights of."""
-        return {name: getattr(self, name) for name in MODULES}
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
-    def train(self, mode: bool = True) -> "SpeakerModel":
-        """Switch all modules to training mode, or to evaluation mode."""
-        for module in self.modules.values():
-            module.train(mode)
-        return self
-
-    def to(self, device: torch.device) -> "SpeakerModel":
-        """Move all modules to a device."""
-        for module in self.modules.values():
-            module.to(device)
-        return self
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """[B, N] in [-1, 1], [B] samples -> [B, E]; without lengths nothing is
+        padded."""
+        return self.encoder(*self.front_end(waveforms, lengths))
 
 
 def build_model(
-    parameters: Parameters, speakers: list[str], corpus: str, device: torch.device
+    config: Parameters, speakers: list[str], corpus: str, device: torch.device
 ) -> SpeakerModel:
     """An untrained model whose weights are drawn from `seed`, the same on any
     device."""
-    torch.manual_seed(parameters.seed)
-    front_end = FrontEnd(parameters.front_end)
-    encoder = build_encoder(parameters.model, parameters.front_end.num_mels)
-    criterion = build_loss(parameters.loss, encoder.embedding_size, len(speakers))
-    model = SpeakerModel(parameters, speakers, corpus, front_end, encoder, criterion)
-    return model.to(device)
+    torch.manual_seed(config.seed)
+    return SpeakerModel(config, speakers, corpus).to(device)
 
 
 def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
     """Write a model and the state of its training, whole or not at all."""
     state = {
         "version": CHECKPOINT_VERSION,
-        "parameters": model.parameters.as_dict(),
+        "parameters": model.config.as_dict(),
         "speakers": model.speakers,
         "corpus": model.corpus,
         "backend": model.backend and model.backend.as_dict(),
-        **{name: module.state_dict() for name, module in model.modules.items()},
+        **{name: module.state_dict() for name, module in model.named_children()},
         **training,
     }
     with atomic_write(path) as file:
@@ -169,16 +160,17 @@ def restore_model(
         # Shapes are compared without memory for them: a file may claim any.
         with (meta := torch.device("meta")):
             outline = build_model(parameters, state["speakers"], "", meta)
-        for name, module in outline.modules.items():
+        for name, module in outline.named_children():
             module.load_state_dict(state[name], assign=True)
         model = build_model(parameters, state["speakers"], state["corpus"], device)
-        for name, module in model.modules.items():
+        for name, module in model.named_children():
             module.load_state_dict(state[name])
-        backend = state["backend"] and Backend.from_dict(state["backend"])
+        if state["backend"]:
+            model.backend = Backend.from_dict(state["backend"])
     except (RuntimeError, TypeError, KeyError, AttributeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path}: the checkpoint does not fit: {reason}") from None
-    return replace(model, backend=backend)
+    return model
 
 
 def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:

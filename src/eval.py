@@ -80,15 +80,15 @@ TOP = 5  # places of a speaker that count as a hit of the second kind
 
 
 @torch.inference_mode()
-def embed(front_end: Callable, encoder: Callable, batches: UtteranceBatches) -> Tensor:
-    """One forward pass for each utterance, [U, E] float32 in the order of the indices;
-    a long one has the mean of its windows' embeddings. Shared out among the ranks, all
-    of which have the result."""
+def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
+    """One call of `model(waveforms, lengths)` for each batch, [U, E] float32 in the
+    order of the indices; a long utterance has the mean of its windows' embeddings.
+    Shared out among the ranks, all of which have the result."""
     found = []
     for batch in tqdm(
         batches, desc="embedding", unit="batch", leave=False, **progress_options()
     ):
-        vectors = encoder(*front_end(batch.waveforms, batch.lengths)).float().cpu()
+        vectors = model(batch.waveforms, batch.lengths).float().cpu()
         found.append((batch.indices, vectors))
     indices, vectors = map(torch.cat, zip(*gather_lists(found), strict=True))
     utterances, rows, counts = indices.unique(return_inverse=True, return_counts=True)
@@ -141,10 +141,10 @@ def verify(
 
 
 def _vectors(model: SpeakerModel, splits: Splits, indices: Sequence[int]) -> Tensor:
-    device = next(model.encoder.parameters()).device
-    seconds = model.parameters.evaluation.batch_seconds
+    device = model.device
+    seconds = model.config.evaluation.batch_seconds
     batches = UtteranceBatches(splits.pack, indices, seconds, device)
-    return embed(model.front_end, model.encoder, batches)
+    return embed(model, batches)
 
 
 def _centroids(model: SpeakerModel, splits: Splits, count: int) -> Tensor:
@@ -175,16 +175,16 @@ def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None
     """
     if not splits.validation:
         return None
-    device = next(model.encoder.parameters()).device
+    device = model.device
     class_of = {speaker: c for c, speaker in enumerate(splits.speakers)}
     classes = [class_of[speaker] for speaker in splits.speakers_of(splits.validation)]
     targets = torch.tensor(classes, device=device)
-    model.train(False)
+    model.eval()
     if isinstance(model.criterion, AngularMarginLoss):
         model.criterion.margin_share.fill_(1)  # so that losses of epochs compare
     embeddings = _vectors(model, splits, splits.validation).to(device)
     if isinstance(model.criterion, GE2ELoss):
-        count = model.parameters.loss.ge2e.utterances_per_speaker
+        count = model.config.loss.ge2e.utterances_per_speaker
         centroids = _centroids(model, splits, count).to(device)
     rows = max(1, LOGITS_AT_ONCE // len(class_of))
     loss = first = among_top = 0.0  # sums over the utterances
@@ -230,11 +230,11 @@ class Comparison:
 def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Comparison:
     """Two audio files, whoever speaks in them; raises `CorpusError` for unreadable
     ones."""
-    model.train(False)
-    front_end = model.parameters.front_end
+    model.eval()
+    front_end = model.config.front_end
     rate, min_seconds = front_end.sample_rate, front_end.min_seconds
-    device = next(model.encoder.parameters()).device
-    seconds = model.parameters.evaluation.batch_seconds
+    device = model.device
+    seconds = model.config.evaluation.batch_seconds
     entries, recordings, offset = [], [], 0
     for path in (first, second):
         try:
@@ -246,7 +246,7 @@ def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Compar
         offset += len(samples)
     packed = Pack(torch.cat(recordings), entries, rate, warnings=[], digests={})
     batches = UtteranceBatches(packed, range(2), seconds, device)
-    embeddings = embed(model.front_end, model.encoder, batches).double()
+    embeddings = embed(model, batches).double()
     cosine = F.cosine_similarity(*embeddings[:, None]).numpy()
     calibration = model.backend and model.backend.calibrations.get("trained")
     if not calibration:
@@ -255,18 +255,16 @@ def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Compar
     return Comparison(cosine.item(), llr, llr >= calibration.threshold)
 
 
-def mean_log_mel(front_end: FrontEnd) -> tuple[Callable, Callable]:
-    """A front end and an encoder whose embedding is the mean log-mel spectrum, [B,
-    M]."""
+def mean_log_mel(front_end: FrontEnd) -> Callable:
+    """A model whose embedding is the mean log-mel spectrum, [B, N], [B] -> [B, M]."""
 
-    def features(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return front_end.log_mel(waveforms, lengths), lengths // front_end.hop
-
-    def mean(features: Tensor, frames: Tensor) -> Tensor:
+    def mean(waveforms: Tensor, lengths: Tensor) -> Tensor:
+        features = front_end.log_mel(waveforms, lengths)  # [B, M, T]
+        frames = lengths // front_end.hop
         valid = valid_positions(frames, features.shape[2])[:, None]
         return (features * valid).sum(2) / frames[:, None]
 
-    return features, mean
+    return mean
 
 
 def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trials]:
@@ -298,10 +296,10 @@ def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trial
 def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     """A cohort of the training speakers and, where there are development speakers,
     calibrations on their trials; of the corpus that the model was trained on."""
-    p = model.parameters.evaluation
-    model.train(False)
+    p = model.config.evaluation
+    model.eval()
     backend = Backend(_centroids(model, splits, p.as_norm.utterances_per_speaker), {})
-    if "development" not in (made := make_split_trials(splits, model.parameters)):
+    if "development" not in (made := make_split_trials(splits, model.config)):
         return backend
     trials = made["development"]
     embeddings = _vectors(model, splits, splits.development)
@@ -333,14 +331,14 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     Only splits of the corpus that the model was trained on have its speakers; on others
     there is no identification.
     """
-    p, device = model.parameters, next(model.encoder.parameters()).device
-    model.train(False)
+    p, device = model.config, model.device
+    model.eval()
     identification = None
     if splits.speakers == model.speakers:
         identification = identify(model, splits)
-    untrained = build_model(p, model.speakers, model.corpus, device).train(False)
+    untrained = build_model(p, model.speakers, model.corpus, device).eval()
     references = {
-        "untrained": (untrained.front_end, untrained.encoder),
+        "untrained": untrained,
         "mean log-mel": mean_log_mel(model.front_end),
     }
     verification = {}
@@ -367,8 +365,8 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
         batches = UtteranceBatches(
             splits.pack, indices, p.evaluation.batch_seconds, device
         )
-        for system, (front_end, encoder) in references.items():
-            found = cosine_scores(embed(front_end, encoder, batches), trials)
+        for system, reference in references.items():
+            found = cosine_scores(embed(reference, batches), trials)
             reports[system] = verify(found, trials, p.evaluation, speakers)
         kinds = conditions(
             trials,
@@ -396,7 +394,7 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
 def refuse_heard(model: SpeakerModel, splits: Splits, p: DatasetParameters) -> None:
     """Raise `ParameterError` where speakers to be tested are those that the model was
     trained on; names alone, of another corpus, are only noted."""
-    trained_on = model.parameters.dataset
+    trained_on = model.config.dataset
     unseen = set(splits.speakers_of(splits.development + splits.test))
     heard = unseen & set(model.speakers)
     same_names = p.name == trained_on.name and (
@@ -421,7 +419,7 @@ def _is_split_of_training(
     model: SpeakerModel, splits: Splits, p: DatasetParameters
 ) -> bool:
     dealt = ("seed", "validation_fraction", "development_fraction", "test_fraction")
-    trained_on = model.parameters.dataset
+    trained_on = model.config.dataset
     return splits.pack.digest == model.corpus and all(
         getattr(p, key) == getattr(trained_on, key) for key in dealt
     )
@@ -436,15 +434,16 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
 
     What was found is also written into a run, below `evaluations`.
     """
-    trained = load_any_model(path, torch.device("cpu"))
-    values = override_values(trained.parameters.as_dict(), overrides)
-    parameters = check_parameters(values)
-    model = replace(trained, parameters=parameters).to(choose_device(parameters))
+    model = load_any_model(path, torch.device("cpu"))
+    parameters = check_parameters(override_values(model.config.as_dict(), overrides))
+    device = choose_device(parameters)
     splits = prepare(parameters)
     print(splits.summary())
-    refuse_heard(trained, splits, parameters.dataset)
-    if not _is_split_of_training(trained, splits, parameters.dataset):
+    refuse_heard(model, splits, parameters.dataset)
+    if not _is_split_of_training(model, splits, parameters.dataset):
         splits = replace(splits, validation=[])
+    model.config = parameters
+    model.to(device)
     evaluation = evaluate(model, splits)
     if path.is_dir():
         corpus = f"{parameters.dataset.name}-{splits.pack.digest[:8]}"

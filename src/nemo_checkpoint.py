@@ -409,7 +409,7 @@ def _load(file: BinaryIO) -> SpeakerModel:
     model = build_model(parameters, speakers, "", torch.device("cpu"))
     for key, tensor in _tensors(model).items():
         tensor.copy_(state[key])
-    return model.train(False)
+    return model.eval()
 
 
 def load_nemo(path: Path) -> SpeakerModel:
@@ -440,7 +440,7 @@ def _nemo_seconds(samples: int, sample_rate: int) -> float:
 
 def _config(model: SpeakerModel) -> dict[str, Any]:
     """The `model_config.yaml` from which NeMo builds the same model."""
-    p, encoder = model.parameters, model.encoder
+    p, encoder = model.config, model.encoder
     front_end, masks = p.front_end, p.augmentation.spec_augment
     loss = {"_target_": LOSSES[p.loss.name]}
     if p.loss.name == "arcface":
@@ -494,7 +494,7 @@ def _config(model: SpeakerModel) -> dict[str, Any]:
 
 def save_nemo(path: Path, model: SpeakerModel) -> None:
     """Write a model as a `.nemo` file; raise `NemoError` where NeMo has no such."""
-    p = model.parameters
+    p = model.config
     for key, value, known in (
         ("model.name", p.model.name, ("titanet",)),
         ("front_end.normalization", p.front_end.normalization, ("per_feature",)),

@@ -135,10 +135,10 @@ def draw_evaluation(
     }
     if len(splits.test) >= MIN_DRAWN:
         figures["embeddings"] = draw_embeddings(
-            {model.parameters.model.name: test.embeddings},
+            {model.config.model.name: test.embeddings},
             splits.speakers_of(splits.test),
             UNHEARD,
-            model.parameters.seed,
+            model.config.seed,
         )
     return figures
 
@@ -156,7 +156,7 @@ def write_map(
     speakers = np.array(splits.speakers_of(splits.test))
     drawn = np.isin(speakers, list(looks := speaker_looks(speakers)))
     plane = np.empty((len(speakers), 2), np.float32)
-    plane[drawn] = project_umap(test.embeddings[drawn], model.parameters.seed)
+    plane[drawn] = project_umap(test.embeddings[drawn], model.config.seed)
     rows = []
     for name in looks:
         own = np.flatnonzero(speakers == name)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from types import FrameType
@@ -259,7 +259,7 @@ def training_step(
 
     `encoder` is the model's, as `fast_encoder` returns it.
     """
-    model, p = state.model, state.model.parameters
+    model, p = state.model, state.model.config
     progress = (state.step + 1) / num_steps
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(p.training.optimizer, progress)
@@ -386,7 +386,7 @@ def training_epoch(
     """One crop of every training utterance, or those that are left of the epoch; its
     metrics, or None where it was stopped."""
     state.model.train()
-    p = state.model.parameters.training
+    p = state.model.config.training
     readings, tally = Readings(batches.splits, p.on_nonfinite), state.tally
     began = time.perf_counter()
     title, done = f"epoch {state.epoch + 1}", state.step - state.epoch * len(batches)
@@ -470,7 +470,7 @@ def train(
     try:
         _train_epochs(state, splits, run, directory, watch)
         best = State.restore(directory / "best.pt", parameters, device)
-        best.model = replace(best.model, backend=fit_backend(best.model, splits))
+        best.model.backend = fit_backend(best.model, splits)
         evaluation = evaluate(best.model, splits)
         if run is not None:
             best.save(directory / "best.pt")
@@ -509,8 +509,8 @@ def _train_epochs(
     watch: Watch | None,
 ) -> None:
     """Train to the last epoch; the first rank alone has a run."""
-    parameters = state.model.parameters
-    device = next(state.model.encoder.parameters()).device
+    parameters = state.model.config
+    device = state.model.device
     batches = TrainingBatches(splits, parameters, device)
     with first_rank_first():
         augmentation = Augmentation(parameters, device)
@@ -578,7 +578,7 @@ def _end_epoch(
         run.log_epoch(metrics)
         if better:
             state.save(run.directory / "best.pt")
-    print(_epoch_line(metrics, state.model.parameters.training.epochs))
+    print(_epoch_line(metrics, state.model.config.training.epochs))
     return metrics
 
 
@@ -632,11 +632,11 @@ def _architecture(parameters: Parameters) -> dict[str, Any]:
 def _start_from(source: Path, model: SpeakerModel, splits: Splits) -> None:
     """Take over the front end and the encoder of another model, not its classifier."""
     other = load_any_model(source, torch.device("cpu"))
-    refuse_heard(other, splits, model.parameters.dataset)
-    old, new = _architecture(other.parameters), _architecture(model.parameters)
+    refuse_heard(other, splits, model.config.dataset)
+    old, new = _architecture(other.config), _architecture(model.config)
     _refuse_changes(source, old, new, MAY_DIFFER)
-    for name in ("front_end", "encoder"):
-        model.modules[name].load_state_dict(other.modules[name].state_dict())
+    model.front_end.load_state_dict(other.front_end.state_dict())
+    model.encoder.load_state_dict(other.encoder.state_dict())
     print(f"starting from the encoder of {source}")
 
 

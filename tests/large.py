@@ -93,7 +93,7 @@ def recording(folder: Path) -> int:
     packed = open_pack(folder)
     model = build_model(p, ["a", "b"], "", CPU).train(False)
     batches = UtteranceBatches(packed, [0], p.evaluation.batch_seconds, CPU)
-    return len(embed(model.front_end, model.encoder, batches))
+    return len(embed(model, batches))
 
 
 def utterances(folder: Path) -> int:

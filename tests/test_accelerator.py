@@ -75,7 +75,7 @@ def test_nothing_from_crop_to_loss_leaves_the_device(
     model = build_model(p, splits.speakers, "digest", CPU).train()
     augmentation, batches = Augmentation(p, CPU), TrainingBatches(splits, p, CPU)
     with claims_to_be_on_a_gpu as mode:
-        for module in (*model.modules.values(), augmentation):
+        for module in (model, augmentation):
             module.to(CUDA)
         batches.device = CUDA
         for clips in (

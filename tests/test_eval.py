@@ -38,9 +38,7 @@ def prepared(miniature):
     def build(*overrides: str):
         p = miniature(*overrides)
         splits = prepare(p)
-        return build_model(p, splits.speakers, splits.pack.digest, CPU).train(
-            False
-        ), splits
+        return build_model(p, splits.speakers, splits.pack.digest, CPU).eval(), splits
 
     return build
 
@@ -50,8 +48,7 @@ def test_embeddings_do_not_depend_on_batches(prepared):
     indices = splits.test + splits.train[:7]
     found = [
         embed(
-            model.front_end,
-            model.encoder,
+            model,
             UtteranceBatches(splits.pack, indices, seconds, CPU),
         )
         for seconds in (0.1, 7, 1000)
@@ -62,7 +59,7 @@ def test_embeddings_do_not_depend_on_batches(prepared):
     entry = splits.pack.entries[indices[3]]
     samples = splits.pack.samples[entry.offset :][: entry.samples] / 32768
     with torch.inference_mode():
-        alone = model.encoder(*model.front_end(samples[None]))[0]
+        alone = model(samples[None])[0]
     assert (found[2][3] - alone).abs().max() < 1e-4
 
 
@@ -128,7 +125,7 @@ def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
         samples = splits.pack.samples[entry.offset :][: entry.samples]
         soundfile.write(path, samples.numpy(), splits.pack.sample_rate)
     batches = UtteranceBatches(splits.pack, indices, 1, CPU)
-    embeddings = embed(model.front_end, model.encoder, batches)
+    embeddings = embed(model, batches)
     cosine = torch.cosine_similarity(*embeddings[:, None]).item()
     found = compare_recordings(model, *paths)
     assert found.cosine == pytest.approx(cosine, abs=1e-5)
@@ -136,7 +133,8 @@ def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
     for threshold, same in ((3 * cosine - 1.01, True), (3 * cosine - 0.99, False)):
         calibration = Calibration(3.0, -1.0, threshold, 0.1, 0.1)
         backend = Backend(torch.eye(2), {"trained": calibration})
-        found = compare_recordings(replace(model, backend=backend), *paths)
+        model.backend = backend
+        found = compare_recordings(model, *paths)
         assert found.llr == pytest.approx(3 * cosine - 1, abs=1e-4)
         assert found.same_speaker is same
     assert compare_recordings(model, paths[0], paths[0]).cosine == pytest.approx(1)
@@ -159,16 +157,16 @@ def test_long_utterance_has_the_mean_of_its_windows(prepared, monkeypatch):
     size = packed.entries[second].samples
     window, rate = round(0.8 * size), packed.sample_rate
     batches = UtteranceBatches(packed, [first, second], 0.1, CPU)
-    whole = embed(model.front_end, model.encoder, batches)
+    whole = embed(model, batches)
     monkeypatch.setattr("dataset.LONGEST", 0)
     monkeypatch.setattr("dataset.WINDOW", window / rate)
     monkeypatch.setattr("dataset.WINDOW_HOP", window / rate)
     begins = [packed.entries[second].offset + start for start in (0, size - window)]
     pieces = torch.stack([packed.samples[b : b + window] for b in begins]).float()
     lengths = torch.tensor([window, window])
-    expected = model.encoder(*model.front_end(pieces / 32768, lengths)).mean(0)
+    expected = model(pieces / 32768, lengths).mean(0)
     batches = UtteranceBatches(packed, [second], 0.1, CPU)
-    found = embed(model.front_end, model.encoder, batches)[0]
+    found = embed(model, batches)[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert (found - whole[1]).abs().max() > 1e-5
 
@@ -177,7 +175,7 @@ def test_mean_log_mel_ignores_padding(prepared):
     model, splits = prepared()
     found = [
         embed(
-            *mean_log_mel(model.front_end),
+            mean_log_mel(model.front_end),
             UtteranceBatches(splits.pack, splits.test, seconds, CPU),
         )
         for seconds in (0.1, 1000)
@@ -191,7 +189,7 @@ def test_identification_of_separable_speakers(prepared, loss, monkeypatch):
     model, splits = prepared(f"loss.name={loss}")
     entries = splits.pack.entries
 
-    def perfect(front_end, encoder, batches):
+    def perfect(model, batches):
         places = [splits.speakers.index(entries[i].speaker) for i in batches.indices]
         return torch.eye(len(splits.speakers))[places]
 
@@ -216,8 +214,8 @@ def test_losses_of_epochs_compare_at_the_whole_margin(prepared):
 def test_no_identification_of_another_corpus(prepared):
     model, splits = prepared()
     assert evaluate(model, splits).identification is not None
-    other = replace(model, speakers=[f"other {name}" for name in model.speakers])
-    assert evaluate(other, splits).identification is None
+    model.speakers = [f"other {name}" for name in model.speakers]
+    assert evaluate(model, splits).identification is None
 
 
 def test_references_are_the_same_whatever_was_trained(prepared):
@@ -264,12 +262,12 @@ def test_backend_is_fitted_on_training_and_development_speakers_alone(
             super().__init__(packed, indices, *others)
 
     monkeypatch.setattr(evaluation, "UtteranceBatches", Spy)
-    backend = fit_backend(model, splits)
+    model.backend = backend = fit_backend(model, splits)
     assert not set(seen) & set(splits.test)
     assert set(seen) <= set(splits.train + splits.development)
     assert backend.cohort.shape == (len(splits.speakers), 24)
     assert list(backend.calibrations) == ["trained", "trained, AS-norm"]
-    trials = evaluate(replace(model, backend=backend), splits).verification
+    trials = evaluate(model, splits).verification
     found = trials["development"].reports
     for name, calibration in backend.calibrations.items():
         assert found[name].miss == pytest.approx(calibration.miss)
@@ -296,11 +294,11 @@ def test_a_list_of_trials_of_ones_own(prepared, tmp_path):
     ids = [splits.pack.entries[i].id for i in splits.test]
     trials = make_trials(splits.speakers_of(splits.test), 30, 1)
     write_trials(tmp_path / "mine.txt", trials, ids)
-    p = model.parameters
+    p = model.config
     update = {
         "evaluation": p.evaluation.model_copy(update={"trials": tmp_path / "mine.txt"})
     }
-    model = replace(model, parameters=p.model_copy(update=update))
+    model.config = p.model_copy(update=update)
     found = evaluate(model, splits).verification["test"].trials
     assert np.array_equal(found.enrolment, trials.enrolment)
     assert np.array_equal(found.targets, trials.targets)
@@ -376,7 +374,7 @@ def test_names_of_heard_speakers(
     model, splits = prepared()
     name = f"dataset.name={trained_on}"
     heard = splits.speakers_of(splits.test)
-    model = replace(model, parameters=shipped(name), speakers=heard, corpus="other")
+    model.config, model.speakers, model.corpus = shipped(name), heard, "other"
     p = shipped(name, *tested_on).dataset
     if refused:
         with pytest.raises(ParameterError, match="the model was not trained on"):

@@ -91,7 +91,7 @@ def test_augmented_crops_and_features_are_those_of_a_cpu(miniature):
     for device in (CPU, CUDA):
         batches = TrainingBatches(splits, p, device)
         augmentation = Augmentation(p, device)
-        front_end = build_model(p, splits.speakers, "", device).train(False).front_end
+        front_end = build_model(p, splits.speakers, "", device).eval().front_end
         assert batches.clips.resident == (device == CUDA)
         of_device = []
         for batch in batches.epoch(0):
@@ -109,9 +109,9 @@ def test_scores_are_those_of_a_cpu(miniature, name):
     p = miniature(f"model.name={name}")
     splits, found = prepare(p), []
     for device in (CPU, CUDA):
-        model = build_model(p, splits.speakers, "", device).train(False)
+        model = build_model(p, splits.speakers, "", device).eval()
         batches = UtteranceBatches(splits.pack, splits.test, 60, device)
-        vectors = embed(model.front_end, model.encoder, batches)
+        vectors = embed(model, batches)
         unit = torch.nn.functional.normalize(vectors)
         found.append(unit @ unit.T)
     assert (found[0] - found[1]).abs().max() < 1e-5

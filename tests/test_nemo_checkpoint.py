@@ -76,16 +76,15 @@ def build(miniature):
 
 def assert_same(model, other) -> None:
     assert other.speakers == model.speakers
-    mine, theirs = model.parameters, other.parameters
+    mine, theirs = model.config, other.config
     assert theirs.front_end == mine.front_end
     assert theirs.model.titanet == mine.model.titanet
     assert theirs.loss.name == mine.loss.name
-    for name, module in model.modules.items():
-        mine, theirs = module.state_dict(), other.modules[name].state_dict()
-        assert list(mine) == list(theirs)
-        for key, tensor in mine.items():
-            assert tensor.dtype == theirs[key].dtype
-            assert torch.equal(tensor, theirs[key]), key
+    mine, theirs = model.state_dict(), other.state_dict()
+    assert list(mine) == list(theirs)
+    for key, tensor in mine.items():
+        assert tensor.dtype == theirs[key].dtype
+        assert torch.equal(tensor, theirs[key]), key
 
 
 @pytest.mark.parametrize(
@@ -101,9 +100,9 @@ def test_import_of_an_export_is_the_identity(tmp_path, build, overrides):
     save_nemo(tmp_path / "x.nemo", model)
     loaded = load_nemo(tmp_path / "x.nemo")
     assert_same(model, loaded)
-    arcface = loaded.parameters.loss.arcface
-    assert arcface.scale == model.parameters.loss.arcface.scale
-    assert arcface.margin == model.parameters.loss.arcface.margin
+    arcface = loaded.config.loss.arcface
+    assert arcface.scale == model.config.loss.arcface.scale
+    assert arcface.margin == model.config.loss.arcface.margin
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,7 @@ CASES = {  # precision, overrides, how much weights may differ
 def ten_steps(p: Parameters, dtype: torch.dtype) -> tuple[SpeakerModel, list]:
     """A model after ten steps, and what each step said of itself."""
     splits = prepare(p)
-    model = build_model(p, splits.speakers, "digest", CPU).train()
-    for module in model.modules.values():
-        module.to(dtype)
+    model = build_model(p, splits.speakers, "digest", CPU).train().to(dtype)
     state = State(model, build_optimizer(model, p.training.optimizer))
     encoder = fast_encoder(model.encoder, CPU, "never")
     augmentation = Augmentation(p, CPU)
@@ -120,15 +118,13 @@ def process(number: int, folder: Path, cases: dict) -> None:
         p = check_parameters(values)
         model, rows = ten_steps(p, dtype)
         splits = prepare(p)
-        model.train(False).to(CPU)
+        model.eval().to(CPU)
         batches = UtteranceBatches(splits.pack, splits.test, 5.0, CPU)
         found[name] = {
             "weights": weights(model),
             "running": running_statistics(model),
             "rows": rows,
-            "embeddings": embed(
-                model.front_end.float(), model.encoder.float(), batches
-            ),
+            "embeddings": embed(model.float(), batches),
         }
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()
@@ -192,10 +188,10 @@ def test_ranks_share_out_the_embedding(found, parameters, name):
     assert torch.equal(first, second)
     p = parameters(*CASES[name][1])
     model, _ = ten_steps(p, torch.float64)
-    model.train(False)
+    model.eval()
     splits = prepare(p)
     batches = UtteranceBatches(splits.pack, splits.test, 5.0, CPU)
-    alone = embed(model.front_end.float(), model.encoder.float(), batches)
+    alone = embed(model.float(), batches)
     assert (first - alone).abs().max() < 1e-4
 
 
@@ -265,7 +261,7 @@ def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     assert all(math.isfinite(value) for row in rows for value in row.values())
     model = load_model(run, CPU)
-    alone = as_report(evaluate(model, prepare(model.parameters)))
+    alone = as_report(evaluate(model, prepare(model.config)))
     report = json.loads((run / "report.json").read_text())
     assert report["identification"] == pytest.approx(alone["identification"])
     ours, theirs = (

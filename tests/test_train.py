@@ -46,8 +46,7 @@ CPU = torch.device("cpu")
 
 
 def weights(run, name: str = "last.pt") -> list[torch.Tensor]:
-    model = load_model(run / name, CPU)
-    return [t for m in model.modules.values() for t in m.state_dict().values()]
+    return list(load_model(run / name, CPU).state_dict().values())
 
 
 def equal_weights(one, other) -> bool:
