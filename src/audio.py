@@ -34,11 +34,13 @@ class AudioError(Exception):
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of an audio file, in seconds; without a duration to the end."""
+    """A part of an audio file, in seconds; without a duration to the end, without a
+    channel the mean of all."""
 
     path: Path
     offset: float = 0.0
     duration: float | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ def load_recording(
 ) -> Recording:
     """Speech as int16 [N], mono, at `sample_rate` Hz, at least `min_seconds` long.
 
-    Channels are averaged, other rates resampled and peaks beyond full scale clipped; a
-    16-bit mono file at `sample_rate` comes back bit for bit. Of a longer file only the
-    segment is decoded. A cut WAV, Ogg or MP3 file, or one that ends within the segment,
-    gives what decodes, with a warning. Raises `AudioError` with the reason if the file
-    is no audio, cut FLAC, damaged, empty, too short or not finite.
+    Channels are averaged unless the segment names one, other rates resampled and peaks
+    beyond full scale clipped; a 16-bit mono file at `sample_rate` comes back bit for
+    bit. Of a longer file only the segment is decoded. A cut WAV, Ogg or MP3 file, or
+    one that ends within the segment, gives what decodes, with a warning. Raises
+    `AudioError` with the reason if the file is no audio, cut FLAC, damaged, empty, too
+    short or not finite.
     """
     if isinstance(source, SyntheticUtterance):
         samples = source.render(sample_rate)
@@ -118,7 +121,8 @@ def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:
 
 
 def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
-    """The mean of the channels, float32 [N], its rate in Hz, and a warning if cut."""
+    """One channel or the mean of all, float32 [N], its rate in Hz, and a warning if
+    cut."""
     if not segment.path.is_file():
         raise AudioError("expected a file, found none")
     problem = "not readable as audio"
@@ -145,7 +149,11 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
                 while len(
                     block := file.read(min(size, left), dtype="float32", always_2d=True)
                 ):
-                    blocks.append(torch.from_numpy(block).mean(dim=1))
+                    channels = torch.from_numpy(block)  # [N, channels]
+                    if segment.channel is None:
+                        blocks.append(channels.mean(dim=1))
+                    else:
+                        blocks.append(channels[:, segment.channel].clone())
                     left -= len(block)
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None

@@ -497,6 +497,9 @@ def noise_recordings(root: Path) -> list[Utterance]:
 def response_recordings(root: Path, download: bool) -> list[Utterance]:
     """Room impulse responses below a folder; raise `CorpusError` for none.
 
+    Of several channels the first: each microphone hears the direct sound at another
+    time, so that their mean would be a comb filter.
+
     Of OpenSLR 28, which may be downloaded, the point-source and isotropic noises are
     left out; it keeps the latter beside responses, told apart by their names alone.
     """
@@ -505,12 +508,13 @@ def response_recordings(root: Path, download: bool) -> list[Utterance]:
         with unpacked(OPENSLR28_URL, "md5", OPENSLR28_MD5, root) as scratch:
             os.rename(scratch / "RIRS_NOISES", home)
     _expect_folder(root, "the folder of augmentation.reverberation.root")
-    return _recordings_below(
+    responses = _recordings_below(
         root,
         lambda path: (
             "pointsource_noises" not in path.parts and "noise" not in path.stem.lower()
         ),
     )
+    return [replace(r, source=Segment(r.source, channel=0)) for r in responses]
 
 
 def _recordings_below(root: Path, wanted: Callable[[Path], bool]) -> list[Utterance]:

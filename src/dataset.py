@@ -117,7 +117,7 @@ def _fingerprint(
                 known = (state.st_size, state.st_mtime_ns)
             except (OSError, ValueError):  # ValueError: a name with a zero byte
                 known = "missing"
-            source = (path, known, source.offset, source.duration)
+            source = (path, known, source.offset, source.duration, source.channel)
         row = (u.id, u.speaker, u.split, u.gender, u.session, source)
         digest.update(f"{row!r}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

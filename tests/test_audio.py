@@ -43,6 +43,14 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_array_equal(samples, np.repeat([200, 30], 400))
 
 
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_one_channel_where_it_is_asked_for(tmp_path, channel):
+    channels = np.stack([noise(), noise()[::-1], noise() // 2], axis=1)
+    path = write(tmp_path / "a.wav", channels)
+    samples = load_recording(Segment(path, channel=channel), RATE).samples
+    np.testing.assert_array_equal(samples, channels[:, channel])
+
+
 @pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 44_101, 48_000])
 def test_resampling_keeps_the_tone(tmp_path, rate):
     path = write(tmp_path / "a.wav", tone(1.0, rate, hertz=1000.0), rate)

@@ -430,6 +430,16 @@ def test_noises_of_openslr_28_are_no_responses(tmp_path, miniature):
     assert len(load_responses(p, CPU)) == 3
 
 
+def test_one_microphone_hears_a_room(tmp_path, miniature):
+    channels = np.zeros((2000, 2), np.int16)
+    channels[[100, 105], [0, 1]] = 9000  # the direct sound, later at the second
+    (tmp_path / "rooms").mkdir()
+    soundfile.write(tmp_path / "rooms" / "a.wav", channels, 16_000)
+    p = miniature(f"augmentation.reverberation.root={tmp_path / 'rooms'}")
+    response = load_responses(p, CPU).whole(np.array([0]), 2000)[0]
+    assert response.nonzero().flatten().tolist() == [100]
+
+
 def test_openslr_28_is_downloaded(tmp_path, miniature, monkeypatch, archive_server):
     write_sounds(tmp_path / "RIRS_NOISES", "simulated_rirs/r/a.wav", "noise.wav")
     packed = io.BytesIO()
