@@ -54,7 +54,7 @@ HELD_OUT, HELD_OUT_SEED = 25, 0  # development speakers
 EMA_DECAYS = (0.98, 0.99, 0.995)
 RECOMPUTED_BATCHES = 20  # whose moments become those of batch norm
 WINDOW = 3 * RATE  # samples, of an utterance embedded in pieces
-EVALUATION_SAMPLES = 120 * RATE  # embedded at once, padding included
+EVALUATION_SAMPLES = 240 * RATE  # embedded at once, padding included
 EAGER_STEPS = 3  # before a stage's step is captured in a CUDA graph
 
 
@@ -826,10 +826,12 @@ def train_jobs(bench: Bench, jobs: list[Job]) -> list[dict]:
     """Train these together and measure them."""
     began = time.perf_counter()
     runs = [Training(bench, job) for job in jobs]
+    torch.backends.cudnn.benchmark = True  # batches of training have few shapes
     turns = [run.turns() for run in runs]
     while turns:
         turns = [turn for turn in turns if next(turn, "done") is None]
     records = []
+    torch.backends.cudnn.benchmark = False
     if bench.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -858,18 +860,30 @@ def train_jobs(bench: Bench, jobs: list[Job]) -> list[dict]:
     return records
 
 
+def attempt(bench: Bench, jobs: list[Job]) -> list[dict] | str:
+    """Their records, or what went wrong; once more without graphs where it did with
+    them."""
+    try:
+        return train_jobs(bench, jobs)
+    except Exception:
+        report = f"{[job.name for job in jobs]}\n{traceback.format_exc()}"
+    if not bench.options.graph:
+        return report
+    print(f"from here on without graphs: {report}", flush=True)
+    bench.options.graph = False
+    return attempt(bench, jobs)
+
+
 def work(connection: Connection, options: argparse.Namespace) -> None:
     """A worker: jobs in, records out; an empty list ends it."""
     torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+    torch.zeros(1, device=options.device)  # which takes seconds on a GPU
+    connection.recv()  # when all is decoded
     bench = Bench(options)
-    connection.send(None)
+    connection.send([])
     while jobs := connection.recv():
-        try:
-            connection.send(train_jobs(bench, jobs))
-        except Exception:
-            connection.send(f"{[job.name for job in jobs]}\n{traceback.format_exc()}")
+        connection.send(attempt(bench, jobs))
 
 
 # The race
@@ -959,11 +973,6 @@ def next_jobs(pending: list[Job], records: list[dict], count: int) -> list[Job]:
 def race(options: argparse.Namespace) -> None:
     """Run the phases, with records appended as they come."""
     began = time.perf_counter()
-    for name in ("train", "test", "second", "noise", "rooms"):
-        if (folder := getattr(options, name)) is not None:
-            load_corpus(folder, options.cache)
-            print(f"{time.perf_counter() - began:5.0f} s  decoded {folder}", flush=True)
-    records = read_records(options.results)
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
     for _ in range(options.workers):
@@ -973,6 +982,13 @@ def race(options: argparse.Namespace) -> None:
         theirs.close()
         connections.append(ours)
         processes.append(process)
+    for name in ("train", "test", "second", "noise", "rooms"):
+        if (folder := getattr(options, name)) is not None:
+            load_corpus(folder, options.cache)
+            print(f"{time.perf_counter() - began:5.0f} s  decoded {folder}", flush=True)
+    for connection in connections:
+        connection.send("decoded")
+    records = read_records(options.results)
     idle: list[Connection] = []
     busy = set(connections)  # until they say that they are ready
     for phase in options.phases:
@@ -1000,7 +1016,7 @@ def race(options: argparse.Namespace) -> None:
                 if isinstance(answer, str):
                     print(answer, flush=True)
                     continue
-                for record in answer or []:
+                for record in answer:
                     records.append(record)
                     with options.results.open("a") as file:
                         file.write(json.dumps(record) + "\n")
