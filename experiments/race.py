@@ -575,6 +575,10 @@ class Training:
         else:
             criterion = MarginLoss(p, encoder.embedding_size, self.num_classes)
         self.encoder = encoder.to(self.device).train()
+        self.fast_encoder = self.encoder
+        usual = p.stages == Recipe.stages and p.dropout == Recipe.dropout
+        if bench.options.compile and usual:  # others would each be compiled anew
+            self.fast_encoder = torch.compile(self.encoder, dynamic=False)
         self.criterion = criterion.to(self.device)
         self.averages = [Average(self.encoder, decay) for decay in EMA_DECAYS]
         self.front_end = bench.front_end(p.normalization).train()
@@ -737,7 +741,7 @@ class Training:
             weight.grad = None
         bfloat16 = self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
-            embeddings = self.encoder(features)
+            embeddings = self.fast_encoder(features)
         loss, predictions = self.criterion(embeddings.float(), classes)
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, p.clip, foreach=True)
@@ -830,10 +834,11 @@ def train_jobs(bench: Bench, jobs: list[Job]) -> list[dict]:
     turns = [run.turns() for run in runs]
     while turns:
         turns = [turn for turn in turns if next(turn, "done") is None]
-    records = []
+    records, device = [], bench.options.device
     torch.backends.cudnn.benchmark = False
     if bench.device.type == "cuda":
         torch.cuda.synchronize()
+        device = torch.cuda.get_device_name()
     seconds = time.perf_counter() - began
     for run in runs:
         measured = run.measure()
@@ -854,6 +859,7 @@ def train_jobs(bench: Bench, jobs: list[Job]) -> list[dict]:
                 "classes": int(run.num_classes),
                 "seconds": round(seconds / len(runs), 2),
                 "measured_seconds": round(time.perf_counter() - began - seconds, 2),
+                "device": device,
                 "recipe": asdict(run.recipe),
             }
         )
@@ -1093,6 +1099,7 @@ def main() -> None:
     run.add_argument("--threads", type=int, default=1, help="of a worker on a CPU")
     run.add_argument("--together", type=int, default=1, help="runs of a worker at once")
     run.add_argument("--graph", action="store_true", help="steps as CUDA graphs")
+    run.add_argument("--compile", action="store_true", help="encoders of 32 x 2 s")
     run.add_argument("--steps", type=int, default=468)
     run.add_argument("--seeds", type=int, default=3)
     names = {"type": lambda text: text.split(","), "metavar": "NAME,NAME+NAME"}
