@@ -560,7 +560,7 @@ class TrainingBatches:
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """Which training utterances stand in which batch."""
         rng = np.random.default_rng([self.parameters.seed, epoch])
-        if self.parameters.loss.name == "ge2e":
+        if self.parameters.loss.groups:
             return self._grouped_plan(rng)
         repeats = self.repeats.copy()
         for utterances_of_corpus, count in self.repeated_once_more:
@@ -574,7 +574,7 @@ class TrainingBatches:
     def _grouped_plan(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Batches of several utterances of each speaker; a speaker's last group is
         filled up with further crops of the same utterances."""
-        p = self.parameters.loss.ge2e
+        p = self.parameters.loss.groups
         rounds: list[list[np.ndarray]] = []
         for utterances_of_speaker in self.by_speaker:
             repeats = self.repeats[utterances_of_speaker]  # whole under GE2E

@@ -30,7 +30,6 @@ from checkpoints import RunError, SpeakerModel, build_model, choose_device
 from corpora import CorpusError, official_trials
 from dataset import Entry, Pack, Splits, UtteranceBatches, prepare
 from layers import valid_positions
-from losses import AngularMarginLoss, GE2ELoss
 from metrics import (
     actual_dcf,
     bootstrap_speakers,
@@ -170,8 +169,8 @@ def _first_of_each(splits: Splits, count: int) -> list[int]:
 def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None:
     """Loss and accuracy on the validation utterances; None where there are none.
 
-    GE2E has no classifier: there a speaker is the mean direction of some of its
-    training utterances, as many as a batch has of it.
+    Without a classifier a speaker is the mean direction of some of its training
+    utterances, as many as the criterion wants.
     """
     if not splits.validation:
         return None
@@ -180,11 +179,9 @@ def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None
     classes = [class_of[speaker] for speaker in splits.speakers_of(splits.validation)]
     targets = torch.tensor(classes, device=device)
     model.eval()
-    if isinstance(model.criterion, AngularMarginLoss):
-        model.criterion.margin_share.fill_(1)  # so that losses of epochs compare
     embeddings = _vectors(model, splits, splits.validation).to(device)
-    if isinstance(model.criterion, GE2ELoss):
-        count = model.config.loss.ge2e.utterances_per_speaker
+    centroids = None
+    if count := model.criterion.num_enrolled:
         centroids = _centroids(model, splits, count).to(device)
     rows = max(1, LOGITS_AT_ONCE // len(class_of))
     loss = first = among_top = 0.0  # sums over the utterances
@@ -192,12 +189,7 @@ def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None
         for part, expected in zip(
             embeddings.split(rows), targets.split(rows), strict=True
         ):
-            if isinstance(model.criterion, GE2ELoss):
-                logits = model.criterion.logits(part, centroids)  # [B, S]
-                mean_loss = F.cross_entropy(logits, expected)
-            else:
-                logits = model.criterion.logits(part)  # [B, S]
-                mean_loss = model.criterion(part, expected).loss
+            mean_loss, logits = model.criterion.identify(part, expected, centroids)
             places = logits.topk(min(TOP, len(class_of)), dim=1).indices  # [B, 5]
             hits = places == expected[:, None]
             loss += mean_loss.item() * len(part)

@@ -26,6 +26,29 @@ class LossOutput(NamedTuple):
     predictions: Tensor  # [B], speaker indices, int64
 
 
+class Criterion(nn.Module):
+    """A loss of embeddings, and what training and evaluation ask of it besides.
+
+    Kinds define `forward(embeddings, speakers) -> LossOutput` and `logits`. Training
+    mode is for training batches; in evaluation mode a loss does not depend on how far
+    training has come.
+    """
+
+    num_enrolled = 0  # utterances that stand for a speaker; 0 where a classifier does
+
+    def schedule(self, progress: float) -> None:
+        """Set what changes during training; `progress` is the share of steps begun."""
+
+    def identify(
+        self, embeddings: Tensor, speakers: Tensor, centroids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss [] of [B, E] and their scores among all training speakers [B, S].
+
+        `centroids` [S, E] are of `num_enrolled` utterances, None where that is 0.
+        """
+        return self(embeddings, speakers).loss, self.logits(embeddings)
+
+
 def _in_full_precision(method: Callable) -> Callable:
     """Run a method without autocast, its embeddings in float32 or wider."""
 
@@ -44,7 +67,7 @@ def _build_classifier(embedding_size: int, num_speakers: int, bias: bool) -> nn.
     return classifier
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(Criterion):
     """Softmax cross-entropy over a linear classifier with bias."""
 
     def __init__(self, embedding_size: int, num_speakers: int):
@@ -83,24 +106,39 @@ def monotone_cosine(angles: Tensor) -> Tensor:
     return (1 - 2 * (half_turns % 2)) * torch.cos(angles) - 2 * half_turns
 
 
-class AngularMarginLoss(nn.Module):
+class AngularMarginLoss(Criterion):
     """Cross-entropy over scaled cosines to the class vectors, the target's reduced.
 
-    Embeddings and class vectors are both normalised. `margin_share`, 0 to 1, is the
-    part of the margin in force: training fills it in place to let the margin grow.
-    Kinds differ in `target_cosine`, which decreases with the angle from 0 to pi.
+    Embeddings and class vectors are both normalised. The margin grows linearly over
+    the first `ramp`, 0 to 1, of training. Kinds differ in `target_cosine`, which
+    decreases with the angle from 0 to pi.
     """
 
-    margin_share: Tensor
+    scheduled_share: Tensor
 
     def __init__(
-        self, embedding_size: int, num_speakers: int, scale: float, margin: float
+        self,
+        embedding_size: int,
+        num_speakers: int,
+        scale: float,
+        margin: float,
+        ramp: float = 0.0,
     ):
         super().__init__()
         self.classifier = _build_classifier(embedding_size, num_speakers, bias=False)
         self.scale = scale
         self.margin = margin
-        self.register_buffer("margin_share", torch.tensor(1.0), persistent=False)
+        self.ramp = ramp
+        self.register_buffer("scheduled_share", torch.tensor(1.0), persistent=False)
+
+    def schedule(self, progress: float) -> None:
+        share = min(1.0, progress / self.ramp) if self.ramp else 1.0
+        self.scheduled_share.fill_(share)  # in place: a captured graph reads it there
+
+    @property
+    def margin_share(self) -> Tensor | float:
+        """The part of the margin in force, 0 to 1."""
+        return self.scheduled_share if self.training else 1.0
 
     def target_cosine(self, angles: Tensor) -> Tensor:
         """What stands for cos(angle) at the target speaker: [B] radians -> [B]."""
@@ -153,7 +191,7 @@ class SphereFaceLoss(AngularMarginLoss):
         return monotone_cosine(angles * (1 + (self.margin - 1) * self.margin_share))
 
 
-class GE2ELoss(nn.Module):
+class GE2ELoss(Criterion):
     """Generalised end-to-end loss, softmax variant (arXiv 1710.10467).
 
     Each utterance is compared with the centroids of the speakers in its batch, its own
@@ -162,8 +200,9 @@ class GE2ELoss(nn.Module):
     which keeps it above 0; the bias is the paper's, though the softmax cancels it.
     """
 
-    def __init__(self):
+    def __init__(self, num_enrolled: int = 2):
         super().__init__()
+        self.num_enrolled = num_enrolled
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.tensor(-5.0))
 
@@ -173,6 +212,12 @@ class GE2ELoss(nn.Module):
         centroids = F.normalize(centroids.to(embeddings.dtype))
         cosines = F.normalize(embeddings) @ centroids.T  # [B, S]
         return self.log_scale.exp() * cosines + self.bias
+
+    def identify(
+        self, embeddings: Tensor, speakers: Tensor, centroids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.logits(embeddings, centroids)  # [B, S]
+        return F.cross_entropy(logits, speakers), logits
 
     @_in_full_precision
     def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
@@ -215,16 +260,18 @@ def losses_on_circle(
 
 def build_loss(
     parameters: LossParameters, embedding_size: int, num_speakers: int
-) -> nn.Module:
+) -> Criterion:
     """The criterion that `parameters.name` chooses, with its own weights."""
     if parameters.name == "cross_entropy":
         return CrossEntropyLoss(embedding_size, num_speakers)
     if parameters.name == "ge2e":
-        return GE2ELoss()
+        return GE2ELoss(parameters.ge2e.utterances_per_speaker)
     angular = {
         "arcface": ArcFaceLoss,
         "cosface": CosFaceLoss,
         "sphereface": SphereFaceLoss,
     }[parameters.name]
     chosen = getattr(parameters, parameters.name)
-    return angular(embedding_size, num_speakers, chosen.scale, chosen.margin)
+    return angular(
+        embedding_size, num_speakers, chosen.scale, chosen.margin, chosen.ramp
+    )

@@ -315,6 +315,11 @@ class LossParameters(Section):
     sphereface: SphereFaceParameters
     ge2e: GE2EParameters
 
+    @property
+    def groups(self) -> GE2EParameters | None:
+        """How batches group the utterances of a speaker, where the loss needs that."""
+        return self.ge2e if self.name == "ge2e" else None
+
 
 class OptimizerParameters(Section):
     """The optimizer and its schedule: linear warm-up, then half a cosine."""
@@ -717,7 +722,7 @@ def _check_together(parameters: Parameters) -> None:
         (
             "training.accumulation",
             parameters.training.accumulation,
-            parameters.loss.name != "ge2e" or parameters.training.accumulation == 1,
+            not parameters.loss.groups or parameters.training.accumulation == 1,
             "1 with ge2e, which compares all of a batch",
         ),
         (
@@ -736,7 +741,7 @@ def _check_together(parameters: Parameters) -> None:
         (
             "dataset.mixture",
             weights,
-            parameters.loss.name != "ge2e" or all(w % 1 == 0 for w in weights),
+            not parameters.loss.groups or all(w % 1 == 0 for w in weights),
             "whole weights with ge2e, which groups a speaker's utterances",
         ),
         (

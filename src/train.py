@@ -47,7 +47,6 @@ from eval import (
     make_split_trials,
     refuse_heard,
 )
-from losses import AngularMarginLoss
 from nemo_checkpoint import load_any_model
 from parallel import (
     anywhere,
@@ -263,9 +262,7 @@ def training_step(
     progress = (state.step + 1) / num_steps
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(p.training.optimizer, progress)
-    if isinstance(model.criterion, AngularMarginLoss):
-        ramp = getattr(p.loss, p.loss.name).ramp
-        model.criterion.margin_share.fill_(min(1.0, progress / ramp) if ramp else 1.0)
+    model.criterion.schedule(progress)
 
     torch.manual_seed(batch.seed)
     device = batch.waveforms.device.type

@@ -83,6 +83,17 @@ def test_every_library_is_a_pinned_requirement():
     assert {packages.get(name, name) for name in libraries} <= pinned
 
 
+def test_no_module_asks_which_loss_it_has():
+    named = {
+        alias.name
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "losses"
+        for alias in node.names
+    }
+    assert named == {"build_loss"}
+
+
 def test_no_drawers_for_odds_and_ends():
     assert not {"utils", "util", "helpers", "common", "base"} & set(MODULES)
 

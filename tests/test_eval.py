@@ -204,10 +204,11 @@ def test_identification_of_separable_speakers(prepared, loss, monkeypatch):
 
 
 def test_losses_of_epochs_compare_at_the_whole_margin(prepared):
-    model, splits = prepared()
-    model.criterion.margin_share.fill_(0.0)
+    model, splits = prepared("loss.arcface.ramp=0.5")
+    model.criterion.schedule(0.0)
     at_start = identify(model, splits).loss
-    model.criterion.margin_share.fill_(1.0)
+    assert model.criterion.train().margin_share == 0  # and it stays as it was
+    model.criterion.schedule(1.0)
     assert identify(model, splits).loss == at_start
 
 
