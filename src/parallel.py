@@ -44,8 +44,9 @@ def ranks() -> Iterator[None]:
         if "by peer" not in str(error):  # gloo's words where a rank has gone
             raise
         raise SystemExit(f"rank {rank()}: stopped, since another has ended") from None
-    finally:
-        dist.destroy_process_group()
+    # Not after an exception: nccl would first wait for collectives that the other ranks
+    # may never join, for all of `PATIENCE`. The end of the process aborts them.
+    dist.destroy_process_group()
 
 
 def num_ranks() -> int:

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from dataset import TrainingBatches, UtteranceBatches, prepare
 from eval import embed, evaluate
 from layers import BatchNorm
-from parallel import anywhere, gather, gather_lists, rank, share
+from parallel import anywhere, gather, gather_lists, rank, ranks, share
 from parameters import Parameters, check_parameters, load_parameters
 from report import as_report
 from train import State, build_optimizer, fast_encoder, training_step
@@ -221,6 +223,20 @@ def test_batch_norm_over_ranks_is_torchs_over_all_rows(found):
     expected = torch.stack([norm.running_mean, norm.running_var])
     for own in found:
         assert torch.allclose(own["small"]["running"], expected)
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
+def test_a_rank_that_fails_waits_for_no_other(monkeypatch, error):
+    calls = []
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    for name in ("init_process_group", "destroy_process_group"):
+        call = partial(lambda name, *_, **__: calls.append(name), name)
+        monkeypatch.setattr(dist, name, call)
+    with nullcontext() if error is None else pytest.raises(error), ranks():
+        if error is not None:
+            raise error
+    ended = ["destroy_process_group"] if error is None else []
+    assert calls == ["init_process_group", *ended]
 
 
 def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen:
