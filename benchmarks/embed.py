@@ -102,7 +102,7 @@ def main() -> int:
         p = load_parameters(SHIPPED, overrides=options.overrides)
         device = choose_device(p)
         corpus = [u for u in utterances(p.dataset) if u.split == "test"]
-        model = build_model(p, ["a", "b"], "none", device).eval()
+        model = build_model(p, ["a", "b"], {"": "none"}, device).eval()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

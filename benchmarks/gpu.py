@@ -92,7 +92,7 @@ def peaks(device: torch.device) -> dict[str, float]:
 
 def flop_per_second_of_audio(parameters: Parameters) -> float:
     """Of the encoder's matrix products and convolutions, forward and backward."""
-    model = build_model(parameters, ["a", "b"], "", torch.device("cpu"))
+    model = build_model(parameters, ["a", "b"], {}, torch.device("cpu"))
     frames = 200
     with FlopCounterMode(display=False) as counter:
         features = torch.randn(2, parameters.front_end.num_mels, frames)
@@ -106,7 +106,7 @@ def measure(
 ) -> dict[str, float]:
     """The speed of whole training steps; their profile goes to `path`."""
     torch._dynamo.reset()
-    model = build_model(parameters, splits.speakers, "noise", device).train()
+    model = build_model(parameters, splits.speakers, {"": "noise"}, device).train()
     state = State(model, build_optimizer(model, parameters.training.optimizer))
     augmentation = Augmentation(parameters, device)
     batches = TrainingBatches(splits, parameters, device)

@@ -102,7 +102,7 @@ def measure(overrides: tuple[str, ...], against_nemo: bool) -> dict:
     p = load_parameters(SHIPPED, overrides=overrides)
     device = choose_device(p)
     speakers = [str(number) for number in range(NUM_SPEAKERS)]
-    model = build_model(p, speakers, "none", device).train()
+    model = build_model(p, speakers, {"": "none"}, device).train()
     own = [*model.encoder.parameters(), *model.criterion.parameters()]
     ways = {
         "eager": (our_pass(model, model.encoder), own),

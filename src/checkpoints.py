@@ -11,12 +11,14 @@ import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from corpora import people_key, without_label
 from losses import build_loss
 from models import build_encoder
 from parameters import (
@@ -37,24 +39,53 @@ class RunError(UserError):
     """A run directory or checkpoint that cannot be used."""
 
 
+@dataclass(frozen=True)
+class Heard:
+    """The speakers of one corpus that weights come from, named as the corpus does."""
+
+    digest: str  # of the corpus as packed
+    people: list  # as `corpora.people_key` has it
+    speakers: list[str]
+
+
 class SpeakerModel(nn.Module):
     """An encoder with all that it needs to be trained and used.
 
     waveforms -> `front_end` -> `encoder` -> embeddings; training judges embeddings by
     `criterion`, and verification reads their scores by `backend`.
 
-    `speakers` are the training speakers in the order of the classifier's rows; `corpus`
-    is the digest of the pack that they were heard in.
+    `speakers` are the training speakers in the order of the classifier's rows;
+    `digests` are those of the corpora that they were heard in, as `Pack` has them.
+    `ancestors` are who models were trained on from whose weights this one started, and
+    models from whose weights those did.
     """
 
-    def __init__(self, config: Parameters, speakers: list[str], corpus: str) -> None:
+    def __init__(
+        self, config: Parameters, speakers: list[str], digests: dict[str, str]
+    ) -> None:
         super().__init__()
-        self.config, self.speakers, self.corpus = config, speakers, corpus
+        self.config, self.speakers, self.digests = config, speakers, digests
         self.front_end = FrontEnd(config.front_end)
         self.encoder = build_encoder(config.model, config.front_end.num_mels)
         size = self.encoder.embedding_size
         self.criterion = build_loss(config.loss, size, len(speakers))
         self.backend: Backend | None = None  # until training has ended
+        self.ancestors: tuple[Heard, ...] = ()
+
+    @property
+    def heard(self) -> tuple[Heard, ...]:
+        """Everybody that the weights come from, ancestors' speakers included."""
+        corpora, names = self.config.dataset.corpora, {}
+        for speaker in self.speakers:
+            label = "" if "" in corpora else speaker.partition("/")[0]
+            names.setdefault(label, []).append(without_label(speaker, label))
+        return (
+            *(
+                Heard(self.digests.get(label, ""), people_key(corpora[label]), heard)
+                for label, heard in names.items()
+            ),
+            *self.ancestors,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -68,12 +99,15 @@ class SpeakerModel(nn.Module):
 
 
 def build_model(
-    config: Parameters, speakers: list[str], corpus: str, device: torch.device
+    config: Parameters,
+    speakers: list[str],
+    digests: dict[str, str],
+    device: torch.device,
 ) -> SpeakerModel:
     """An untrained model whose weights are drawn from `seed`, the same on any
     device."""
     torch.manual_seed(config.seed)
-    return SpeakerModel(config, speakers, corpus).to(device)
+    return SpeakerModel(config, speakers, digests).to(device)
 
 
 def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
@@ -82,7 +116,8 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
         "version": CHECKPOINT_VERSION,
         "parameters": model.config.as_dict(),
         "speakers": model.speakers,
-        "corpus": model.corpus,
+        "digests": model.digests,
+        "ancestors": [asdict(heard) for heard in model.ancestors],
         "backend": model.backend and model.backend.as_dict(),
         **{name: module.state_dict() for name, module in model.named_children()},
         **training,
@@ -108,6 +143,15 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         # torch's writer hides what the disk said behind what it makes of that.
         reason = error if isinstance(error, OSError) else error.__context__ or error
         raise RunError(f"{path}: cannot be written: {reason}") from None
+
+
+def make_directory(path: Path) -> None:
+    """A directory and all above it, where they are missing; raise `RunError` where they
+    cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error}") from None
 
 
 def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
@@ -138,7 +182,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = load_tensors(path, path)
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise RunError(f"{path}: not a checkpoint of this program")
-    missing = {"parameters", "speakers", "corpus", "backend", *MODULES} - set(state)
+    if "corpus" in state:  # as it was until there were mixtures and ancestors
+        state |= {"digests": {"": state["corpus"]}, "ancestors": []}
+    wanted = ("parameters", "speakers", "digests", "ancestors", "backend", *MODULES)
+    missing = set(wanted) - set(state)
     if missing:
         raise RunError(f"{path}: the checkpoint lacks {min(missing)}")
     speakers = state["speakers"]
@@ -159,12 +206,13 @@ def restore_model(
         parameters = check_parameters(state["parameters"])
         # Shapes are compared without memory for them: a file may claim any.
         with (meta := torch.device("meta")):
-            outline = build_model(parameters, state["speakers"], "", meta)
+            outline = build_model(parameters, state["speakers"], {}, meta)
         for name, module in outline.named_children():
             module.load_state_dict(state[name], assign=True)
-        model = build_model(parameters, state["speakers"], state["corpus"], device)
+        model = build_model(parameters, state["speakers"], state["digests"], device)
         for name, module in model.named_children():
             module.load_state_dict(state[name])
+        model.ancestors = tuple(Heard(**heard) for heard in state["ancestors"])
         if state["backend"]:
             model.backend = Backend.from_dict(state["backend"])
     except (RuntimeError, TypeError, KeyError, AttributeError, UserError) as error:

@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio import AudioError, load_recording
-from checkpoints import RunError, SpeakerModel, build_model, choose_device
-from corpora import CorpusError, official_trials
+from checkpoints import SpeakerModel, build_model, choose_device, make_directory
+from corpora import CorpusError, official_trials, people_key, without_label
 from dataset import Entry, Pack, Splits, UtteranceBatches, prepare
 from layers import valid_positions
 from metrics import (
@@ -166,20 +166,28 @@ def _first_of_each(splits: Splits, count: int) -> list[int]:
     return [index for own in kept.values() for index in own]
 
 
-def identify(model: SpeakerModel, splits: Splits) -> IdentificationReport | None:
-    """Loss and accuracy on the validation utterances; None where there are none.
+def identify(model: SpeakerModel, splits: Splits) -> dict[str, IdentificationReport]:
+    """Loss and accuracy on the validation utterances of each corpus, as
+    `Splits.by_corpus` names them.
 
-    Without a classifier a speaker is the mean direction of some of its training
-    utterances, as many as the criterion wants.
+    Speakers of all corpora are told apart. Without a classifier a speaker is the mean
+    direction of some of its training utterances, as many as the criterion wants.
     """
-    if not splits.validation:
-        return None
+    return {
+        name: _identify(model, splits, indices)
+        for name, indices in splits.by_corpus("validation").items()
+    }
+
+
+def _identify(
+    model: SpeakerModel, splits: Splits, indices: Sequence[int]
+) -> IdentificationReport:
     device = model.device
     class_of = {speaker: c for c, speaker in enumerate(splits.speakers)}
-    classes = [class_of[speaker] for speaker in splits.speakers_of(splits.validation)]
+    classes = [class_of[speaker] for speaker in splits.speakers_of(indices)]
     targets = torch.tensor(classes, device=device)
     model.eval()
-    embeddings = _vectors(model, splits, splits.validation).to(device)
+    embeddings = _vectors(model, splits, indices).to(device)
     centroids = None
     if count := model.criterion.num_enrolled:
         centroids = _centroids(model, splits, count).to(device)
@@ -260,48 +268,60 @@ def mean_log_mel(front_end: FrontEnd) -> Callable:
 
 
 def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trials]:
-    """Trials of development and of test, where they are not empty: all pairs, or for
-    the test those of `evaluation.trials` or of the corpus's own list.
+    """Trials of development and of test, within each corpus as `Splits.by_corpus` names
+    them: all pairs, or for a test those of `evaluation.trials` or of the corpus's list.
 
     Raises `TrialError` where utterances cannot be paired or a list does not fit.
     """
-    p = parameters.evaluation
-    made, largest = {}, p.max_trials
-    for name in ("development", "test"):
-        if indices := getattr(splits, name):
-            speakers = splits.speakers_of(indices)
-            path = p.trials or official_trials(parameters.dataset)
-            if name == "test" and path is not None:
-                ids = [splits.pack.entries[i].id for i in indices]
-                made[name], _ = read_trials(path, ids, speakers)
-                continue
-            trials = make_trials(speakers, largest, parameters.dataset.seed)
-            if trials.targets.all() or not trials.targets.any():
-                raise TrialError(
-                    f"evaluation.max_trials: expected enough for {name} to have target "
-                    f"and non-target trials, got {largest}"
-                )
-            made[name] = trials
+    p, entries = parameters.evaluation, splits.pack.entries
+    corpora, made = parameters.dataset.corpora, {}
+    parts = splits.by_corpus("development") | splits.by_corpus("test")
+    for name, indices in parts.items():
+        split, _, label = name.partition("/")
+        path = p.trials or official_trials(corpora[label])
+        speakers = splits.speakers_of(indices)
+        if split == "test" and path is not None:
+            ids = [without_label(entries[i].id, label) for i in indices]
+            made[name], _ = read_trials(path, ids, speakers)
+            continue
+        try:
+            trials = make_trials(speakers, p.max_trials, corpora[label].seed)
+        except TrialError as error:
+            raise TrialError(f"{name}: {error}") from None
+        if trials.targets.all() or not trials.targets.any():
+            raise TrialError(
+                f"evaluation.max_trials: expected enough for {name} to have target "
+                f"and non-target trials, got {p.max_trials}"
+            )
+        made[name] = trials
     return made
 
 
 def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     """A cohort of the training speakers and, where there are development speakers,
-    calibrations on their trials; of the corpus that the model was trained on."""
+    calibrations on their trials; of the corpus that the model was trained on.
+
+    Of a mixture every corpus with development speakers weighs alike, however large:
+    one threshold serves recordings of unknown origin, and which corpora it is for is
+    chosen by their `development_fraction`.
+    """
     p = model.config.evaluation
     model.eval()
-    backend = Backend(_centroids(model, splits, p.as_norm.utterances_per_speaker), {})
-    if "development" not in (made := make_split_trials(splits, model.config)):
-        return backend
-    trials = made["development"]
-    embeddings = _vectors(model, splits, splits.development)
-    scores = _system_scores(embeddings, trials, backend, p)
+    cohort = _centroids(model, splits, p.as_norm.utterances_per_speaker)
+    backend = Backend(cohort, {}, [])
+    made = make_split_trials(splits, model.config)
+    parts: dict[str, list] = {}
+    for name, indices in splits.by_corpus("development").items():
+        embeddings, trials = _vectors(model, splits, indices), made[name]
+        for system, found in _system_scores(embeddings, trials, backend, p).items():
+            parts.setdefault(system, []).append((found, trials.targets))
     return replace(
         backend,
         calibrations={
-            name: calibrate(found, trials.targets, p.false_alarm_rate)
-            for name, found in scores.items()
+            system: calibrate(scored, p.false_alarm_rate)
+            for system, scored in parts.items()
         },
+        calibrated_on=list(splits.by_corpus("development")),
     )
 
 
@@ -325,17 +345,18 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     """
     p, device = model.config, model.device
     model.eval()
-    identification = None
+    identification = {}
     if splits.speakers == model.speakers:
         identification = identify(model, splits)
-    untrained = build_model(p, model.speakers, model.corpus, device).eval()
+    untrained = build_model(p, model.speakers, model.digests, device).eval()
     references = {
         "untrained": untrained,
         "mean log-mel": mean_log_mel(model.front_end),
     }
     verification = {}
+    parts = splits.by_corpus("development") | splits.by_corpus("test")
     for name, trials in make_split_trials(splits, p).items():
-        indices = getattr(splits, name)
+        indices = parts[name]
         speakers = splits.speakers_of(indices)
         began = time.perf_counter()
         embeddings = _vectors(model, splits, indices)
@@ -378,43 +399,45 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
             if 0 < trials.targets[mask].sum() < mask.sum() < len(mask)
         }
         verification[name] = Verification(
-            trials, embeddings.numpy(), scores, reports, of_kinds
+            indices, trials, embeddings.numpy(), scores, reports, of_kinds
         )
-    return Evaluation(identification, verification)
+    calibrated_on = model.backend.calibrated_on if model.backend else []
+    return Evaluation(identification, verification, calibrated_on)
 
 
 def refuse_heard(model: SpeakerModel, splits: Splits, p: DatasetParameters) -> None:
-    """Raise `ParameterError` where speakers to be tested are those that the model was
-    trained on; names alone, of another corpus, are only noted."""
-    trained_on = model.config.dataset
-    unseen = set(splits.speakers_of(splits.development + splits.test))
-    heard = unseen & set(model.speakers)
-    same_names = p.name == trained_on.name and (
-        p.name in ("librispeech", "vctk", "voxceleb1")
-        or (p.name == "synthetic" and p.seed == trained_on.seed)
-        or (p.name == "folder" and p.root.resolve() == trained_on.root.resolve())
-        or (
-            p.name == "manifest"
-            and p.manifest.train.resolve() == trained_on.manifest.train.resolve()
-        )
-    )
-    if heard and (splits.pack.digest == model.corpus or same_names):
-        raise ParameterError(
-            "dataset: expected to test speakers that the model was not trained on, "
-            f"but it heard {len(heard)} of them, {min(heard)} among them"
-        )
-    if heard:
-        print(f"note: {len(heard)} speakers tested have names of training speakers")
+    """Raise `ParameterError` where speakers to be tested are those that the model, or
+    one whose weights it started from, was trained on; names alone, of another corpus,
+    are only noted."""
+    noted: set[str] = set()
+    for label, corpus in p.corpora.items():
+        unseen = {
+            without_label(splits.pack.entries[i].speaker, label)
+            for i in splits.development + splits.test
+            if splits.pack.entries[i].corpus == label
+        }
+        for heard in model.heard:
+            names = unseen & set(heard.speakers)
+            same_corpus = splits.pack.digests.get(label) == heard.digest
+            if names and (same_corpus or people_key(corpus) == heard.people):
+                raise ParameterError(
+                    "dataset: expected to test speakers that the model was not trained "
+                    f"on, but it heard {len(names)} of them, {min(names)} among them"
+                )
+            noted |= names
+    if noted:
+        print(f"note: {len(noted)} speakers tested have names of training speakers")
 
 
 def _is_split_of_training(
     model: SpeakerModel, splits: Splits, p: DatasetParameters
 ) -> bool:
-    dealt = ("seed", "validation_fraction", "development_fraction", "test_fraction")
+    def dealt_by(dataset: DatasetParameters) -> list:
+        keys = "seed", "validation_fraction", "development_fraction", "test_fraction"
+        return [[getattr(p, key) for key in keys] for p in dataset.corpora.values()]
+
     trained_on = model.config.dataset
-    return splits.pack.digest == model.corpus and all(
-        getattr(p, key) == getattr(trained_on, key) for key in dealt
-    )
+    return splits.pack.digests == model.digests and dealt_by(p) == dealt_by(trained_on)
 
 
 OVERRIDABLE = ("dataset.", "evaluation.", "training.device=")
@@ -440,10 +463,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
     if path.is_dir():
         corpus = f"{parameters.dataset.name}-{splits.pack.digest[:8]}"
         directory = path / "evaluations" / corpus
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{directory}: cannot be written: {error}") from None
+        make_directory(directory)
         write_evaluation(directory, evaluation, splits, model)
         print(f"written to {directory}")
     return evaluation

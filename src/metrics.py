@@ -11,6 +11,7 @@ accepted or rejected together. The cost is that of the NIST speaker recognition
 evaluations; Cllr is Brummer and du Preez, Computer Speech and Language 20 (2006).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,12 +132,19 @@ def rates_at(
 
 
 def threshold_for(
-    false_alarm_rate: float, scores: ArrayLike, targets: ArrayLike
+    false_alarm_rate: float, parts: Sequence[tuple[ArrayLike, ArrayLike]]
 ) -> float:
     """The lowest of the scores, or infinity, that accepts no more than this share of
-    the non-target trials."""
-    thresholds, _, false_alarm = error_rates(scores, targets)
-    return float(thresholds[np.argmax(false_alarm <= false_alarm_rate)])
+    the non-target trials; of several lists of scores and targets the mean share."""
+    checked = [_checked(scores, targets) for scores, targets in parts]
+    thresholds = np.unique(np.concatenate([scores for scores, _ in checked]))
+    false_alarms = np.zeros(len(thresholds))
+    for scores, targets in checked:
+        others = np.sort(scores[~targets])
+        accepted = len(others) - np.searchsorted(others, thresholds)
+        false_alarms += accepted / len(others) / len(checked)
+    fitting = thresholds[false_alarms <= false_alarm_rate]
+    return float(fitting[0]) if len(fitting) else np.inf
 
 
 def actual_dcf(

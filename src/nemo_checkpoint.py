@@ -401,12 +401,12 @@ def _load(file: BinaryIO) -> SpeakerModel:
     speakers = _read_speakers(config, _shape(state, "decoder.final.weight", 2)[0])
     # Shapes are compared without memory for them: a file may claim any.
     with torch.device("meta"):
-        outline = build_model(parameters, speakers, "", torch.device("meta"))
+        outline = build_model(parameters, speakers, {}, torch.device("meta"))
     _refuse_other_shapes(state, _tensors(outline))
     for number, expected in enumerate(_blocks(outline.encoder)):
         block = config["encoder"]["jasper"][number]
         _honour(block, f"encoder.jasper.{number}", BLOCK | expected)
-    model = build_model(parameters, speakers, "", torch.device("cpu"))
+    model = build_model(parameters, speakers, {}, torch.device("cpu"))
     for key, tensor in _tensors(model).items():
         tensor.copy_(state[key])
     return model.eval()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audio import encode_ogg
-from checkpoints import SpeakerModel, atomic_write
+from checkpoints import SpeakerModel, atomic_write, make_directory
 from dataset import Splits
 from figures import (
     Figure,
@@ -77,6 +77,7 @@ class IdentificationReport:
 class Verification:
     """Trials among the utterances of a split, and how each system does on them."""
 
+    indices: list[int]  # of the utterances in their pack, [U]
     trials: Trials
     embeddings: NDArray[np.float32]  # the model's, [U, E]
     scores: dict[str, NDArray[np.float64]]  # the model's, by scoring, [K]
@@ -86,10 +87,24 @@ class Verification:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; what the corpus has no utterances for is missing."""
+    """What `evaluate` found, by split; what there are no utterances for is missing.
 
-    identification: IdentificationReport | None
-    verification: dict[str, Verification]  # by split, of development and test
+    Splits are validation, development and test; of a mixture each corpus has its own,
+    such as `test/label`, and nothing is pooled.
+    """
+
+    identification: dict[str, IdentificationReport]
+    verification: dict[str, Verification]
+    calibrated_on: list[str]  # splits of the model's training
+
+    @property
+    def tests(self) -> dict[str, Verification]:
+        """The tests by the folder, within a run's, for what is written of them."""
+        return {
+            "" if name == "test" else name: found
+            for name, found in self.verification.items()
+            if name.partition("/")[0] == "test"
+        }
 
 
 def write_evaluation(
@@ -97,34 +112,34 @@ def write_evaluation(
 ) -> None:
     """Write all that is known of an evaluation into a directory that is there, the
     report last: where it stands, so does the rest."""
-    write_trials_and_scores(directory, evaluation, splits)
-    for name, figure in draw_evaluation(evaluation, splits, model).items():
-        with atomic_write(directory / f"{name}.png") as file:
-            figure.savefig(file)
-    write_map(directory, evaluation, splits, model)
+    for folder, test in evaluation.tests.items():
+        home = directory / folder
+        if folder:
+            make_directory(home)
+        write_trials_and_scores(home, test, splits)
+        for name, figure in draw_verification(test, splits, model).items():
+            with atomic_write(home / f"{name}.png") as file:
+                figure.savefig(file)
+        write_map(home, test, splits, model)
     with atomic_write(directory / "report.json") as file:
         file.write(json.dumps(as_report(evaluation), indent=2).encode())
 
 
 def write_trials_and_scores(
-    directory: Path, evaluation: Evaluation, splits: Splits
+    directory: Path, test: Verification, splits: Splits
 ) -> None:
-    """`trials.txt` and `scores.txt` of the test, from which its figures can be had
-    again, and the hardest of them in `errors.tsv`."""
-    if test := evaluation.verification.get("test"):
-        ids = [splits.pack.entries[i].id for i in splits.test]
-        write_trials(directory / "trials.txt", test.trials, ids)
-        write_scores(directory / "scores.txt", test.trials, test.scores["trained"], ids)
-        write_table(directory / "errors.tsv", as_errors(evaluation, splits))
+    """`trials.txt` and `scores.txt` of a test, from which its figures can be had again,
+    and the hardest of them in `errors.tsv`."""
+    ids = [splits.pack.entries[i].id for i in test.indices]
+    write_trials(directory / "trials.txt", test.trials, ids)
+    write_scores(directory / "scores.txt", test.trials, test.scores["trained"], ids)
+    write_table(directory / "errors.tsv", as_errors(test, splits))
 
 
-def draw_evaluation(
-    evaluation: Evaluation, splits: Splits, model: SpeakerModel
+def draw_verification(
+    test: Verification, splits: Splits, model: SpeakerModel
 ) -> dict[str, Figure]:
-    """Figures of the test by name: DET curves, scores, and the embeddings."""
-    test = evaluation.verification.get("test")
-    if test is None:
-        return {}
+    """Figures of a test by name: DET curves, scores, and the embeddings."""
     targets = test.trials.targets
     curves = {name: det_points(found, targets) for name, found in test.scores.items()}
     calibrations = model.backend.calibrations if model.backend else {}
@@ -133,10 +148,10 @@ def draw_evaluation(
         "det": draw_det(curves),
         "scores": draw_scores(test.scores, targets, thresholds),
     }
-    if len(splits.test) >= MIN_DRAWN:
+    if len(test.indices) >= MIN_DRAWN:
         figures["embeddings"] = draw_embeddings(
             {model.config.model.name: test.embeddings},
-            splits.speakers_of(splits.test),
+            splits.speakers_of(test.indices),
             UNHEARD,
             model.config.seed,
         )
@@ -144,16 +159,15 @@ def draw_evaluation(
 
 
 def write_map(
-    directory: Path, evaluation: Evaluation, splits: Splits, model: SpeakerModel
+    directory: Path, test: Verification, splits: Splits, model: SpeakerModel
 ) -> None:
-    """`map.html`: the UMAP of the test's embeddings to explore and, cut short, to hear.
+    """`map.html`: the UMAP of a test's embeddings to explore and, cut short, to hear.
 
     It holds people's voices: it is written here and handed to nobody.
     """
-    test = evaluation.verification.get("test")
-    if test is None or len(splits.test) < MIN_DRAWN:
+    if len(test.indices) < MIN_DRAWN:
         return
-    speakers = np.array(splits.speakers_of(splits.test))
+    speakers = np.array(splits.speakers_of(test.indices))
     drawn = np.isin(speakers, list(looks := speaker_looks(speakers)))
     plane = np.empty((len(speakers), 2), np.float32)
     plane[drawn] = project_umap(test.embeddings[drawn], model.config.seed)
@@ -161,7 +175,7 @@ def write_map(
     for name in looks:
         own = np.flatnonzero(speakers == name)
         rows += own[:: -(-len(own) // MAPPED_UTTERANCES)].tolist()
-    entries = [splits.pack.entries[splits.test[row]] for row in rows]
+    entries = [splits.pack.entries[test.indices[row]] for row in rows]
     rate = splits.pack.sample_rate
     sounds = {}
     for entry in entries:
@@ -178,9 +192,13 @@ def write_map(
 
 def as_report(evaluation: Evaluation) -> dict[str, Any]:
     """Plain types for `report.json`."""
-    found = evaluation.identification
+    identification = {
+        name: asdict(found) for name, found in evaluation.identification.items()
+    }
     return {
-        "identification": asdict(found) if found else None,
+        # of one corpus the report itself
+        "identification": identification.get("validation", identification or None),
+        "calibrated_on": evaluation.calibrated_on,
         "verification": {
             split: {
                 kind: {name: asdict(report) for name, report in reports.items()}
@@ -197,23 +215,19 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
 def as_summary(evaluation: Evaluation) -> dict[str, float]:
     """The model's main figures by names such as `test/eer`, as far as there are any."""
     figures = {}
-    if found := evaluation.identification:
+    for split, found in evaluation.identification.items():
         for name in ("loss", "accuracy", "top_5_accuracy"):
-            figures[f"validation/{name}"] = getattr(found, name)
+            figures[f"{split}/{name}"] = getattr(found, name)
     for split, verification in evaluation.verification.items():
         for name in ("eer", "min_dcf", "cllr"):
             figures[f"{split}/{name}"] = getattr(verification.reports["trained"], name)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def as_errors(evaluation: Evaluation, splits: Splits) -> list[list]:
-    """The hardest trials of the test, as `hardest_trials` has them; none where there is
-    no test."""
-    test = evaluation.verification.get("test")
-    if test is None:
-        return []
-    ids = [splits.pack.entries[i].id for i in splits.test]
-    speakers = splits.speakers_of(splits.test)
+def as_errors(test: Verification, splits: Splits) -> list[list]:
+    """The hardest trials of a test, as `hardest_trials` has them."""
+    ids = [splits.pack.entries[i].id for i in test.indices]
+    speakers = splits.speakers_of(test.indices)
     return hardest_trials(
         test.trials, test.scores["trained"], ids, speakers, NUM_HARDEST
     )
@@ -222,13 +236,13 @@ def as_errors(evaluation: Evaluation, splits: Splits) -> list[list]:
 def as_table(evaluation: Evaluation) -> list[list[str]]:
     """Rows of text, the first naming the columns; intervals of 95 % in brackets."""
     rows = [["split", "system", "EER", "minDCF", "Cllr", "on"]]
-    if found := evaluation.identification:
+    for split, found in evaluation.identification.items():
         system = f"accuracy {found.accuracy:.2%}, top 5 {found.top_5_accuracy:.2%}"
         on = (
             f"{found.num_utterances} utterances of {found.num_speakers} speakers, "
             f"among {found.num_classes}"
         )
-        rows.append(["validation", system, "", "", "", on])
+        rows.append([split, system, "", "", "", on])
     for split, verification in evaluation.verification.items():
         of_conditions = {
             f"  {name}": report for name, report in verification.conditions.items()

@@ -10,6 +10,7 @@ calibration is logistic regression (Brummer and du Preez, Computer Speech and La
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -94,32 +95,46 @@ class Backend:
 
     cohort: Tensor  # [S, E], unit directions of the training speakers
     calibrations: dict[str, Calibration]  # by scoring, plain or normalised
+    calibrated_on: list[str]  # of whose trials, such as development
 
     def as_dict(self) -> dict[str, Any]:
         """Tensors and plain types, for a checkpoint."""
         found = {name: asdict(c) for name, c in self.calibrations.items()}
-        return {"cohort": self.cohort, "calibrations": found}
+        return {
+            "cohort": self.cohort,
+            "calibrations": found,
+            "calibrated_on": self.calibrated_on,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Backend":
         """What `as_dict` gave."""
-        found = values["calibrations"].items()
-        return cls(values["cohort"], {name: Calibration(**c) for name, c in found})
+        found = {name: Calibration(**c) for name, c in values["calibrations"].items()}
+        # unsaid until there were mixtures
+        calibrated_on = values.get("calibrated_on", ["development"] if found else [])
+        return cls(values["cohort"], found, calibrated_on)
 
 
 def calibrate(
-    scores: NDArray[np.float64], targets: NDArray[np.bool_], false_alarm_rate: float
+    parts: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]],
+    false_alarm_rate: float,
 ) -> Calibration:
-    """Fit a calibration to trials of known answer, targets weighing as much as others.
+    """Fit a calibration to scores and targets of known answer, [K] each, of one corpus
+    or of several.
 
-    The threshold is the lowest that accepts at most `false_alarm_rate` of the
-    non-target trials.
+    Targets weigh as much as non-targets, and every corpus as much as another. The
+    threshold is the lowest that accepts at most `false_alarm_rate` of the non-target
+    trials, as a mean over the corpora.
     """
-    weights = np.where(targets, 1 / targets.sum(), 1 / (~targets).sum())
+    scores, targets = map(np.concatenate, zip(*parts, strict=True))
+    weights = np.concatenate(
+        [np.where(t, 1 / t.sum(), 1 / (~t).sum()) for _, t in parts]
+    )
     regression = LogisticRegression(C=np.inf, tol=1e-8)
-    regression.fit(scores[:, None], targets, sample_weight=weights * len(scores) / 2)
+    share = len(scores) / (2 * len(parts))
+    regression.fit(scores[:, None], targets, sample_weight=weights * share)
     scale, offset = float(regression.coef_[0, 0]), float(regression.intercept_[0])
-    llrs = scale * scores + offset
-    threshold = threshold_for(false_alarm_rate, llrs, targets)
-    miss, false_alarm = rates_at(threshold, llrs, targets)
-    return Calibration(scale, offset, threshold, miss, false_alarm)
+    llrs = [(scale * part + offset, targets) for part, targets in parts]
+    threshold = threshold_for(false_alarm_rate, llrs)
+    miss, false_alarm = np.mean([rates_at(threshold, *part) for part in llrs], axis=0)
+    return Calibration(scale, offset, threshold, float(miss), float(false_alarm))

@@ -445,16 +445,17 @@ def train(
         )
     make_split_trials(splits, parameters)  # what cannot be tested is said beforehand
     if resume is None:
-        digest = splits.pack.digest
-        model = build_model(parameters, splits.speakers, digest, device)
+        digests = splits.pack.digests
+        model = build_model(parameters, splits.speakers, digests, device)
         if parameters.training.init_from is not None:
-            _start_from(parameters.training.init_from, model, splits)
+            _start_from(parameters.training.init_from, model)
+        refuse_heard(model, splits, parameters.dataset)
         optimizer = build_optimizer(model, parameters.training.optimizer)
         run = Run.create(parameters) if rank() == 0 else None
         state = State(model, optimizer, wandb_id=run.mirror.wandb_id if run else "")
     else:
         state = State.restore(resume / "last.pt", parameters, device)
-        if state.model.corpus != splits.pack.digest:
+        if state.model.digests != splits.pack.digests:
             raise RunError(
                 f"{resume}: the corpus has changed since the run "
                 "began; put it back as it was, or train anew"
@@ -565,8 +566,13 @@ def _end_epoch(
     # Without validation utterances the last epoch is as good a choice as any.
     loss = -state.epoch
     if found := identify(state.model, splits):
-        metrics["validation/loss"] = loss = found.loss
-        metrics["validation/accuracy"] = found.accuracy
+        for name, report in found.items():
+            metrics[f"{name}/loss"] = report.loss
+            metrics[f"{name}/accuracy"] = report.accuracy
+        # Of a mixture the mean over its corpora, however large each, chooses the best.
+        reports = found.values()
+        metrics["validation/loss"] = loss = mean(r.loss for r in reports)
+        metrics["validation/accuracy"] = mean(r.accuracy for r in reports)
     if not math.isfinite(loss):
         raise TrainingError(f"step {state.step}: the validation loss is {loss}")
     better = loss < state.best_loss
@@ -626,14 +632,14 @@ def _architecture(parameters: Parameters) -> dict[str, Any]:
     return {"front_end": values["front_end"], "model": model}
 
 
-def _start_from(source: Path, model: SpeakerModel, splits: Splits) -> None:
+def _start_from(source: Path, model: SpeakerModel) -> None:
     """Take over the front end and the encoder of another model, not its classifier."""
     other = load_any_model(source, torch.device("cpu"))
-    refuse_heard(other, splits, model.config.dataset)
     old, new = _architecture(other.config), _architecture(model.config)
     _refuse_changes(source, old, new, MAY_DIFFER)
     model.front_end.load_state_dict(other.front_end.state_dict())
     model.encoder.load_state_dict(other.encoder.state_dict())
+    model.ancestors = other.heard
     print(f"starting from the encoder of {source}")
 
 

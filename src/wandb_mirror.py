@@ -61,7 +61,10 @@ class Mirror:
         after the last epoch. With `wandb.log_audio` the table of errors has players.
         """
         results, summary = as_table(evaluation), as_summary(evaluation)
-        errors = as_errors(evaluation, splits)
+        errors = {
+            f"{folder}/errors".lstrip("/"): as_errors(test, splits)
+            for folder, test in evaluation.tests.items()
+        }
 
         def show(wandb: Any, page: Any) -> None:
             # The curves of validation keep their last point: this is the best epoch's.
@@ -69,15 +72,16 @@ class Mirror:
                 k: v for k, v in summary.items() if not k.startswith("validation/")
             }
             shown["results"] = wandb.Table(columns=results[0], data=results[1:])
-            if errors:
-                columns, *rows = errors
+            for name, (columns, *rows) in errors.items():
                 if self._log_audio:
                     columns = [*columns, "enrolment audio", "test audio"]
                     players = _players(wandb, splits)
                     rows = [[*row, *map(players, row[:2])] for row in rows]
-                shown["errors"] = wandb.Table(columns=columns, data=rows)
-            for path in sorted(self.directory.glob("*.png")):
-                shown[f"figures/{path.stem}"] = wandb.Image(str(path))
+                shown[name] = wandb.Table(columns=columns, data=rows)
+            for folder in evaluation.tests:
+                for path in sorted((self.directory / folder).glob("*.png")):
+                    name = Path("figures", folder, path.stem).as_posix()
+                    shown[name] = wandb.Image(str(path))
             step = max(self.step, page.starting_step)
             page.log({"epoch": self.step, **shown}, step, commit=True)
             page.summary.update(summary)

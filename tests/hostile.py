@@ -245,7 +245,7 @@ def _built(*overrides: str):
     return build_model(
         load_parameters(SHIPPED, overrides=[*MINIATURE, *overrides]),
         SPEAKERS,
-        "digest",
+        {"": "digest"},
         CPU,
     )
 

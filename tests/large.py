@@ -77,7 +77,7 @@ def hours(folder: Path) -> int:
     p = load_parameters(SHIPPED)
     write_pack(folder, speakers=100, each=72, seconds=10)
     packed, batches = opened(folder, p)
-    model = build_model(p, batches.splits.speakers, "", CPU).train()
+    model = build_model(p, batches.splits.speakers, {}, CPU).train()
     state = State(model, build_optimizer(model, p.training.optimizer))
     augmentation = Augmentation(p, CPU)
     for _, batch in zip(range(6), batches.epoch(0), strict=False):
@@ -91,7 +91,7 @@ def recording(folder: Path) -> int:
     p = load_parameters(SHIPPED, overrides=MINIATURE)
     write_pack(folder, speakers=1, each=1, seconds=3 * 3600)
     packed = open_pack(folder)
-    model = build_model(p, ["a", "b"], "", CPU).train(False)
+    model = build_model(p, ["a", "b"], {}, CPU).train(False)
     batches = UtteranceBatches(packed, [0], p.evaluation.batch_seconds, CPU)
     return len(embed(model, batches))
 

@@ -72,7 +72,7 @@ def test_nothing_from_crop_to_loss_leaves_the_device(
 ):
     p = miniature(*CHANGES, f"loss.name={loss}")
     splits = prepare(p)
-    model = build_model(p, splits.speakers, "digest", CPU).train()
+    model = build_model(p, splits.speakers, {"": "digest"}, CPU).train()
     augmentation, batches = Augmentation(p, CPU), TrainingBatches(splits, p, CPU)
     with claims_to_be_on_a_gpu as mode:
         for module in (model, augmentation):
@@ -113,7 +113,7 @@ def test_a_step_waits_for_nothing(miniature, optimizer, accumulation):
         f"training.accumulation={accumulation}",
     )
     splits = prepare(p)
-    model = build_model(p, splits.speakers, "digest", CPU).train()
+    model = build_model(p, splits.speakers, {"": "digest"}, CPU).train()
     state = State(model, build_optimizer(model, p.training.optimizer))
     augmentation, rows = Augmentation(p, CPU), []
     batches = list(TrainingBatches(splits, p, CPU).epoch(0))[:2]

@@ -21,7 +21,7 @@ SPEAKERS = ["a", "b", "c"]
 
 @pytest.fixture
 def model(miniature):
-    return build_model(miniature(), SPEAKERS, "digest", CPU)
+    return build_model(miniature(), SPEAKERS, {"": "digest"}, CPU)
 
 
 def test_checkpoint_brings_the_model_back(tmp_path, model):
@@ -40,8 +40,10 @@ def test_a_run_stands_for_its_best_checkpoint(tmp_path, model):
 
 
 def test_seed_draws_the_weights(miniature):
-    one, same = (build_model(miniature(), SPEAKERS, "digest", CPU) for _ in range(2))
-    other = build_model(miniature("seed=2"), SPEAKERS, "digest", CPU)
+    one, same = (
+        build_model(miniature(), SPEAKERS, {"": "digest"}, CPU) for _ in range(2)
+    )
+    other = build_model(miniature("seed=2"), SPEAKERS, {"": "digest"}, CPU)
     first = [next(m.encoder.parameters()) for m in (one, same, other)]
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])

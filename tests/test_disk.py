@@ -57,7 +57,7 @@ def command(tmp_path, capsys, monkeypatch) -> Callable[..., str]:
     """src/train.py with parameters, or to go on with a run; its error, which must be
     one line."""
     # Slow, and no matter here.
-    monkeypatch.setattr(report, "draw_evaluation", lambda *_: {"det": Figure()})
+    monkeypatch.setattr(report, "draw_verification", lambda *_: {"det": Figure()})
     monkeypatch.setattr(report, "project_umap", lambda x, _: np.zeros((len(x), 2)))
 
     def run(*arguments) -> str:
@@ -97,7 +97,7 @@ def partial_files(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("spoil", [fill, make_read_only])
 def test_checkpoint_survives_a_disk_that_fails(disk, miniature, spoil):
-    model = build_model(miniature(), ["a", "b"], "digest", CPU)
+    model = build_model(miniature(), ["a", "b"], {"": "digest"}, CPU)
     save_checkpoint(disk / "x.pt", model, epoch=1)
     spoil(disk)
     with pytest.raises(RunError, match=f"{disk / 'x.pt'}: cannot be written") as error:
@@ -110,7 +110,7 @@ def test_checkpoint_survives_a_disk_that_fails(disk, miniature, spoil):
 
 @pytest.mark.parametrize("large", [0, 10**5, 10**6])
 def test_torch_does_not_hide_what_the_disk_said(disk, miniature, large):
-    model = build_model(miniature(), ["a", "b"], "digest", CPU)
+    model = build_model(miniature(), ["a", "b"], {"": "digest"}, CPU)
     fill(disk)
     with pytest.raises(RunError, match=os.strerror(errno.ENOSPC)):
         save_checkpoint(disk / "x.pt", model, more=torch.rand(large))
@@ -213,7 +213,7 @@ def test_metrics_that_cannot_be_appended(miniature, command, monkeypatch):
         ("evaluate", 1, "best.pt"),
         ("as_report", 1, "report.json"),
         ("write_trials_and_scores", 1, "trials.txt"),
-        ("draw_evaluation", 1, "det.png"),
+        ("draw_verification", 1, "det.png"),
         ("write_map", 1, "map.html"),
     ],
 )

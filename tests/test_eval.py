@@ -1,5 +1,6 @@
 """Embedding, identification and verification, and the command line."""
 
+import copy
 import json
 from dataclasses import asdict, replace
 
@@ -8,8 +9,10 @@ import pytest
 import soundfile
 import torch
 
+import corpora
 import eval as evaluation
 from checkpoints import build_model, save_checkpoint
+from conftest import MIXTURE
 from corpora import CorpusError
 from dataset import UtteranceBatches, prepare
 from eval import (
@@ -19,12 +22,14 @@ from eval import (
     fit_backend,
     identify,
     main,
+    make_split_trials,
     mean_log_mel,
     refuse_heard,
     verify,
 )
 from metrics import cllr, min_dcf
 from parameters import ParameterError
+from report import as_report, as_summary
 from scoring import Backend, Calibration
 from trials import TrialError, make_trials, write_scores, write_trials
 
@@ -38,7 +43,8 @@ def prepared(miniature):
     def build(*overrides: str):
         p = miniature(*overrides)
         splits = prepare(p)
-        return build_model(p, splits.speakers, splits.pack.digest, CPU).eval(), splits
+        model = build_model(p, splits.speakers, splits.pack.digests, CPU)
+        return model.eval(), splits
 
     return build
 
@@ -114,7 +120,8 @@ def test_identification_scores_few_utterances_at_once(prepared, monkeypatch, los
     monkeypatch.setattr(evaluation, "LOGITS_AT_ONCE", 30, raising=False)
     parts = identify(model, splits)
     assert max(sizes) <= 30
-    assert asdict(parts) == pytest.approx(asdict(whole))
+    one, other = (asdict(found["validation"]) for found in (parts, whole))
+    assert one == pytest.approx(other)
 
 
 def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
@@ -132,7 +139,7 @@ def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
     assert found.llr is found.same_speaker is None
     for threshold, same in ((3 * cosine - 1.01, True), (3 * cosine - 0.99, False)):
         calibration = Calibration(3.0, -1.0, threshold, 0.1, 0.1)
-        backend = Backend(torch.eye(2), {"trained": calibration})
+        backend = Backend(torch.eye(2), {"trained": calibration}, ["development"])
         model.backend = backend
         found = compare_recordings(model, *paths)
         assert found.llr == pytest.approx(3 * cosine - 1, abs=1e-4)
@@ -197,7 +204,7 @@ def test_identification_of_separable_speakers(prepared, loss, monkeypatch):
     if loss != "ge2e":
         identity = torch.eye(len(splits.speakers))
         model.criterion.classifier.weight = torch.nn.Parameter(identity)
-    report = identify(model, splits)
+    report = identify(model, splits)["validation"]
     assert report.accuracy == report.top_5_accuracy == 1
     assert report.num_utterances == len(splits.validation)
     assert report.num_speakers == report.num_classes == len(splits.speakers)
@@ -206,17 +213,17 @@ def test_identification_of_separable_speakers(prepared, loss, monkeypatch):
 def test_losses_of_epochs_compare_at_the_whole_margin(prepared):
     model, splits = prepared("loss.arcface.ramp=0.5")
     model.criterion.schedule(0.0)
-    at_start = identify(model, splits).loss
+    at_start = identify(model, splits)["validation"].loss
     assert model.criterion.train().margin_share == 0  # and it stays as it was
     model.criterion.schedule(1.0)
-    assert identify(model, splits).loss == at_start
+    assert identify(model, splits)["validation"].loss == at_start
 
 
 def test_no_identification_of_another_corpus(prepared):
     model, splits = prepared()
-    assert evaluate(model, splits).identification is not None
+    assert evaluate(model, splits).identification
     model.speakers = [f"other {name}" for name in model.speakers]
-    assert evaluate(model, splits).identification is None
+    assert not evaluate(model, splits).identification
 
 
 def test_references_are_the_same_whatever_was_trained(prepared):
@@ -247,7 +254,7 @@ def test_top_5_holds_what_the_first_place_misses(prepared, monkeypatch):
         return logits
 
     monkeypatch.setattr(model.criterion, "logits", second_best)
-    report = identify(model, splits)
+    report = identify(model, splits)["validation"]
     assert (report.accuracy, report.top_5_accuracy) == (0, 1)
 
 
@@ -375,14 +382,17 @@ def test_names_of_heard_speakers(
     model, splits = prepared()
     name = f"dataset.name={trained_on}"
     heard = splits.speakers_of(splits.test)
-    model.config, model.speakers, model.corpus = shipped(name), heard, "other"
+    model.config, model.speakers, model.digests = shipped(name), heard, {"": "other"}
+    descendant = copy.copy(model)
+    descendant.speakers, descendant.ancestors = ["nobody"], model.heard
     p = shipped(name, *tested_on).dataset
-    if refused:
-        with pytest.raises(ParameterError, match="the model was not trained on"):
-            refuse_heard(model, splits, p)
-    else:
-        refuse_heard(model, splits, p)
-        assert "have names of training speakers" in capsys.readouterr().out
+    for heir in (model, descendant):
+        if refused:
+            with pytest.raises(ParameterError, match="the model was not trained on"):
+                refuse_heard(heir, splits, p)
+        else:
+            refuse_heard(heir, splits, p)
+            assert "have names of training speakers" in capsys.readouterr().out
 
 
 def test_another_split_of_the_same_corpus_is_not_identified(checkpoint, capsys):
@@ -496,3 +506,97 @@ def test_command_wants_one_or_the_other(arguments):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+class TestMixture:
+    @pytest.fixture
+    def prepared(self, miniature):
+        p = miniature(*MIXTURE)
+        splits = prepare(p)
+        return build_model(p, splits.speakers, splits.pack.digests, CPU), splits
+
+    def test_everything_is_found_within_each_corpus(self, prepared):
+        model, splits = prepared
+        model.backend = fit_backend(model, splits)
+        found = evaluate(model, splits)
+        assert [*found.identification] == ["validation/one", "validation/two"]
+        assert [*found.verification] == ["development/two", "test/one", "test/two"]
+        assert found.calibrated_on == ["development/two"]
+        for name, part in found.verification.items():
+            split, _, label = name.partition("/")
+            entries = [splits.pack.entries[i] for i in part.indices]
+            assert {entry.corpus for entry in entries} == {label}
+            assert set(part.indices) <= set(getattr(splits, split))
+            num_pairs = len(entries) * (len(entries) - 1) // 2
+            assert len(part.trials.targets) == num_pairs
+            assert part.reports["trained"].cllr is not None
+        for name, part in found.identification.items():
+            assert part.num_utterances == len(splits.by_corpus("validation")[name])
+            assert part.num_classes == len(splits.speakers)
+        summary = as_summary(found)
+        assert {"validation/one/loss", "test/one/eer", "test/two/cllr"} <= set(summary)
+        assert not {"validation/loss", "test/eer"} & set(summary)
+        report = as_report(found)
+        assert [*report["identification"]] == ["validation/one", "validation/two"]
+        assert [*report["verification"]] == [*found.verification]
+
+    def test_a_corpus_is_tested_as_it_is_alone(self, prepared, miniature):
+        model, splits = prepared
+        whole = model.config
+        expected = evaluate(model, splits)
+        for label, dataset in whole.dataset.corpora.items():
+            p = whole.model_copy(update={"dataset": dataset})
+            model.config = p
+            found = evaluate(model, prepare(p))
+            alone = found.verification["test"].reports
+            for system, report in expected.verification[
+                f"test/{label}"
+            ].reports.items():
+                assert report.eer == pytest.approx(alone[system].eer, abs=0.02)
+
+    def test_official_trials_of_one_of_its_corpora(
+        self, prepared, tmp_path, monkeypatch
+    ):
+        model, splits = prepared
+        of_two = splits.by_corpus("test")["test/two"]
+        names = [splits.pack.entries[i].id.removeprefix("two/") for i in of_two]
+        lines = [
+            f"{int(a[:12] == b[:12])} {a} {b}" for a in names for b in names if a < b
+        ]
+        (tmp_path / "trials.txt").write_text("\n".join(lines[::2]))
+        monkeypatch.setitem(
+            corpora.CORPORA,
+            "synthetic",
+            replace(
+                corpora.CORPORA["synthetic"],
+                trials=lambda p: tmp_path / "trials.txt" if p.seed == 2 else None,
+            ),
+        )
+        trials = make_split_trials(splits, model.config)
+        assert len(trials["test/two"].targets) == len(lines[::2])
+        first = splits.by_corpus("test")["test/one"]
+        assert len(trials["test/one"].targets) == len(first) * (len(first) - 1) // 2
+
+    def test_heard_speakers_are_refused_by_corpus(self, prepared, capsys):
+        model, splits = prepared
+        whole = model.config
+        refuse_heard(model, splits, whole.dataset)
+        # the same names are of other people in the other corpus
+        assert "have names of training speakers" in capsys.readouterr().out
+        for dataset in whole.dataset.corpora.values():
+            p = whole.model_copy(
+                update={"dataset": dataset.model_copy(update={"test_fraction": 1.0})}
+            )
+            with pytest.raises(ParameterError, match="the model was not trained on"):
+                refuse_heard(model, prepare(p), p.dataset)
+
+    def test_one_corpus_under_two_labels(self, miniature):
+        p = miniature(
+            *MIXTURE,
+            "dataset.mixture=[{label: one, weight: 1, name: synthetic},"
+            "{label: two, weight: 1, name: synthetic, test_fraction: 1.0}]",
+        )
+        splits = prepare(p)
+        model = build_model(p, splits.speakers, splits.pack.digests, CPU)
+        with pytest.raises(ParameterError, match="it heard 4 of them"):
+            refuse_heard(model, splits, p.dataset)

@@ -41,7 +41,7 @@ ALL_CHANGES = (
 def losses(p, device: torch.device, num_steps: int) -> tuple[list[float], State]:
     """Of the first steps of a training."""
     splits = prepare(p)
-    model = build_model(p, splits.speakers, splits.pack.digest, device).train()
+    model = build_model(p, splits.speakers, splits.pack.digests, device).train()
     state = State(model, build_optimizer(model, p.training.optimizer))
     augmentation = Augmentation(p, device)
     batches = TrainingBatches(splits, p, device)
@@ -91,7 +91,7 @@ def test_augmented_crops_and_features_are_those_of_a_cpu(miniature):
     for device in (CPU, CUDA):
         batches = TrainingBatches(splits, p, device)
         augmentation = Augmentation(p, device)
-        front_end = build_model(p, splits.speakers, "", device).eval().front_end
+        front_end = build_model(p, splits.speakers, {}, device).eval().front_end
         assert batches.clips.resident == (device == CUDA)
         of_device = []
         for batch in batches.epoch(0):
@@ -109,7 +109,7 @@ def test_scores_are_those_of_a_cpu(miniature, name):
     p = miniature(f"model.name={name}")
     splits, found = prepare(p), []
     for device in (CPU, CUDA):
-        model = build_model(p, splits.speakers, "", device).eval()
+        model = build_model(p, splits.speakers, {}, device).eval()
         batches = UtteranceBatches(splits.pack, splits.test, 60, device)
         vectors = embed(model, batches)
         unit = torch.nn.functional.normalize(vectors)
@@ -121,7 +121,7 @@ def test_scores_are_those_of_a_cpu(miniature, name):
 def test_a_step_that_is_not_finite_changes_nothing(miniature, optimizer):
     p = miniature(f"training.optimizer.name={optimizer}")
     splits = prepare(p)
-    model = build_model(p, splits.speakers, "", CUDA).train()
+    model = build_model(p, splits.speakers, {}, CUDA).train()
     state = State(model, build_optimizer(model, p.training.optimizer))
     batch = next(TrainingBatches(splits, p, CUDA).epoch(0))
     before = [t.clone() for t in model.encoder.state_dict().values()]
@@ -151,7 +151,7 @@ def test_nothing_is_compiled_after_the_first_epoch(miniature):
     durations = "model.titanet.crop_seconds=[0.8, 1.0, 1.2]"
     p = miniature(durations, "training.compile=always", "training.batch_size=7")
     splits = prepare(p)
-    model = build_model(p, splits.speakers, "", CUDA).train()
+    model = build_model(p, splits.speakers, {}, CUDA).train()
     state = State(model, build_optimizer(model, p.training.optimizer))
     augmentation, batches = Augmentation(p, CUDA), TrainingBatches(splits, p, CUDA)
     encoder = training.fast_encoder(model.encoder, CUDA, "always")
@@ -169,7 +169,7 @@ def test_nothing_is_compiled_after_the_first_epoch(miniature):
 def test_memory_does_not_grow(miniature):
     p = miniature(*ALL_CHANGES, "model.titanet.crop_seconds=[1.0]")
     splits = prepare(p)
-    model = build_model(p, splits.speakers, "", CUDA).train()
+    model = build_model(p, splits.speakers, {}, CUDA).train()
     state = State(model, build_optimizer(model, p.training.optimizer))
     augmentation, batches = Augmentation(p, CUDA), TrainingBatches(splits, p, CUDA)
     taken = []

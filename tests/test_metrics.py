@@ -140,9 +140,9 @@ def test_gaussian_theory(separation):
 def test_rates_at_a_threshold_by_hand():
     assert rates_at(3, *MIXED) == (0.5, 2 / 3)
     assert rates_at(9, *MIXED) == (1, 0)
-    assert threshold_for(1 / 3, *MIXED) == 4
-    assert threshold_for(0.3, *MIXED) == 5
-    assert threshold_for(0.0, [1, 2, 2], [0, 0, 1]) == np.inf
+    assert threshold_for(1 / 3, [MIXED]) == 4
+    assert threshold_for(0.3, [MIXED]) == 5
+    assert threshold_for(0.0, [([1, 2, 2], [0, 0, 1])]) == np.inf
 
 
 def test_cllr_by_hand():

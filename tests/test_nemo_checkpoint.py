@@ -60,7 +60,7 @@ def test_numbers_are_nemos(shared, reference, batched):
 def build(miniature):
     def with_statistics(*overrides: str):
         """A model with batch-norm statistics as after training, not as at birth."""
-        model = build_model(miniature(*overrides), SPEAKERS, "digest", CPU)
+        model = build_model(miniature(*overrides), SPEAKERS, {"": "digest"}, CPU)
         for name, tensor in model.encoder.state_dict().items():
             if name.endswith("running_mean"):
                 tensor.normal_()
@@ -116,7 +116,7 @@ def test_import_of_an_export_is_the_identity(tmp_path, build, overrides):
 )
 def test_full_sizes_come_back(tmp_path, shipped, overrides):
     speakers = [f"speaker {number}" for number in range(1211)]
-    model = build_model(shipped(*overrides), speakers, "digest", CPU)
+    model = build_model(shipped(*overrides), speakers, {"": "digest"}, CPU)
     save_nemo(tmp_path / "x.nemo", model)
     assert_same(model, load_nemo(tmp_path / "x.nemo"))
 

@@ -61,7 +61,7 @@ CASES = {  # precision, overrides, how much weights may differ
 def ten_steps(p: Parameters, dtype: torch.dtype) -> tuple[SpeakerModel, list]:
     """A model after ten steps, and what each step said of itself."""
     splits = prepare(p)
-    model = build_model(p, splits.speakers, "digest", CPU).train().to(dtype)
+    model = build_model(p, splits.speakers, {"": "digest"}, CPU).train().to(dtype)
     state = State(model, build_optimizer(model, p.training.optimizer))
     encoder = fast_encoder(model.encoder, CPU, "never")
     augmentation = Augmentation(p, CPU)
@@ -174,7 +174,7 @@ def test_two_ranks_have_the_weights_of_one_process(found, parameters, name):
     first, second = (own[name]["weights"] for own in found)
     assert torch.equal(first, second)
     assert (first - alone).abs().max() < tolerance
-    untrained = build_model(parameters(*overrides), ["a"] * 6, "digest", CPU)
+    untrained = build_model(parameters(*overrides), ["a"] * 6, {"": "digest"}, CPU)
     moved = weights(untrained) - alone
     assert moved.abs().max() > 10 * tolerance  # so that it means something
     if dtype == torch.float64:

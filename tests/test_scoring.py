@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metrics import cllr, min_cllr
+from metrics import cllr, min_cllr, rates_at
 from scoring import as_norm, calibrate, cosine_scores
 from trials import make_trials
 
@@ -60,7 +60,7 @@ def test_calibration_finds_gaussian_likelihood_ratios():
     generator = np.random.default_rng(1)
     targets = np.arange(200_000) % 5 == 0
     llrs = generator.normal(np.where(targets, 2.0, -2.0), 2.0)
-    found = calibrate(llrs / 3 + 0.7, targets, 0.01)
+    found = calibrate([(llrs / 3 + 0.7, targets)], 0.01)
     assert found.scale == pytest.approx(3, rel=0.02)
     assert found.offset == pytest.approx(-2.1, rel=0.02)
     assert found.false_alarm <= 0.01
@@ -73,7 +73,9 @@ def test_calibration_finds_gaussian_likelihood_ratios():
 
 
 def test_calibration_of_scores_that_separate_stays_finite():
-    found = calibrate(np.array([0.1, 0.2, 0.8, 0.9]), np.array([0, 0, 1, 1], bool), 0.1)
+    found = calibrate(
+        [(np.array([0.1, 0.2, 0.8, 0.9]), np.array([0, 0, 1, 1], bool))], 0.1
+    )
     assert np.isfinite([found.scale, found.offset, found.threshold]).all()
     assert (found.miss, found.false_alarm) == (0, 0)
 
@@ -81,7 +83,26 @@ def test_calibration_of_scores_that_separate_stays_finite():
 @pytest.mark.parametrize("score", [0.0, 0.3, -2.0])
 def test_calibration_of_scores_that_are_all_the_same(score):
     targets = np.arange(20) % 4 == 0
-    found = calibrate(np.full(20, score), targets, 0.1)
+    found = calibrate([(np.full(20, score), targets)], 0.1)
     assert np.abs(found.llrs(np.array([score]))) < 1e-6
     assert (found.miss, found.false_alarm) == (1, 0)
     assert found.threshold_of_scores == np.inf  # which rejects them, as it should
+
+
+def test_every_corpus_weighs_alike_in_a_calibration():
+    generator = np.random.default_rng(1)
+    parts = []
+    for count, shift in ((300, 0.0), (3000, 1.0)):
+        targets = generator.random(count) < 0.3
+        parts.append((generator.normal(2.0 * targets + shift), targets))
+    found = calibrate(parts, 0.05)
+    small, large = parts
+    larger = [values.repeat(20) for values in small]
+    again = calibrate([larger, large], 0.05)
+    assert again.scale == pytest.approx(found.scale, rel=1e-4)
+    assert again.offset == pytest.approx(found.offset, rel=1e-4)
+    assert again.threshold == pytest.approx(found.threshold, rel=1e-4)
+    rates = [rates_at(found.threshold, found.llrs(s), t) for s, t in parts]
+    assert np.mean(rates, axis=0) == pytest.approx([found.miss, found.false_alarm])
+    assert 0.045 < found.false_alarm <= 0.05
+    assert found.scale != pytest.approx(calibrate([large], 0.05).scale, rel=0.05)

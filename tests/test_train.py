@@ -18,10 +18,11 @@ import torch
 
 import train as training
 from checkpoints import RunError, build_model, load_checkpoint, load_model
-from conftest import MINIATURE, NO_CHANCE, REPOSITORY
+from conftest import MINIATURE, MIXTURE, NO_CHANCE, REPOSITORY
 from corpora import CorpusError
 from dataset import TrainingBatches, prepare
 from eval import evaluate, evaluate_checkpoint
+from eval import main as evaluation_main
 from losses import AngularMarginLoss
 from metrics import equal_error_rate
 from models import Block
@@ -298,7 +299,7 @@ def test_a_run_of_the_first_version_opens_and_goes_on(tmp_path, monkeypatch, cap
     p = load_parameters(run / "parameters.yml")
     assert (p.front_end.sample_rate, p.training.epochs) == (8000, 1)
     before, report = metrics(run), json.loads((run / "report.json").read_text())
-    assert evaluate_checkpoint(run, ["training.device=cpu"]).identification is not None
+    assert evaluate_checkpoint(run, ["training.device=cpu"]).identification
     (folder,) = (run / "evaluations").iterdir()
     again = json.loads((folder / "report.json").read_text())
     assert again["identification"] == pytest.approx(report["identification"], rel=1e-3)
@@ -419,7 +420,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(
 ):
     p = miniature(f"training.optimizer.name={optimizer}", f"model.name={model}")
     splits = prepare(p)
-    model = build_model(p, splits.speakers, splits.pack.digest, CPU)
+    model = build_model(p, splits.speakers, splits.pack.digests, CPU)
     state = State(model, build_optimizer(model, p.training.optimizer))
     poisoned(model.criterion, {bad_step})
     modules = model.encoder, model.criterion
@@ -484,7 +485,7 @@ def test_a_batch_in_parts_is_the_batch(miniature):
             f"training.accumulation={accumulation}",
         )
         splits = prepare(p)
-        model = build_model(p, splits.speakers, splits.pack.digest, CPU)
+        model = build_model(p, splits.speakers, splits.pack.digests, CPU)
         state = State(model, build_optimizer(model, p.training.optimizer))
         augmentation = Augmentation(p, CPU)
         batch = next(TrainingBatches(splits, p, CPU).epoch(0))
@@ -568,7 +569,7 @@ def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
 )
 def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind):
     p = miniature(f"training.optimizer.name={name}", "training.optimizer.momentum=0.7")
-    model = build_model(p, ["a", "b"], "digest", CPU)
+    model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
     optimizer = build_optimizer(model, p.training.optimizer)
     assert type(optimizer) is kind
     groups = optimizer.param_groups
@@ -583,7 +584,7 @@ def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind):
 def test_margin_grows_over_its_share_of_the_steps(miniature):
     p = miniature("loss.arcface.ramp=0.5")
     splits = prepare(p)
-    model = build_model(p, splits.speakers, splits.pack.digest, CPU)
+    model = build_model(p, splits.speakers, splits.pack.digests, CPU)
     assert isinstance(model.criterion, AngularMarginLoss)
     state = State(model, build_optimizer(model, p.training.optimizer))
     batch = next(TrainingBatches(splits, p, CPU).epoch(0))
@@ -604,7 +605,7 @@ def test_gradient_is_clipped(miniature):
         "training.optimizer.weight_decay=0",
     )
     splits = prepare(p)
-    model = build_model(p, splits.speakers, splits.pack.digest, CPU)
+    model = build_model(p, splits.speakers, splits.pack.digests, CPU)
     state = State(model, build_optimizer(model, p.training.optimizer))
     trained = [*model.encoder.parameters(), *model.criterion.parameters()]
     before = [w.detach().clone() for w in trained]
@@ -687,3 +688,69 @@ def test_real_speech(tmp_path, miniature, shared):
         report["verification"]["test"]["systems"]["trained"]["num_non_targets"] == 4500
     )
     assert report["identification"]["num_classes"] == 251
+
+
+def test_whom_an_ancestor_has_heard_is_never_tested(miniature, capsys):
+    """Three generations, each of another corpus."""
+    first = train(miniature("run.name=first", "training.epochs=1"))
+    tuned = first
+    for name, seed in (("second", 2), ("third", 3)):
+        p = miniature(
+            f"run.name={name}",
+            f"dataset.seed={seed}",
+            f"training.init_from={tuned}",
+            "training.epochs=1",
+        )
+        tuned = train(p)
+    heard = load_model(tuned, CPU).heard
+    assert [people.people for people in heard] == [["synthetic", n] for n in (3, 2, 1)]
+    for seed in (1, 2, 3):
+        overrides = [f"dataset.seed={seed}", "dataset.test_fraction=1.0"]
+        assert evaluation_main(["--checkpoint", str(tuned), *overrides]) == 2
+        assert "it heard 6 of them" in capsys.readouterr().err
+        p = miniature(
+            f"training.init_from={tuned}", *overrides[:1], "dataset.test_fraction=0.75"
+        )
+        with pytest.raises(ParameterError, match="expected to test speakers that"):
+            train(p)
+    others = ["dataset.seed=4", "dataset.test_fraction=1.0"]
+    assert evaluation_main(["--checkpoint", str(tuned), *others]) == 0
+
+
+class TestMixture:
+    def test_a_run_of_a_mixture(self, miniature):
+        p = miniature(*MIXTURE, "run.name=mine")
+        run = train(p)
+        texts = ("trials.txt", "scores.txt", "errors.tsv")
+        names = {*texts, "det.png", "scores.png", "embeddings.png", "map.html"}
+        assert {path.name for path in (run / "test").iterdir()} == {"one", "two"}
+        for label in ("one", "two"):
+            files = {path.name for path in (run / "test" / label).iterdir()}
+            assert files == names
+        assert not names & {path.name for path in run.iterdir()}
+        assert load_parameters(run / "parameters.yml") == p
+        for row in metrics(run):
+            for name in ("loss", "accuracy"):
+                own = [row[f"validation/{label}/{name}"] for label in ("one", "two")]
+                assert row[f"validation/{name}"] == np.mean(own)
+        losses = [row["validation/loss"] for row in metrics(run)]
+        report = json.loads((run / "report.json").read_text())
+        found = [part["loss"] for part in report["identification"].values()]
+        assert np.mean(found) == pytest.approx(min(losses))
+        splits = prepare(p)
+        for name, indices in splits.by_corpus("test").items():
+            ids = [splits.pack.entries[i].id for i in indices]
+            trials, _ = read_trials(run / name / "trials.txt", ids)
+            scores = read_scores(run / name / "scores.txt", trials, ids)
+            eer = report["verification"][name]["systems"]["trained"]["eer"]
+            assert eer == equal_error_rate(scores, trials.targets)
+        assert report["calibrated_on"] == ["development/two"]
+        assert evaluation_main(["--checkpoint", str(run)]) == 0
+        (again,) = (run / "evaluations").iterdir()
+        assert (again / "test" / "one" / "map.html").exists()
+
+    def test_other_weights_are_another_run(self, miniature, capsys):
+        run = train(miniature(*MIXTURE, "run.name=mine", "training.epochs=1"))
+        one = "{label: one, weight: 2, name: synthetic, seed: 1}"
+        assert main(["--resume", str(run), f"dataset.mixture=[{one}]"]) == 2
+        assert "error: dataset.mixture" in capsys.readouterr().err

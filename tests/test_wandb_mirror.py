@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def model(miniature):
-    return build_model(miniature(), SPEAKERS, "digest", CPU)
+    return build_model(miniature(), SPEAKERS, {"": "digest"}, CPU)
 
 
 @pytest.fixture
@@ -421,7 +421,7 @@ def test_training_ends_with_its_report_whatever_its_server_does(
     def hang(_):
         server.trouble = "hangs"
 
-    for name in ("draw_evaluation", "write_map"):  # slow, and no matter here
+    for name in ("draw_verification", "write_map"):  # slow, and no matter here
         monkeypatch.setattr(report, name, lambda *_: {})
     run = training.train(online, watch=hang)
     shown = capfd.readouterr()
