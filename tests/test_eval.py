@@ -69,6 +69,38 @@ def test_embeddings_do_not_depend_on_batches(prepared):
     assert (found[2][3] - alone).abs().max() < 1e-4
 
 
+def precisions() -> list[str]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return [part.fp32_precision for part in (cudnn.conv, cudnn.rnn, matmul)]
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_embedding_is_in_ieee_float32_and_nothing_else_is(prepared, precision):
+    model, splits = prepared()
+    batches = UtteranceBatches(splits.pack, splits.test, 60, CPU)
+    found = []
+
+    def noted(waveforms, lengths):
+        found.append(precisions())
+        if len(found) == 2:
+            raise KeyboardInterrupt
+        return model(waveforms, lengths)
+
+    torch.set_float32_matmul_precision(precision)
+    before = precisions()
+    embed(noted, batches)
+    assert precisions() == before
+    with pytest.raises(KeyboardInterrupt):
+        embed(noted, batches)
+    assert precisions() == before
+    assert found == 2 * [["ieee", "ieee", "ieee"]]
+    # Nor do the older switches mind.
+    assert torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "high")
+    assert torch.get_float32_matmul_precision() == precision
+    torch.set_float32_matmul_precision("highest")
+
+
 def test_one_forward_for_each_utterance(prepared):
     model, splits = prepared()
     seen = []
