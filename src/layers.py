@@ -1,9 +1,9 @@
-"""Masks, and the layers that have a faster form on a CPU.
+"""Masks, and layers that compute what torch's do, faster on a CPU.
 
-Each layer is torch's own in all but speed: batch norm over the last axis and over all
-ranks, dropout, and the depthwise convolution of channels-last layouts.
+`BatchNorm`, `Dropout`, `DepthwiseConv`: [B, T, C] -> [B, T, C]
 
-B utterances, T frames, C channels, b rows of this rank, R ranks.
+B utterances, T frames, C channels, b rows of this rank, R ranks. What each gains was
+measured on a CPU with `benchmarks/train_step.py`.
 """
 
 import torch
@@ -20,15 +20,25 @@ def valid_positions(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def mean_over_time(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over the valid frames, [B, T, C], [B, T, 1] of 0 and 1 -> [B, C]."""
+    if valid is None:
+        return x.mean(1)
+    # A matrix product: to multiply and then sum would copy all of x.
+    return ((valid / valid.sum(1, keepdim=True)).transpose(1, 2) @ x).squeeze(1)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
-    """In float32 at least."""
+    """x, in float32 where its type is narrower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over all axes but the last, [..., C] -> [..., C], and over all ranks:
-    torch's own SyncBatchNorm knows GPUs only. Compiled for a CPU, the rows are summed
-    as in `_sum_of_rows`."""
+    """Batch norm over all axes but the last and over all ranks, [..., C] -> [..., C].
+
+    torch's SyncBatchNorm works on GPUs only. One rank that does not compile for a CPU
+    uses torch's own batch norm.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
@@ -47,8 +57,11 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:
-    """[b, C] -> [C]; compiled for a CPU, a sum over all rows at once goes down column
-    by column, and sixteen at a time take half as long."""
+    """[b, C] -> [C].
+
+    torch's compiler sums down one column after another on a CPU. Sixteen rows at a time
+    read memory in order, which halves the time of batch norm's sums.
+    """
     together = 16 if len(rows) % 16 == 0 else 1
     return rows.unflatten(0, (-1, together)).sum(1).sum(0)
 
@@ -56,8 +69,8 @@ def _sum_of_rows(rows: Tensor) -> Tensor:
 def _moments_of_all(
     mean: Tensor, variance: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each rank's own moments [C] of so many rows [] put together (Chan et al.,
-    1979)."""
+    """Mean [C], variance [C] and count [] of the rows of all ranks from those of each
+    (Chan et al., 1979)."""
     table = mean.new_zeros(num_ranks(), 2 * len(mean) + 1)
     table[rank()] = torch.cat([mean, variance, count[None]])
     means, variances, counts = total(table).tensor_split((len(mean), 2 * len(mean)), 1)
@@ -69,8 +82,11 @@ def _moments_of_all(
 
 
 class _Normalised(torch.autograd.Function):
-    """Rows of all ranks [b, C] with mean 0 and variance 1, times weight, plus bias; and
-    the mean [C], the biased variance [C] and the number [] of all rows."""
+    """Batch norm of rows [b, C] by the moments of all ranks' rows.
+
+    Returns the normalised rows, and of all rows the mean [C], the biased variance [C]
+    and the number [].
+    """
 
     @staticmethod
     def forward(
@@ -97,8 +113,11 @@ class _Normalised(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """On a CPU with a probability in steps of 1 / 65,536: sixteen random bits for each
-    value take a quarter of the time of torch's own draws."""
+    """Dropout that draws sixteen random bits for each value on a CPU.
+
+    The probability is rounded to a multiple of 1 / 65,536. torch draws more bits: these
+    take a quarter of its time, and spare a fifth of an eager training step.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = round(self.p * 2**16)  # of all values of sixteen bits

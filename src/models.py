@@ -2,14 +2,26 @@
 
 features [B, M, T], frames [B] -> encoder -> embeddings [B, E], not normalised
 
-B utterances, M mel bands, T frames, C channels, P channels of the epilog, W windows, E
-embedding size. TitaNet is arXiv 2110.04410 in the form of its authors' NeMo recipes
-(`titanet-small.yaml`, `titanet-large.yaml`); the d-vector is arXiv 1710.10467, section
-3.
+TitaNet is arXiv 2110.04410 as its authors' NeMo recipes build it:
 
-Inside TitaNet the layout is [B, T, C]: a pointwise convolution is a `Linear`, batch
-norm sees [B * T, C], and only depthwise convolutions look along time. A batch without
-padding, as in training, has frames None and is spared the masks.
+    features                    [B, T, M]
+    prolog                      [B, T, C]    kernel 3, one sub-block
+    mega blocks 1, 2, 3         [B, T, C]    kernels 7, 11, 15, three sub-blocks, skip
+    epilog                      [B, T, P]    kernel 1, one sub-block
+    attentive statistics        [B, 2P]      mean and deviation over time
+    batch norm, linear          [B, E]
+
+    size    C      P      weights with M = 80, E = 192
+    s       256    1536    3,275,568
+    m       512    3072   10,220,336
+    l       1024   3072   22,122,288
+
+The d-vector is the LSTM of arXiv 1710.10467, section 3.
+
+B utterances, M mel bands, T frames, C channels, P channels of the epilog, E embedding
+size, W windows. Channels come last: a pointwise convolution is a `Linear`, and only
+depthwise convolutions look along time. A batch without padding, as in training, has
+frames None and needs no masks.
 """
 
 import warnings
@@ -24,58 +36,43 @@ from layers import (
     DepthwiseConv,
     Dropout,
     at_least_float32,
+    mean_over_time,
     valid_positions,
 )
 from parameters import DVectorParameters, ModelParameters, TitaNetParameters
 
 SIZES = {"s": (256, 1536), "m": (512, 3072), "l": (1024, 3072)}  # C, P
 MEGA_KERNELS = (7, 11, 15)  # frames
-SUB_BLOCKS = 3
-SQUEEZE = 8
+SUB_BLOCKS = 3  # of a mega block
+SQUEEZE = 8  # channels of a block to one of its bottleneck
 ATTENTION_CHANNELS = 128
 VARIANCE_FLOOR = 1e-10
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A part of an encoder, for the eye."""
-
-    name: str
-    channels: int  # that it hands on
-    weights: int
-    sees: str  # how much of the features one of its outputs depends on
-
-
-def _layer(name: str, channels: int, *modules: nn.Module, sees: str) -> Layer:
-    weights = sum(w.numel() for module in modules for w in module.parameters())
-    return Layer(name, channels, weights, sees)
+EPSILON = 1e-3  # of the blocks' batch norms; the others have torch's 1e-5
 
 
 class SubBlock(nn.Module):
-    """Depthwise-separable convolution and batch norm, [B, T, C] -> [B, T, C']."""
+    """Depthwise and pointwise convolution, batch norm: [B, T, C] -> [B, T, C'].
+
+    kernel x C + C x C' + 2 C' weights: no convolution of a block has a bias.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         self.depthwise = DepthwiseConv(in_channels, kernel)
         self.pointwise = nn.Linear(in_channels, out_channels, bias=False)
-        self.norm = BatchNorm(out_channels, eps=1e-3)
+        self.norm = BatchNorm(out_channels, eps=EPSILON)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         if valid is not None:
-            x = x * valid
+            x = x * valid  # or padding would reach the last valid frames
         return self.norm(self.pointwise(self.depthwise(x)))
 
 
-def _mean(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Over the valid frames, [B, T, C] -> [B, C]; as a product, to spare a copy of
-    x."""
-    if valid is None:
-        return x.mean(1)
-    return ((valid / valid.sum(1, keepdim=True)).transpose(1, 2) @ x).squeeze(1)
-
-
 class SqueezeExcitation(nn.Module):
-    """Scale every channel by what the utterance's mean says, [B, T, C] -> [B, T, C]."""
+    """Each channel scaled by 0 to 1, as the utterance's mean says: [B, T, C], the same.
+
+    Two linear layers, C to C / 8 to C, without bias.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -83,12 +80,16 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Linear(channels // SQUEEZE, channels, bias=False)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        scale = self.excite(self.squeeze(_mean(x, valid)).relu()).sigmoid()  # [B, C]
-        return x * scale[:, None]
+        hidden = self.squeeze(mean_over_time(x, valid)).relu()  # [B, C / 8]
+        return x * self.excite(hidden).sigmoid()[:, None]
 
 
 class Block(nn.Module):
-    """Sub-blocks, squeeze-and-excitation and, in a mega block, the skip connection."""
+    """Sub-blocks, squeeze-and-excitation, and a skip connection in a mega block.
+
+    ReLU and dropout follow every sub-block; those of the last one come after
+    squeeze-and-excitation and after the skip connection is added.
+    """
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Block(nn.Module):
         self.skip = (
             nn.Sequential(
                 nn.Linear(in_channels, out_channels, bias=False),
-                BatchNorm(out_channels, eps=1e-3),
+                BatchNorm(out_channels, eps=EPSILON),
             )
             if skip
             else None
@@ -128,21 +129,26 @@ class Block(nn.Module):
 
 
 def _deviation(variance: Tensor) -> Tensor:
+    """With a floor, below which the gradient of the root would be huge."""
     return variance.clamp(min=VARIANCE_FLOOR).sqrt()
 
 
 def _squares(x: Tensor, mean: Tensor) -> Tensor:
-    """Squared distances of the frames [B, T, P] from their mean [B, P], for a sum with
-    the weights of that mean: to first order it does not change with the mean, which
-    is therefore a constant here and spares the backward pass a sum over time."""
+    """Squared distances of frames [B, T, P] from their weighted mean [B, P].
+
+    Only for a sum with the same weights. Its derivative by the mean is zero, so the
+    mean is detached, which spares the backward pass a sum over time.
+    """
     return (x - mean.detach()[:, None]).square()
 
 
 class AttentiveStatisticsPooling(nn.Module):
     """Attention-weighted mean and standard deviation over the valid frames.
 
-    The attention reads each frame beside the utterance's own mean and deviation; those
-    are constant over time, so they enter as one vector per utterance.
+    scores = W2 tanh(norm(relu(W1 [x; mean; deviation] + b1))) + b2, for each channel
+
+    The mean and the deviation of the utterance are constant over time: their share of
+    the first product is computed once an utterance, not once a frame.
     """
 
     def __init__(self, channels: int) -> None:
@@ -157,42 +163,39 @@ class AttentiveStatisticsPooling(nn.Module):
         of_frame, of_utterance = self.hidden.weight.split((channels, 2 * channels), 1)
         hidden = F.linear(x, of_frame)  # [B, T, 128]
         x = at_least_float32(x)
-        mean = _mean(x, valid)
-        deviation = _deviation(_mean(_squares(x, mean), valid))
+        mean = mean_over_time(x, valid)  # [B, P]
+        deviation = _deviation(mean_over_time(_squares(x, mean), valid))
         statistics = torch.cat([mean, deviation], 1)  # [B, 2P]
         context = F.linear(statistics, of_utterance, self.hidden.bias)
-        hidden = self.norm((hidden + context[:, None]).relu()).tanh()
+        hidden = self.norm((hidden + context[:, None]).relu()).tanh()  # [B, T, 128]
         scores = at_least_float32(self.scores(hidden))  # [B, T, P]
         if valid is not None:
             scores = scores.masked_fill(valid == 0, -torch.inf)
+        # A softmax over time whose division waits until the frames are summed.
         weights = (scores - scores.detach().amax(1, keepdim=True)).exp()
         total_weight = weights.sum(1)
         mean = (x * weights).sum(1) / total_weight
         deviation = _deviation((_squares(x, mean) * weights).sum(1) / total_weight)
-        return torch.cat([mean, deviation], 1)
+        return torch.cat([mean, deviation], 1)  # [B, 2P]
 
 
 class TitaNet(nn.Module):
-    """TitaNet; frames out are frames in, and padding never reaches a valid frame."""
+    """TitaNet. Every convolution keeps the number of frames."""
 
     def __init__(self, parameters: TitaNetParameters, num_mels: int) -> None:
         super().__init__()
         channels, pooled = SIZES[parameters.size]
         channels = parameters.channels or channels
         pooled = parameters.epilog_channels or pooled
+        dropout = parameters.dropout
         self.embedding_size = parameters.embedding_size
-        self.blocks = nn.ModuleList(
-            [
-                Block(num_mels, channels, kernel=3),
-                *(
-                    Block(
-                        channels, channels, kernel, SUB_BLOCKS, parameters.dropout, True
-                    )
-                    for kernel in MEGA_KERNELS
-                ),
-                Block(channels, pooled, kernel=1),
-            ]
-        )
+        prolog = Block(num_mels, channels, kernel=3)
+        mega_blocks = [
+            Block(channels, channels, kernel, SUB_BLOCKS, dropout, skip=True)
+            for kernel in MEGA_KERNELS
+        ]
+        epilog = Block(channels, pooled, kernel=1)
+        self.blocks = nn.ModuleList([prolog, *mega_blocks, epilog])
         self.pooling = AttentiveStatisticsPooling(pooled)
         self.norm = BatchNorm(2 * pooled)
         self.embedding = nn.Linear(2 * pooled, self.embedding_size)
@@ -210,9 +213,9 @@ class TitaNet(nn.Module):
             x = block(x, valid)  # [B, T, C], at last [B, T, P]
         return self.embedding(self.norm(self.pooling(x, valid)))
 
-    def layers(self) -> list[Layer]:
-        """Its parts from features to embedding; the frames that a block's filters see,
-        apart from squeeze-and-excitation, which reads the whole utterance."""
+    def layers(self) -> "list[Layer]":
+        """Its parts from features to embedding, with what a block's convolutions see;
+        squeeze-and-excitation reads the whole utterance."""
         names = ["prolog", *(f"mega block, kernel {k}" for k in MEGA_KERNELS), "epilog"]
         layers, frames = [], 1
         for name, block in zip(names, self.blocks, strict=True):
@@ -220,28 +223,21 @@ class TitaNet(nn.Module):
             frames += sum(m.kernel_size[0] - 1 for m in convolutions)
             channels = block.sub_blocks[-1].pointwise.out_features
             layers.append(_layer(name, channels, block, sees=f"{frames} frames"))
-        pooled = self.embedding.in_features
+        pooled, rest = self.embedding.in_features, "the utterance"
+        pooling = self.pooling, self.norm
         return [
             *layers,
-            _layer(
-                "attentive statistics",
-                pooled,
-                self.pooling,
-                self.norm,
-                sees="the utterance",
-            ),
-            _layer(
-                "embedding", self.embedding_size, self.embedding, sees="the utterance"
-            ),
+            _layer("attentive statistics", pooled, *pooling, sees=rest),
+            _layer("embedding", self.embedding_size, self.embedding, sees=rest),
         ]
 
 
 class DVector(nn.Module):
     """The d-vector: an LSTM's last output in windows of 160 frames, half overlapping.
 
-    An utterance shorter than a window is one window. The embedding is the mean of the
-    windows' normalised embeddings times their mean length, so that a classifier trained
-    on single windows reads whole utterances at about the scale it knows.
+    A shorter utterance is one window. The embedding is the mean of the windows'
+    normalised embeddings times their mean length: a classifier trained on single
+    windows then reads whole utterances at the scale that it knows.
     """
 
     WINDOW = 160  # frames
@@ -250,8 +246,7 @@ class DVector(nn.Module):
     def __init__(self, parameters: DVectorParameters, num_mels: int) -> None:
         super().__init__()
         self.embedding_size = parameters.embedding_size
-        # On a CPU torch says once that oneDNN has no such LSTM; nothing follows from
-        # it.
+        # Says once that oneDNN has no such LSTM, which changes nothing.
         warnings.filterwarnings("ignore", "LSTM with projections")
         self.lstm = nn.LSTM(
             num_mels,
@@ -261,8 +256,8 @@ class DVector(nn.Module):
             proj_size=parameters.projection_size,
         )
         self.embedding = nn.Linear(parameters.projection_size, self.embedding_size)
-        # torch's own weights are so small that embeddings of any two utterances are
-        # almost the same; these, and a forget gate that starts open, learn at once.
+        # With torch's own small weights all utterances have almost the same embedding.
+        # These, and a forget gate that starts open, learn from the first step.
         for name, weight in self.lstm.named_parameters():
             gates = weight.data.chunk(1 if name.startswith("weight_hr") else 4)
             for gate in gates:
@@ -287,40 +282,33 @@ class DVector(nn.Module):
         valid = valid_positions(count, windows.shape[1])[..., None]  # [B, W, 1]
         # torch's autocast would run cuDNN's LSTM in float16, whose gradients underflow.
         with torch.autocast(x.device.type, enabled=False):
-            outputs, _ = self.lstm(
-                at_least_float32(windows.flatten(0, 1))
-            )  # [B * W, 160, ...]
+            x = at_least_float32(windows.flatten(0, 1))  # [B * W, 160, M]
+            outputs, _ = self.lstm(x)  # [B * W, 160, projection]
         outputs = outputs.unflatten(0, windows.shape[:2])  # [B, W, 160, projection]
         index = last[:, None, None, None].expand(
-            -1, *outputs.shape[1:2], 1, outputs.shape[3]
+            -1, outputs.shape[1], 1, outputs.shape[3]
         )
-        embeddings = (
-            at_least_float32(self.embedding(outputs.gather(2, index)[:, :, 0])) * valid
-        )
+        outputs = outputs.gather(2, index)[:, :, 0]  # the last, [B, W, projection]
+        embeddings = at_least_float32(self.embedding(outputs)) * valid  # [B, W, E]
         lengths = embeddings.norm(dim=2, keepdim=True)  # [B, W, 1]
         mean_direction = F.normalize(embeddings, dim=2).sum(1) / count[:, None]
         return mean_direction * lengths.sum(1) / count[:, None]
 
-    def layers(self) -> list[Layer]:
+    def layers(self) -> "list[Layer]":
         """Its parts from features to embedding."""
         window = f"{self.WINDOW} frames"
-        own = dict(self.lstm.named_parameters())
+        weights = list(self.lstm.named_parameters())
         return [
             *(
                 Layer(
                     f"LSTM, {self.lstm.hidden_size} cells",
                     self.lstm.proj_size,
-                    sum(w.numel() for n, w in own.items() if n.endswith(f"_l{number}")),
+                    sum(w.numel() for n, w in weights if n.endswith(f"_l{number}")),
                     "the frames before",
                 )
                 for number in range(self.lstm.num_layers)
             ),
-            _layer(
-                "embedding of a window",
-                self.embedding_size,
-                self.embedding,
-                sees=window,
-            ),
+            _layer("embedding", self.embedding_size, self.embedding, sees=window),
         ]
 
 
@@ -329,3 +317,18 @@ def build_encoder(parameters: ModelParameters, num_mels: int) -> nn.Module:
     if parameters.name == "titanet":
         return TitaNet(parameters.titanet, num_mels)
     return DVector(parameters.dvector, num_mels)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the table that shows an encoder's architecture."""
+
+    name: str
+    channels: int  # of its output
+    weights: int
+    sees: str  # the part of the features that one output depends on
+
+
+def _layer(name: str, channels: int, *modules: nn.Module, sees: str) -> Layer:
+    weights = sum(w.numel() for module in modules for w in module.parameters())
+    return Layer(name, channels, weights, sees)
