@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,13 @@ from trials import (
     read_trials,
 )
 
+OVERRIDABLE = ("dataset.", "evaluation.", "training.device=")
+OVERRIDABLE_OF_SCORES = (
+    "evaluation.p_target=",
+    "evaluation.c_miss=",
+    "evaluation.c_fa=",
+)
+FITTED_WITH = ("false_alarm_rate", "as_norm.utterances_per_speaker", "as_norm.top")
 LOGITS_AT_ONCE = 2**24  # 64 MB, whatever the number of utterances and speakers
 TOP = 5  # places of a speaker that count as a hit of the second kind
 
@@ -461,7 +469,28 @@ def _is_split_of_training(
     return splits.pack.digests == model.digests and dealt_by(p) == dealt_by(trained_on)
 
 
-OVERRIDABLE = ("dataset.", "evaluation.", "training.device=")
+def _fit_anew(
+    model: SpeakerModel, old: EvaluationParameters, splits: Splits, of_training: bool
+) -> None:
+    """Fit the backend again where it was fitted with other parameters than the model
+    now has; raise `ParameterError` where the speakers for that are not at hand.
+
+    `of_training` says whether the splits are those of the model's training.
+    """
+    new, uncalibrated = model.config.evaluation, ()
+    if model.backend is not None and not model.backend.calibrations:
+        uncalibrated = ("as_norm.top",)  # which then nothing was fitted with
+    changed = [k for k in FITTED_WITH if attrgetter(k)(old) != attrgetter(k)(new)]
+    can_fit = of_training and (splits.development or "false_alarm_rate" not in changed)
+    for key in changed:
+        if not can_fit and key not in uncalibrated:
+            before, after = attrgetter(key)(old), attrgetter(key)(new)
+            raise ParameterError(
+                f"evaluation.{key}: expected {before}, as the model was fitted, since "
+                f"the speakers to fit it anew are not at hand, got {after}"
+            )
+    if changed and can_fit:
+        model.backend = fit_backend(model, splits)
 
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
@@ -476,10 +505,12 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
     splits = prepare(parameters)
     print(splits.summary())
     refuse_heard(model, splits, parameters.dataset)
-    if not _is_split_of_training(model, splits, parameters.dataset):
+    of_training = _is_split_of_training(model, splits, parameters.dataset)
+    if not of_training:
         splits = replace(splits, validation=[])
-    model.config = parameters
+    fitted_with, model.config = model.config.evaluation, parameters
     model.to(device)
+    _fit_anew(model, fitted_with, splits, of_training)
     evaluation = evaluate(model, splits)
     if path.is_dir():
         corpus = f"{parameters.dataset.name}-{splits.pack.digest[:8]}"
@@ -529,10 +560,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("expected either --checkpoint or --scores and --trials")
     try:
         for override in overrides:
-            if not override.startswith(OVERRIDABLE):
+            if paths and not override.startswith(OVERRIDABLE):
                 raise ParameterError(
                     f"{override}: expected a key of dataset or evaluation, or "
                     "training.device; the rest is the checkpoint's own"
+                )
+            if not paths and not override.startswith(OVERRIDABLE_OF_SCORES):
+                raise ParameterError(
+                    f"{override}: expected evaluation.p_target, evaluation.c_miss or "
+                    "evaluation.c_fa; nothing else matters to scores"
                 )
         if paths:
             tables = {

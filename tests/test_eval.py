@@ -19,6 +19,7 @@ from eval import (
     compare_recordings,
     embed,
     evaluate,
+    evaluate_checkpoint,
     fit_backend,
     identify,
     main,
@@ -427,6 +428,58 @@ def test_names_of_heard_speakers(
             assert "have names of training speakers" in capsys.readouterr().out
 
 
+FITTED = (
+    "evaluation.false_alarm_rate=0.2",
+    "evaluation.as_norm.utterances_per_speaker=2",
+    "evaluation.as_norm.top=3",
+)
+
+
+@pytest.mark.parametrize("override", FITTED)
+def test_the_backend_is_fitted_anew_for_another_setting(prepared, tmp_path, override):
+    model, splits = prepared("dataset.development_fraction=0.25")
+    model.backend = fit_backend(model, splits)
+    save_checkpoint(tmp_path / "x.pt", model)
+    fitted = fit_backend(
+        prepared("dataset.development_fraction=0.25", override)[0], splits
+    )
+    found = evaluate_checkpoint(tmp_path / "x.pt", [override]).verification["test"]
+    before = evaluate_checkpoint(tmp_path / "x.pt", []).verification["test"]
+    assert found.reports != before.reports
+    for system, calibration in fitted.calibrations.items():
+        llrs = calibration.llrs(found.scores[system])
+        report = found.reports[system]
+        assert report.cllr == pytest.approx(cllr(llrs, found.trials.targets))
+        accepted = llrs >= calibration.threshold
+        assert report.false_alarm == accepted[~found.trials.targets].mean()
+
+
+@pytest.mark.parametrize("override", FITTED)
+@pytest.mark.parametrize(
+    ("development", "tested_on", "honoured"),
+    [
+        (0.25, ["dataset.seed=5"], []),
+        (0.0, ["dataset.seed=5"], FITTED[2:]),
+        (0.0, [], FITTED[1:]),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused(
+    prepared, tmp_path, capsys, override, development, tested_on, honoured
+):
+    model, splits = prepared(f"dataset.development_fraction={development}")
+    model.backend = fit_backend(model, splits)
+    save_checkpoint(tmp_path / "x.pt", model)
+    status = main(["--checkpoint", str(tmp_path / "x.pt"), *tested_on, override])
+    if override in honoured:
+        assert status == 0
+    else:
+        assert status == 2
+        key, _, value = override.partition("=")
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {key}: expected ")
+        assert error.endswith(f", got {value}")
+
+
 def test_another_split_of_the_same_corpus_is_not_identified(checkpoint, capsys):
     # Its validation utterances were trained on.
     arguments = ["dataset.validation_fraction=0.5"]
@@ -491,6 +544,9 @@ def test_figures_from_two_files_alone(files, capsys, shipped):
     assert main([*arguments, "evaluation.p_target=0.5"]) == 0
     expected = min_dcf(scores, trials.targets, p_target=0.5)
     assert f"{expected:.3f}" in capsys.readouterr().out
+    assert main([*arguments, "evaluation.false_alarm_rate=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: evaluation.false_alarm_rate=0.5: expected ")
     lines = scores_file.read_text().splitlines()
     scores_file.write_text("\n".join(lines[::-1]))  # in any order
     assert main(arguments) == 0
