@@ -35,10 +35,10 @@ from synthetic import SyntheticUtterance
 FULL_SCALE = 32768  # of an int16 sample
 PACK_VERSION = 3
 PARTS = ("train", "validation", "development", "test")
-MAX_WARNINGS = 10  # shown; a pack's index holds them all
-LONGEST = 120.0  # seconds that are embedded as one
-WINDOW, WINDOW_HOP = 60.0, 50.0  # of longer utterances, seconds; hops at most
-SPLIT_STREAM = 2**32 - 1  # an epoch that no training reaches: a stream of its own
+MAX_WARNINGS = 10  # printed; a pack's index holds them all
+LONGEST = 120.0  # seconds; longer utterances are embedded in windows
+WINDOW, WINDOW_HOP = 60.0, 50.0  # seconds, of those windows; the hop is a maximum
+SPLIT_STREAM = 2**32 - 1  # as an epoch in a seed: training never reaches it
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pack:
-    """All utterances end to end, memory-mapped; writing to the samples ends the
-    process."""
+    """All utterances end to end in one memory-mapped array, which is read-only:
+    writing to it crashes the process."""
 
     samples: Tensor  # int16 [all samples]
     entries: list[Entry]
     sample_rate: int  # Hz
-    warnings: list[str]  # one line for each file skipped or read with a reservation
-    digests: dict[str, str]  # of each corpus, the same wherever it was packed
+    warnings: list[str]  # one line for each file skipped or cut short
+    digests: dict[str, str]  # of each corpus by its label, the same on every machine
 
     @property
     def digest(self) -> str:
-        """The same wherever the same corpora were packed together."""
+        """Of all corpora together, the same on every machine."""
         if list(self.digests) == [""]:
             return self.digests[""]
         return hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()
@@ -76,13 +76,13 @@ class Pack:
 
 @dataclass(frozen=True)
 class Batch:
-    """Waveforms in [-1, 1], [B, N]; `lengths` [B] in samples, None without padding.
+    """Waveforms [B, N] in [-1, 1]; `lengths` [B] in samples, None without padding.
 
-    `indices` [B] are entries of the pack. Training batches know their `speakers` [B],
-    as places among the training speakers, and bring the `seed` of all chance in their
-    step. They may be longer than the `crop` samples that are trained on, since speech
-    that is sped up becomes shorter. Of several processes each has its share of the
-    rows; `size` counts all of them.
+    `indices` [B] are places in the pack's entries. A training batch also has the
+    `speakers` [B], as places in the training speakers, and the `seed` of all randomness
+    in its step. Its waveforms may be longer than the `crop` samples to train on, since
+    speeding speech up shortens it. With several processes each holds its share of the
+    rows; `size` counts the rows of all.
     """
 
     waveforms: Tensor
@@ -94,7 +94,7 @@ class Batch:
     size: int | None = None
 
     def parts(self, count: int) -> "list[Batch]":
-        """The rows of a training batch in so many batches."""
+        """Split the rows of a training batch into `count` batches."""
         names = ("waveforms", "indices", "speakers")
         split = (getattr(self, name).tensor_split(count) for name in names)
         return [
@@ -106,7 +106,7 @@ class Batch:
 def _fingerprint(
     corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
 ) -> str:
-    """Changes with every name, size and time of change of the sources."""
+    """A digest of the names, sizes and modification times of all sources."""
     digest = hashlib.sha256(f"{PACK_VERSION} {sample_rate} {min_seconds}".encode())
     for u in corpus:
         source = Segment(u.source) if isinstance(u.source, Path) else u.source
@@ -114,23 +114,23 @@ def _fingerprint(
             path = os.path.abspath(source.path)
             try:
                 state = os.stat(path)
-                known = (state.st_size, state.st_mtime_ns)
+                version = (state.st_size, state.st_mtime_ns)
             except (OSError, ValueError):  # ValueError: a name with a zero byte
-                known = "missing"
-            source = (path, known, source.offset, source.duration, source.channel)
+                version = "missing"
+            source = (path, version, source.offset, source.duration, source.channel)
         row = (u.id, u.speaker, u.split, u.gender, u.session, source)
         digest.update(f"{row!r}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
-    """The pack in a directory; None where there is none with this fingerprint."""
+    """Open the pack in a directory; None if there is none with this fingerprint."""
     try:
         index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         if fingerprint not in (None, index["fingerprint"]):
             return None
-        # Writable memory, which torch would like better, counts as taken even where
-        # no file is changed: the system refuses to map more of it than it has.
+        # Read-only, although torch warns: a writable mapping counts as used memory, and
+        # the system refuses one that is larger than its memory.
         samples = np.memmap(directory / "samples.int16", np.int16, mode="r")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -143,7 +143,7 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
             entries,
             index["sample_rate"],
             index["warnings"],
-            # one alone until there were mixtures
+            # packs from before there were mixtures have a single digest
             index.get("digests") or {"": index["digest"]},
         )
     except (OSError, ValueError, LookupError, TypeError):
@@ -161,13 +161,13 @@ def _file_digest(path: Path) -> str:
 def _recordings(
     corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
 ) -> Iterator:
-    """(utterance, (recording, content) or AudioError) in order, decoded by all cores;
-    the content is the same on every machine, as decoded samples need not be.
+    """Decode with all cores; yield (utterance, (recording, content) or AudioError) in
+    order.
 
-    Threads do, since the decoders release the interpreter; a bounded queue keeps memory
-    bounded however slowly the disk takes what they decode.
+    `content` identifies a source; unlike decoded samples it is the same on every
+    machine. Threads suffice, since the decoders release Python's lock. The queue is
+    bounded, so memory is too, even if the disk is slow.
     """
-
     file_digest = cache(_file_digest)  # a file may be cut into many utterances
 
     def load(utterance: Utterance) -> tuple[Recording, str] | AudioError:
@@ -201,11 +201,11 @@ def pack(
     sample_rate: int,
     min_seconds: float = MIN_SECONDS,
 ) -> Pack:
-    """Decode a corpus once into `directory`, or open it where nothing changed.
+    """Decode a corpus into `directory`, or open the pack there if nothing has changed.
 
-    The directory appears whole or not at all. Files that cannot be used, shorter ones
-    than `min_seconds` among them, are skipped and listed; `CorpusError` where none is
-    left or the disk refuses.
+    The directory appears complete or not at all. Files that cannot be read or are
+    shorter than `min_seconds` are skipped and listed in the pack's warnings. Raises
+    `CorpusError` if no file is left or the directory cannot be written.
     """
     try:
         fingerprint = _fingerprint(corpus, sample_rate, min_seconds)
@@ -250,22 +250,24 @@ def _write_pack(
                 file.write(recording.samples.tobytes())
                 length = len(recording.samples)
                 u = utterance
-                known = (u.split, u.gender, u.session)
-                entries.append(Entry(u.id, u.speaker, *known, offset, length, u.corpus))
+                details = (u.split, u.gender, u.session)
+                entries.append(
+                    Entry(u.id, u.speaker, *details, offset, length, u.corpus)
+                )
                 names = (without_label(name, u.corpus) for name in (u.id, u.speaker))
-                row = json.dumps([*names, *known, content])
+                row = json.dumps([*names, *details, content])
                 digests[u.corpus].update(row.encode())
                 offset += length
             file.flush()
             os.fsync(file.fileno())
         if unusable := set(corpora) - {entry.corpus for entry in entries}:
             label = min(unusable)
-            own = [u.id for u in corpus if u.corpus == label]
+            ids = [u.id for u in corpus if u.corpus == label]
             first = next(
-                line for line in faults if line.startswith(f"skipped {own[0]}")
+                line for line in faults if line.startswith(f"skipped {ids[0]}")
             )
             raise CorpusError(
-                f"none of the {len(own)} files of {label or 'the corpus'} can be used; "
+                f"none of the {len(ids)} files of {label or 'the corpus'} can be used; "
                 f"the first: {first}"
             )
         index = {
@@ -284,10 +286,10 @@ def _write_pack(
 
 @dataclass(frozen=True)
 class Splits:
-    """Entries of a pack by what they serve, and the training speakers in order.
+    """Which entries of a pack belong to which split, and the training speakers.
 
-    `validation` holds other utterances of training speakers (closed set); speakers of
-    `development` and `test` are never heard in training.
+    `validation` holds other utterances of the training speakers. Speakers of
+    `development` and `test` are never trained on.
     """
 
     pack: Pack
@@ -307,20 +309,20 @@ class Splits:
             )
 
     def by_corpus(self, split: str) -> dict[str, list[int]]:
-        """A split's entries by names such as `test`, and in a mixture `test/label`;
-        without those that have none."""
-        found: dict[str, list[int]] = {}
+        """A split's entries under names such as `test`, in a mixture `test/label`; no
+        name has an empty list."""
+        indices: dict[str, list[int]] = {}
         for i in getattr(self, split):
             label = self.pack.entries[i].corpus
-            found.setdefault(f"{split}/{label}" if label else split, []).append(i)
-        return found
+            indices.setdefault(f"{split}/{label}" if label else split, []).append(i)
+        return indices
 
     def speakers_of(self, indices: Sequence[int]) -> list[str]:
         """The speaker of each of these entries."""
         return [self.pack.entries[i].speaker for i in indices]
 
     def summary(self) -> str:
-        """A line for each split that is not empty, then the files with a fault."""
+        """One line for each split that is not empty, then the files with a fault."""
         parts = {
             name: [self.pack.entries[i] for i in indices]
             for split in PARTS
@@ -343,43 +345,44 @@ class Splits:
 
 
 def split(packed: Pack, parameters: DatasetParameters) -> Splits:
-    """Deal the speakers and utterances of a pack out, each corpus by its own seed and
+    """Split the speakers and utterances of a pack, each corpus by its own seed and
     fractions.
 
-    Speakers that the corpus itself names for development or test stay there; otherwise
-    the fractions of the others are held out, at least two speakers of a test. The same
-    holds of utterances for validation; each training speaker keeps one to train on.
+    Speakers that the corpus assigns to development or test stay there. If it assigns
+    none, a fraction of the other speakers is held out, at least two. Utterances for
+    validation are chosen in the same way, but every training speaker keeps at least one
+    to train on.
     """
     of_corpus: dict[str, list[int]] = {label: [] for label in parameters.corpora}
     for i, entry in enumerate(packed.entries):
         of_corpus[entry.corpus].append(i)
     parts: dict[str, list] = {name: [] for name in ("speakers", *PARTS)}
     for label, corpus in parameters.corpora.items():
-        for name, found in _split_corpus(packed, of_corpus[label], corpus).items():
-            parts[name] += found
+        for name, members in _split_corpus(packed, of_corpus[label], corpus).items():
+            parts[name] += members
     return Splits(packed, **parts)
 
 
 def _split_corpus(
     packed: Pack, indices: Sequence[int], parameters: DatasetParameters
 ) -> dict[str, list]:
-    """Training speakers, and indices by the split that they are dealt to."""
+    """The training speakers, and the entries of each split."""
     entries = {i: packed.entries[i] for i in indices}
-    named = {entry.split for entry in entries.values()}
-    free = sorted(
+    assigned = {entry.split for entry in entries.values()}  # by the corpus itself
+    speakers = sorted(
         {e.speaker for e in entries.values() if e.split not in ("development", "test")}
     )
     rng = np.random.default_rng([parameters.seed, SPLIT_STREAM])
-    shuffled = [free[i] for i in rng.permutation(len(free))]
+    shuffled = [speakers[i] for i in rng.permutation(len(speakers))]
     num_test = num_development = 0
-    if "test" not in named and parameters.test_fraction > 0:
-        num_test = max(2, round(parameters.test_fraction * len(free)))
-    if "development" not in named and parameters.development_fraction > 0:
-        num_development = max(2, round(parameters.development_fraction * len(free)))
+    if "test" not in assigned and parameters.test_fraction > 0:
+        num_test = max(2, round(parameters.test_fraction * len(speakers)))
+    if "development" not in assigned and parameters.development_fraction > 0:
+        num_development = max(2, round(parameters.development_fraction * len(speakers)))
+    num_held_out = num_test + num_development
     split_of = dict.fromkeys(shuffled, "train")
     split_of |= dict.fromkeys(shuffled[:num_test], "test")
-    after = shuffled[num_test : num_test + num_development]
-    split_of |= dict.fromkeys(after, "development")
+    split_of |= dict.fromkeys(shuffled[num_test:num_held_out], "development")
 
     parts = {name: [] for name in PARTS}
     of_training_speaker: dict[str, list[int]] = {}
@@ -390,17 +393,18 @@ def _split_corpus(
             of_training_speaker.setdefault(entry.speaker, []).append(i)
         else:
             parts[part].append(i)
-    for _, own in sorted(of_training_speaker.items()):
-        wanted = 0
-        if "validation" in named:
-            wanted = sum(entries[i].split == "validation" for i in own)
+    for _, of_speaker in sorted(of_training_speaker.items()):
+        num_validation = 0
+        if "validation" in assigned:
+            num_validation = sum(entries[i].split == "validation" for i in of_speaker)
         elif parameters.validation_fraction > 0:
-            wanted = max(1, round(parameters.validation_fraction * len(own)))
-        num_validation = min(wanted, len(own) - 1)
-        own = rng.permutation(own).tolist()
-        own.sort(key=lambda i: entries[i].split != "validation")
-        parts["validation"] += own[:num_validation]
-        parts["train"] += own[num_validation:]
+            wanted = round(parameters.validation_fraction * len(of_speaker))
+            num_validation = max(1, wanted)
+        num_validation = min(num_validation, len(of_speaker) - 1)
+        of_speaker = rng.permutation(of_speaker).tolist()
+        of_speaker.sort(key=lambda i: entries[i].split != "validation")
+        parts["validation"] += of_speaker[:num_validation]
+        parts["train"] += of_speaker[num_validation:]
     return {"speakers": sorted(of_training_speaker), **parts}
 
 
@@ -415,8 +419,8 @@ def prepare(parameters: Parameters) -> Splits:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU's on this device; a GPU is not waited for, which copying from
-    pageable memory would do."""
+    """Copy a CPU tensor to a device; to a GPU asynchronously, which takes pinned
+    memory."""
     if device.type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
@@ -507,14 +511,15 @@ class Clips:
 
 
 class TrainingBatches:
-    """Epochs of training crops: one of every training utterance in each, of a mixture
-    as many as its corpus weighs, and one more of as many as it takes to make all
-    batches equally large.
+    """Epochs of training crops, one of every training utterance.
 
-    A batch's crop duration is drawn from the encoder's; an utterance shorter than that
-    is repeated to fill it, so nothing is padded. Crops are as much longer as speed
-    augmentation may need. Under GE2E a batch holds several
-    utterances of each of its speakers.
+    In a mixture an utterance has as many crops as its corpus weighs. A few utterances
+    have one more, so that all batches are equally large.
+
+    Each batch draws its crop duration from the encoder's. An utterance shorter than the
+    crop is repeated to fill it, so nothing is padded. Waveforms are longer than the
+    crop by what speed augmentation may need. With GE2E a batch holds several utterances
+    of each of its speakers.
     """
 
     def __init__(
@@ -531,7 +536,8 @@ class TrainingBatches:
         self.by_speaker = np.split(order, np.cumsum(np.bincount(self.speakers))[:-1])
         labels = np.array([splits.pack.entries[i].corpus for i in splits.train])
         self.repeats = np.zeros(len(labels), np.int64)  # of each utterance in an epoch
-        self.repeated_once_more: list[tuple[np.ndarray, int]] = []  # so many of these
+        # utterances of a corpus, and how many of them are repeated once more
+        self.repeated_once_more: list[tuple[np.ndarray, int]] = []
         for label, weight in parameters.dataset.weights.items():
             of_corpus = np.flatnonzero(labels == label)
             self.repeats[of_corpus] = int(weight)
@@ -552,13 +558,13 @@ class TrainingBatches:
         return self.num_batches
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from the `first`, a function of (seed, epoch)
+        """The batches of an epoch from number `first` on, a function of (seed, epoch)
         alone."""
         for number, chosen in enumerate(self._plan(epoch)[first:], first):
             yield self._batch(epoch, number, chosen)
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
-        """Which training utterances stand in which batch."""
+        """Which training utterances each batch of an epoch holds."""
         rng = np.random.default_rng([self.parameters.seed, epoch])
         if self.parameters.loss.groups:
             return self._grouped_plan(rng)
@@ -567,13 +573,13 @@ class TrainingBatches:
             repeats[rng.choice(utterances_of_corpus, count, replace=False)] += 1
         order = rng.permutation(np.arange(len(repeats)).repeat(repeats))
         batches = _even_parts(order, self.parameters.training.batch_size)
-        # All as large as the first, by another crop of a few utterances: for every
-        # other size the encoder would be compiled again.
+        # Batches of another size would compile the encoder again: a few utterances fill
+        # all batches up to the first one's size.
         return list(np.resize(order, (len(batches), len(batches[0]))))
 
     def _grouped_plan(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """Batches of several utterances of each speaker; a speaker's last group is
-        filled up with further crops of the same utterances."""
+        """Batches of several utterances of each speaker. A speaker's last group is
+        filled up with more crops of the same utterances."""
         p = self.parameters.loss.groups
         rounds: list[list[np.ndarray]] = []
         for utterances_of_speaker in self.by_speaker:
@@ -589,7 +595,7 @@ class TrainingBatches:
             order = rng.permutation(len(groups))
             parts = _even_parts(order, p.speakers_per_batch)
             plan += [np.concatenate([groups[i] for i in part]) for part in parts]
-        # A speaker alone has nobody to be told from.
+        # A batch of one speaker has nothing to tell apart.
         several = [part for part in plan if len(part) > p.utterances_per_speaker]
         return [several[i] for i in rng.permutation(len(several))]
 
@@ -617,19 +623,19 @@ class TrainingBatches:
 
 
 def _even_parts(order: np.ndarray, largest: int) -> list[np.ndarray]:
-    """As few parts of at most `largest` as there can be, alike in size; rather one part
-    more than that large than one of one alone, of which batch norm has no variance."""
+    """Split into the fewest near-equal parts of at most `largest` items, avoiding a
+    part of one: batch norm needs two."""
     num_parts = max(1, min(-(-len(order) // largest), len(order) // 2))
     return np.array_split(order, num_parts)
 
 
 class UtteranceBatches:
-    """Whole utterances, zero-padded; longest first, so that little padding is needed.
+    """Whole utterances, zero-padded, sorted by length so that little is padded.
 
-    A batch holds at most `batch_seconds` of audio, padding included, and one row at
-    least. An utterance of more than two minutes is a row for each of its windows, one
-    minute each, which overlap by ten seconds at least. Of several processes each reads
-    its share of the batches.
+    A batch holds at most `batch_seconds` of audio with its padding, but at least one
+    row. An utterance longer than two minutes is read in windows of one minute, a row
+    each, which overlap by at least ten seconds. With several processes each reads its
+    share of the batches.
     """
 
     def __init__(
@@ -674,7 +680,7 @@ class UtteranceBatches:
 
 
 def _windows(entry: Entry, sample_rate: int) -> list[tuple[int, int]]:
-    """Where an utterance, or each window of a long one, begins and ends in its pack."""
+    """Begin and end, in the pack, of an utterance or of each window of a long one."""
     size = entry.samples
     if size <= LONGEST * sample_rate:
         return [(entry.offset, entry.offset + size)]
