@@ -402,7 +402,7 @@ def test_trouble_in_mid_run_is_waited_for_at_the_end_only(
     server.trouble = trouble
     save_checkpoint(run.directory / "best.pt", model)
     assert seconds(run.log_epoch, {"epoch": 2}) < 0.1
-    assert seconds(run.mirror.log_evaluation, Evaluation(None, {}), None) < 0.1
+    assert seconds(run.mirror.log_evaluation, Evaluation({}, {}, []), None) < 0.1
     assert seconds(run.mirror.finish) < wandb_mirror.END_SECONDS + 0.5
     shown = capfd.readouterr()
     assert f"W&B: logging to {server.url}/e/p/runs/" in shown.out
