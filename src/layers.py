@@ -13,6 +13,11 @@ from torch.autograd.function import FunctionCtx
 
 from parallel import num_ranks, rank, total
 
+try:
+    from kernels import depthwise
+except ImportError:  # torch brings no Triton for a CPU alone, nor for Windows
+    depthwise = None
+
 
 def valid_positions(lengths: Tensor, size: int) -> Tensor:
     """True where a position of a padded axis lies within its length: [B] -> [B,
@@ -138,6 +143,8 @@ class DepthwiseConv(nn.Conv1d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and depthwise is not None:
+            return depthwise(x, self.weight[:, 0])
         if torch.compiler.is_compiling():
             # The sum over taps becomes one pass over memory, in any layout.
             frames, reach = x.shape[1], self.padding[0]

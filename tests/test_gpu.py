@@ -15,11 +15,12 @@ from checkpoints import build_model, load_checkpoint
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from dataset import Clips, TrainingBatches, UtteranceBatches, prepare
 from eval import embed
+from layers import depthwise
+from optimizers import build_optimizer
 from train import (
     State,
     StoppedError,
     TrainingError,
-    build_optimizer,
     train,
     training_step,
 )
@@ -42,12 +43,12 @@ def losses(p, device: torch.device, num_steps: int) -> tuple[list[float], State]
     """Of the first steps of a training."""
     splits = prepare(p)
     model = build_model(p, splits.speakers, splits.pack.digests, device).train()
-    state = State(model, build_optimizer(model, p.training.optimizer))
+    state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     augmentation = Augmentation(p, device)
     batches = TrainingBatches(splits, p, device)
     stream = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
     rows = [
-        training_step(state, model.encoder, augmentation, batch, num_steps)[0]
+        training_step(state, model.encoder, augmentation, batch, num_steps).loss
         for batch in itertools.islice(stream, num_steps)
     ]
     return torch.stack(rows).tolist(), state
@@ -104,6 +105,27 @@ def test_augmented_crops_and_features_are_those_of_a_cpu(miniature):
         assert (one - other).norm() < 1e-4 * one.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 70, 80, 3), (2, 200, 256, 15), (5, 33, 96, 7)])
+def test_depthwise_is_a_grouped_convolution_with_its_gradients(shape, dtype):
+    batch, frames, channels, taps = shape
+    x = torch.randn(batch, frames, channels, device=CUDA).to(dtype).requires_grad_()
+    weight = torch.randn(channels, taps, device=CUDA, requires_grad=True)
+    y = depthwise(x, weight)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    x64, weight64 = (t.detach().double().requires_grad_() for t in (x, weight))
+    expected = torch.nn.functional.conv1d(
+        x64.mT, weight64[:, None], padding=taps // 2, groups=channels
+    ).mT
+    expected.backward(gradient.double())
+    pairs = (y, expected), (x.grad, x64.grad), (weight.grad, weight64.grad)
+    for found, right in pairs:  # bfloat16 keeps eight bits
+        assert (found - right).norm() < (1e-6 if dtype is torch.float32 else 4e-3) * (
+            right.norm()
+        )
+
+
 @pytest.mark.parametrize("name", ["titanet", "dvector"])
 def test_scores_are_those_of_a_cpu(miniature, name):
     p = miniature(f"model.name={name}")
@@ -117,12 +139,12 @@ def test_scores_are_those_of_a_cpu(miniature, name):
     assert (found[0] - found[1]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_a_step_that_is_not_finite_changes_nothing(miniature, optimizer):
     p = miniature(f"training.optimizer.name={optimizer}")
     splits = prepare(p)
     model = build_model(p, splits.speakers, {}, CUDA).train()
-    state = State(model, build_optimizer(model, p.training.optimizer))
+    state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     batch = next(TrainingBatches(splits, p, CUDA).epoch(0))
     before = [t.clone() for t in model.encoder.state_dict().values()]
     batch.waveforms[0, 100] = torch.nan
@@ -152,7 +174,7 @@ def test_nothing_is_compiled_after_the_first_epoch(miniature):
     p = miniature(durations, "training.compile=always", "training.batch_size=7")
     splits = prepare(p)
     model = build_model(p, splits.speakers, {}, CUDA).train()
-    state = State(model, build_optimizer(model, p.training.optimizer))
+    state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     augmentation, batches = Augmentation(p, CUDA), TrainingBatches(splits, p, CUDA)
     encoder = training.fast_encoder(model.encoder, CUDA, "always")
     seen, epoch = set(), 0
@@ -170,7 +192,7 @@ def test_memory_does_not_grow(miniature):
     p = miniature(*ALL_CHANGES, "model.titanet.crop_seconds=[1.0]")
     splits = prepare(p)
     model = build_model(p, splits.speakers, {}, CUDA).train()
-    state = State(model, build_optimizer(model, p.training.optimizer))
+    state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     augmentation, batches = Augmentation(p, CUDA), TrainingBatches(splits, p, CUDA)
     taken = []
     for epoch in range(6):
