@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from checkpoints import build_model, choose_device
 from dataset import Entry, Pack, Splits, TrainingBatches
+from optimizers import build_optimizer
 from parameters import SHIPPED, Parameters, UserError, load_parameters
-from train import State, build_optimizer, training_step
+from train import State, training_step
 from transforms import Augmentation
 
 NUM_SPEAKERS, NUM_UTTERANCES, HOURS = 251, 28_539, 100.6
@@ -97,8 +98,9 @@ def flop_per_second_of_audio(parameters: Parameters) -> float:
     with FlopCounterMode(display=False) as counter:
         features = torch.randn(2, parameters.front_end.num_mels, frames)
         model.encoder(features).sum().backward()
-    seconds = 2 * frames * parameters.front_end.hop_seconds
-    return counter.get_total_flops() / seconds
+    counts = counter.get_flop_counts()["Global"]
+    flop = sum(n for op, n in counts.items() if "convolution" not in str(op))
+    return flop / (2 * frames * parameters.front_end.hop_seconds)
 
 
 def measure(
@@ -107,7 +109,7 @@ def measure(
     """The speed of whole training steps; their profile goes to `path`."""
     torch._dynamo.reset()
     model = build_model(parameters, splits.speakers, {"": "noise"}, device).train()
-    state = State(model, build_optimizer(model, parameters.training.optimizer))
+    state = State(model, build_optimizer(model.parameters(), parameters.training.optimizer))
     augmentation = Augmentation(parameters, device)
     batches = TrainingBatches(splits, parameters, device)
     encoder = WAYS[way](model.encoder)

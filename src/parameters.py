@@ -22,7 +22,10 @@ SHIPPED = Path(__file__).parents[1] / "parameters.yml"
 
 # Keys that the schema gained, a line for each version after the first. Parameters of an
 # earlier version lack them and get these values, never those of parameters.yml.
-MIGRATIONS: tuple[dict[str, Any], ...] = ({"dataset.mixture": []},)
+MIGRATIONS: tuple[dict[str, Any], ...] = (
+    {"dataset.mixture": []},
+    {"training.optimizer.muon_lr": 0.01},
+)
 VERSION = 1 + len(MIGRATIONS)  # of the schema; files that do not say are of the first
 
 MAX_MESSAGE = 1000  # characters
@@ -324,8 +327,9 @@ class LossParameters(Section):
 class OptimizerParameters(Section):
     """The optimizer and its schedule: linear warm-up, then half a cosine."""
 
-    name: Literal["sgd", "adam", "adamw"]
+    name: Literal["sgd", "adam", "adamw", "muon"]
     lr: Positive
+    muon_lr: Positive
     final_lr: NonNegative
     warmup: Fraction
     momentum: Annotated[float, Field(ge=0, lt=1)]

@@ -18,12 +18,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ from eval import (
     refuse_heard,
 )
 from nemo_checkpoint import load_any_model
+from optimizers import build_optimizer, set_learning_rate
 from parallel import (
     anywhere,
     first_rank_first,
@@ -59,7 +60,6 @@ from parallel import (
     ranks,
 )
 from parameters import (
-    OptimizerParameters,
     ParameterError,
     Parameters,
     UserError,
@@ -164,46 +164,13 @@ class State:
         model = restore_model(
             {**saved, "parameters": parameters.as_dict()}, path, device
         )
-        optimizer = build_optimizer(model, parameters.training.optimizer)
+        optimizer = build_optimizer(model.parameters(), parameters.training.optimizer)
         optimizer.load_state_dict(saved["optimizer"])
         kept = ("epoch", "step", "best_loss", "wandb_id")
         tally = Tally(**saved["tally"])
         return cls(
             model, optimizer, tally=tally, **{name: saved[name] for name in kept}
         )
-
-
-def build_optimizer(
-    model: SpeakerModel, parameters: OptimizerParameters
-) -> torch.optim.Optimizer:
-    """The optimizer that the parameters name; only matrices and filters decay."""
-    weights = [*model.encoder.parameters(), *model.criterion.parameters()]
-    groups = [
-        {"params": [w for w in weights if w.ndim > 1]},
-        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
-    ]
-    common = {
-        "lr": parameters.lr,
-        "weight_decay": parameters.weight_decay,
-        "fused": True,
-    }
-    if parameters.name == "sgd":
-        sgd = torch.optim.SGD(groups, momentum=parameters.momentum, **common)
-        # Of its own, it would leave them unwritten where it skips its first step.
-        for weight in weights:
-            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        return sgd
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.name]
-    return adam(groups, **common)
-
-
-def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
-    """Linear warm-up, then half a cosine; `progress` is the share of steps begun."""
-    if progress < parameters.warmup:
-        return parameters.lr * progress / parameters.warmup
-    falling = (progress - parameters.warmup) / max(1 - parameters.warmup, 1e-9)
-    share = (1 + math.cos(math.pi * falling)) / 2
-    return parameters.final_lr + (parameters.lr - parameters.final_lr) * share
 
 
 def _has_bfloat16(device: str) -> bool:
@@ -245,54 +212,83 @@ def fast_encoder(
     return torch.compile(encoder, dynamic=False)
 
 
+class StepReading(NamedTuple):
+    """What a step says of its batch; tensors [] stay on the device."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    hits: Tensor  # predictions that were right
+    size: int  # utterances
+
+
 def training_step(
     state: State,
     encoder: nn.Module,
     augmentation: Augmentation,
     batch: Batch,
     num_steps: int,
-) -> Tensor:
-    """One step of the optimizer; its loss, the gradient's norm, how many predictions
-    were right and of how many, [4], on the device. A loss or gradient that is not
-    finite leaves weights and batch statistics as they were.
+) -> StepReading:
+    """One step of the optimizer; a loss or gradient that is not finite leaves weights
+    and batch statistics as they were.
 
     `encoder` is the model's, as `fast_encoder` returns it.
     """
-    model, p = state.model, state.model.config
+    model, p = state.model, state.model.config.training
     progress = (state.step + 1) / num_steps
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(p.training.optimizer, progress)
+    set_learning_rate(state.optimizer, p.optimizer, progress)
     model.criterion.schedule(progress)
-
     torch.manual_seed(batch.seed)
-    device = batch.waveforms.device.type
-    loss, hits = torch.zeros(2, device=batch.waveforms.device)
-    state.optimizer.zero_grad()
     statistics = [buffer.clone() for buffer in model.encoder.buffers()]
-    parts = batch.parts(p.training.accumulation)
-    for part in parts:
-        waits = num_ranks() > 1 and part is not parts[-1]
-        with encoder.no_sync() if waits else nullcontext():
+    state.optimizer.zero_grad()
+    loss, hits = torch.zeros(2, device=batch.waveforms.device)
+    for number, part in enumerate(batch.parts(p.accumulation), 1):
+        with gradients_of_all_ranks(encoder, last=number == p.accumulation):
             waveforms = augmentation(part.waveforms, part.crop)  # [B, N]
-            features, _ = model.front_end(waveforms)  # [B, M, T]
+            speakers = gather(part.speakers)  # [B], of all ranks
+            features, frames = model.front_end(waveforms)  # [B, M, T]
             features = augmentation.spec_augment(features)
-            with torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device)):
-                embeddings = encoder(features)  # [B, E]
-            speakers = gather(part.speakers)
+            with bfloat16_on_gpu(features.device.type):
+                embeddings = encoder(features, frames)  # [B, E]
             output = model.criterion(gather(embeddings), speakers)
             part_loss = output.loss * (len(speakers) / batch.size)
             part_loss.backward()
         loss += part_loss.detach()
         hits += (output.predictions == speakers).sum()
-    weights = [w for group in state.optimizer.param_groups for w in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(weights, p.training.optimizer.clip_norm)
-    finite = (loss + norm).isfinite()
-    state.optimizer.found_inf = 1 - finite.float()  # fused optimizers do nothing then
+    norm = clip_gradient(state)
+    step_where_finite(state, statistics, (loss + norm).isfinite())
+    return StepReading(loss, norm, hits, batch.size)
+
+
+def gradients_of_all_ranks(
+    encoder: nn.Module, last: bool
+) -> AbstractContextManager[None]:
+    """Where a backward pass shares its gradients: of several parts in the last."""
+    return nullcontext() if last or num_ranks() == 1 else encoder.no_sync()
+
+
+def bfloat16_on_gpu(device: str) -> torch.autocast:
+    """Where an encoder computes in bfloat16, if the device has it."""
+    return torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device))
+
+
+def clip_gradient(state: State) -> Tensor:
+    """Shorten the gradient of all weights to `clip_norm` at most; its norm before."""
+    groups = state.optimizer.param_groups
+    weights = [weight for group in groups for weight in group["params"]]
+    clip_norm = state.model.config.training.optimizer.clip_norm
+    return nn.utils.clip_grad_norm_(weights, clip_norm)
+
+
+def step_where_finite(
+    state: State, statistics: Sequence[Tensor], finite: Tensor
+) -> None:
+    """Step, or put back the batch statistics from before; `finite` [] is not read, so
+    nothing waits for the device."""
+    state.optimizer.found_inf = 1 - finite.float()
     state.optimizer.step()
-    for buffer, old in zip(model.encoder.buffers(), statistics, strict=True):
-        buffer.copy_(torch.where(finite, buffer, old))
+    for buffer, before in zip(state.model.encoder.buffers(), statistics, strict=True):
+        buffer.copy_(torch.where(finite, buffer, before))
     state.step += 1
-    return torch.stack([loss, norm, hits, torch.full_like(hits, batch.size)])
 
 
 class Readings:
@@ -300,27 +296,26 @@ class Readings:
 
     def __init__(self, splits: Splits, on_nonfinite: str) -> None:
         self.splits, self.on_nonfinite = splits, on_nonfinite
-        self.rows: list[Tensor] = []
-        self.batches: list[Tensor] = []  # their entries of the pack
+        self.rows: list[Tensor] = []  # loss, gradient's norm and hits, [3]
+        self.batches: list[tuple[Tensor, int]] = []  # entries of the pack, size
 
-    def add(self, row: Tensor, batch: Batch) -> None:
+    def add(self, reading: StepReading, batch: Batch) -> None:
         """Note what `training_step` says of a batch."""
-        self.rows.append(row)
-        self.batches.append(batch.indices)
+        self.rows.append(torch.stack(reading[:3]))
+        self.batches.append((batch.indices, reading.size))
 
     def read_into(self, tally: Tally, step: int) -> None:
         """Take in the steps up to `step`; raise `TrainingError` where a loss or a
         gradient is not finite and that stops the run."""
         first = step - len(self.rows) + 1
         rows = torch.stack(self.rows).tolist()
-        for number, row, indices in zip(
+        for number, (loss, norm, hits), (indices, size) in zip(
             range(first, step + 1), rows, self.batches, strict=True
         ):
-            loss, norm, hits, size = row
             if math.isfinite(loss) and math.isfinite(norm):
                 tally.loss += loss * size
                 tally.correct += int(hits)
-                tally.utterances += int(size)
+                tally.utterances += size
                 tally.skipped_in_a_row = 0
                 continue
             tally.skipped += 1
@@ -396,8 +391,8 @@ def training_epoch(
         **progress_options(),
     ) as progress:
         for number, batch in enumerate(batches.epoch(state.epoch, done), done + 1):
-            row = training_step(state, encoder, augmentation, batch, num_steps)
-            readings.add(row, batch)
+            reading = training_step(state, encoder, augmentation, batch, num_steps)
+            readings.add(reading, batch)
             tally.audio_seconds += batch.size * batch.crop / batches.sample_rate
             progress.update()
             last = stop.asked() or number == len(batches)
@@ -450,7 +445,7 @@ def train(
         if parameters.training.init_from is not None:
             _start_from(parameters.training.init_from, model)
         refuse_heard(model, splits, parameters.dataset)
-        optimizer = build_optimizer(model, parameters.training.optimizer)
+        optimizer = build_optimizer(model.parameters(), parameters.training.optimizer)
         run = Run.create(parameters) if rank() == 0 else None
         state = State(model, optimizer, wandb_id=run.mirror.wandb_id if run else "")
     else:

@@ -23,8 +23,9 @@ from checkpoints import build_model
 from conftest import MINIATURE, RATE
 from dataset import Batch, Pack, TrainingBatches, UtteranceBatches, open_pack, split
 from eval import embed
+from optimizers import build_optimizer
 from parameters import SHIPPED, Parameters, load_parameters
-from train import State, build_optimizer, keep_freed_memory, training_step
+from train import State, keep_freed_memory, training_step
 from transforms import Augmentation
 
 CPU = torch.device("cpu")
@@ -78,7 +79,7 @@ def hours(folder: Path) -> int:
     write_pack(folder, speakers=100, each=72, seconds=10)
     packed, batches = opened(folder, p)
     model = build_model(p, batches.splits.speakers, {}, CPU).train()
-    state = State(model, build_optimizer(model, p.training.optimizer))
+    state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     augmentation = Augmentation(p, CPU)
     for _, batch in zip(range(6), batches.epoch(0), strict=False):
         training_step(state, model.encoder, augmentation, batch, 100)

@@ -12,6 +12,8 @@ ORDER = [
     "parameters",
     "metrics",
     "parallel",
+    "optimizers",
+    "kernels",
     "layers",
     "synthetic",
     "acoustics",
@@ -40,6 +42,7 @@ OWNERS = {
     "umap": {"figures"},
     "plotly": {"figures"},
     "soundfile": {"audio"},
+    "triton": {"kernels"},
     "torchaudio": {"audio"},
     "yaml": {"parameters"},
     "pydantic": {"parameters"},
@@ -77,7 +80,12 @@ def test_every_library_is_a_pinned_requirement():
     lines = (REPOSITORY / "init" / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines)
     pinned = {line.split("==")[0] for line in lines}
-    packages = {"yaml": "pyyaml", "umap": "umap-learn", "sklearn": "scikit-learn"}
+    packages = {
+        "yaml": "pyyaml",
+        "umap": "umap-learn",
+        "sklearn": "scikit-learn",
+        "triton": "torch",  # which brings it where it has a GPU
+    }
     used = set().union(*map(imports, MODULES)) - set(MODULES)
     libraries = {name for name in used if name not in sys.stdlib_module_names}
     assert {packages.get(name, name) for name in libraries} <= pinned

@@ -22,10 +22,11 @@ from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from dataset import TrainingBatches, UtteranceBatches, prepare
 from eval import embed, evaluate
 from layers import BatchNorm
+from optimizers import build_optimizer
 from parallel import anywhere, gather, gather_lists, rank, ranks, share
 from parameters import Parameters, check_parameters, load_parameters
 from report import as_report
-from train import State, build_optimizer, fast_encoder, training_step
+from train import State, fast_encoder, training_step
 from transforms import Augmentation
 
 CPU = torch.device("cpu")
@@ -62,15 +63,15 @@ def ten_steps(p: Parameters, dtype: torch.dtype) -> tuple[SpeakerModel, list]:
     """A model after ten steps, and what each step said of itself."""
     splits = prepare(p)
     model = build_model(p, splits.speakers, {"": "digest"}, CPU).train().to(dtype)
-    state = State(model, build_optimizer(model, p.training.optimizer))
+    state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     encoder = fast_encoder(model.encoder, CPU, "never")
     augmentation = Augmentation(p, CPU)
     batches, rows = TrainingBatches(splits, p, CPU), []
     while state.step < NUM_STEPS:
         for batch in batches.epoch(state.step):
             wide = replace(batch, waveforms=batch.waveforms.to(dtype))
-            row = training_step(state, encoder, augmentation, wide, NUM_STEPS)
-            rows.append(row.tolist())
+            reading = training_step(state, encoder, augmentation, wide, NUM_STEPS)
+            rows.append([float(value) for value in reading])
             if state.step == NUM_STEPS:
                 break
     return model, rows

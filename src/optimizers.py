@@ -1,0 +1,121 @@
+"""Optimizers and the schedule of their learning rate.
+
+`OptimizerParameters`, weights -> `build_optimizer` -> `torch.optim.Optimizer`
+
+Muon is Jordan et al., kellerjordan.github.io/posts/muon (2024), its rate matched to
+AdamW's as in arXiv 2502.16982. Every optimizer here does nothing in a step in which its
+attribute `found_inf`, a tensor of the device, is 1: nothing has to wait for the loss.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parameters import OptimizerParameters
+
+MUON_MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, x x' x, x x' x x' x: the odd quintic
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalised(x: Tensor) -> Tensor:
+    """Matrices with all their singular values brought near 1, [..., rows, columns]."""
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the groups that say `muon`, which hold matrices; AdamW for the others.
+
+    A matrix moves along the momentum of its gradient with all singular values made
+    equal, by as much as AdamW would move it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options)
+        for group in self.param_groups:
+            for weight in group["params"] if group.setdefault("muon", False) else []:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+                self.state[weight]["step"] = torch.zeros(())  # AdamW looks for it
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step of all weights that have a gradient."""
+        for group in self.param_groups:
+            if group["muon"]:
+                self._step_matrices(group)
+                for weight in group["params"]:
+                    weight.grad = None  # AdamW passes over it
+        super().step()
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        by_shape = defaultdict(list)  # matrices of one shape are worked on together
+        for weight in group["params"]:
+            by_shape[weight.shape].append(weight)
+        for weights in by_shape.values():
+            old = torch.stack(weights)
+            gradient = torch.stack([weight.grad for weight in weights])
+            momenta = [self.state[weight]["momentum"] for weight in weights]
+            momentum = torch.stack(momenta).lerp(gradient, 1 - MUON_MOMENTUM)
+            direction = gradient.lerp(momentum, MUON_MOMENTUM)  # Nesterov's
+            if direction.is_cuda:  # it need not be exact; a CPU would gain nothing
+                direction = direction.bfloat16()
+            lr = group["lr"]
+            length = lr * 0.2 * math.sqrt(max(old.shape[1:]))
+            new = old * (1 - lr * group["weight_decay"])
+            new = new - length * orthogonalised(direction)
+            skipped = getattr(self, "found_inf", torch.zeros_like(old[0, 0, 0])) > 0
+            for i, (weight, kept) in enumerate(zip(weights, momenta, strict=True)):
+                weight.copy_(torch.where(skipped, weight, new[i]))
+                kept.copy_(torch.where(skipped, kept, momentum[i]))
+
+
+def build_optimizer(
+    weights: Iterable[nn.Parameter], parameters: OptimizerParameters
+) -> torch.optim.Optimizer:
+    """The optimizer that the parameters name; only matrices and filters decay."""
+    p, weights = parameters, list(weights)
+    common = {"lr": p.lr, "weight_decay": p.weight_decay, "fused": True}
+    vectors = {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0}
+    if p.name == "muon":
+        matrices = {"params": [w for w in weights if w.ndim == 2], "muon": True}
+        filters = {"params": [w for w in weights if w.ndim > 2]}
+        return Muon([matrices, filters, vectors], **common)
+    groups = [{"params": [w for w in weights if w.ndim > 1]}, vectors]
+    if p.name == "sgd":
+        sgd = torch.optim.SGD(groups, momentum=p.momentum, **common)
+        # Of its own, it would leave them unwritten where it skips its first step.
+        for weight in weights:
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return sgd
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[p.name]
+    return adam(groups, **common)
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, parameters: OptimizerParameters, progress: float
+) -> None:
+    """Give every group its rate; `progress` is the share of the steps begun."""
+    rate = learning_rate(parameters, progress)
+    for group in optimizer.param_groups:
+        ratio = parameters.muon_lr / parameters.lr if group.get("muon") else 1.0
+        group["lr"] = rate * ratio
+
+
+def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
+    """Linear warm-up, then half a cosine; `progress` is the share of steps begun."""
+    if progress < parameters.warmup:
+        return parameters.lr * progress / parameters.warmup
+    falling = (progress - parameters.warmup) / max(1 - parameters.warmup, 1e-9)
+    share = (1 + math.cos(math.pi * falling)) / 2
+    return parameters.final_lr + (parameters.lr - parameters.final_lr) * share
