@@ -109,7 +109,8 @@ def measure(
     """The speed of whole training steps; their profile goes to `path`."""
     torch._dynamo.reset()
     model = build_model(parameters, splits.speakers, {"": "noise"}, device).train()
-    state = State(model, build_optimizer(model.parameters(), parameters.training.optimizer))
+    p = parameters.training.optimizer
+    state = State(model, build_optimizer(model.parameters(), p))
     augmentation = Augmentation(parameters, device)
     batches = TrainingBatches(splits, parameters, device)
     encoder = WAYS[way](model.encoder)
