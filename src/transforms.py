@@ -4,10 +4,10 @@ waveforms [B, N] -> `Speed`, `Reverberation`, `Noise` -> waveforms [B, N]
 waveforms [B, N], lengths [B] samples -> `FrontEnd` -> features [B, M, T], frames [B]
 features [B, M, T] -> `SpecAugment` -> features [B, M, T]
 
-B utterances, N samples, M mel bands, T frames, F frequency bins, K taps or masks, R
-samples of a response. The front end is that of NeMo's published TitaNet (arXiv
-2110.04410, section 3.1); SpecAugment is arXiv 1904.08779. Chance comes from torch's
-default generator, which training seeds anew for every batch.
+B utterances, N samples, M mel bands, T frames, K taps or masks, R samples of a
+response. The front end is that of NeMo's published TitaNet (arXiv 2110.04410, section
+3.1); SpecAugment is arXiv 1904.08779. Random numbers come from torch's default
+generator, which training seeds for every batch.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ from parameters import (
     SpeedParameters,
 )
 
-LOG_FLOOR = 2.0**-24
-DEVIATION_FLOOR = 1e-5
-NUM_COLOURS, COLOURED_SECONDS = 64, 10.0  # of noise where none is recorded
+LOG_FLOOR = 2.0**-24  # added to powers
+DEVIATION_FLOOR = 1e-5  # added to standard deviations
+NUM_COLOURS, COLOURED_SECONDS = 64, 10.0  # of simulated noise
 
 
 def _hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
@@ -43,26 +43,26 @@ def _mel_to_hertz(mel: np.ndarray) -> np.ndarray:
 
 
 def slaney_filterbank(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
-    """Triangular mel bands of unit area from 0 Hz to half the sample rate, [M, F]
+    """Triangular mel bands of unit area from 0 Hz to half the sample rate, [M, bins]
     float32.
 
     Slaney's scale (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above.
-    Computed in float64, because float32 differs by 2e-5.
+    Computed in float64: float32 is off by 2e-5.
     """
     nyquist = sample_rate / 2
-    bins = np.linspace(0, nyquist, n_fft // 2 + 1)  # [F]
+    bins = np.linspace(0, nyquist, n_fft // 2 + 1)  # Hz
     top = _hertz_to_mel(np.array(nyquist))
     edges = _mel_to_hertz(np.linspace(0, top, num_mels + 2))[:, None]  # [M + 2, 1]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    triangles = np.maximum(0, np.minimum(rising, falling))  # [M, F]
+    triangles = np.maximum(0, np.minimum(rising, falling))  # [M, bins]
     return torch.from_numpy(triangles * 2 / (edges[2:] - edges[:-2])).float()
 
 
 class FrontEnd(nn.Module):
     """Normalised log-mel features.
 
-    Window and filterbank are buffers, so that a checkpoint brings its own.
+    Window and filterbank are buffers: a checkpoint brings its own.
     """
 
     def __init__(self, parameters: FrontEndParameters) -> None:
@@ -80,8 +80,8 @@ class FrontEnd(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """[B, N] in [-1, 1], [B] samples -> [B, M, T], [B] frames (samples // hop).
 
-        Features are zero beyond their frames. Lengths None means that nothing is
-        padded, and frames are None then. Dither is added in training mode only.
+        Features are zero beyond their frames. Without lengths nothing is padded, and
+        frames are None too. Dither is added in training mode only.
         """
         x = self.log_mel(waveforms, lengths)  # [B, M, T]
         if lengths is None:
@@ -98,10 +98,10 @@ class FrontEnd(nn.Module):
         return x, frames
 
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Log power in mel bands, not normalised: [B, N], [B] samples -> [B, M, T]."""
+        """Log power of mel bands, not normalised: [B, N], [B] samples -> [B, M, T]."""
         x = waveforms
         if self.training and self.parameters.dither > 0:
-            # The same for all of a batch: at this level nothing can learn from that.
+            # One noise for the whole batch is cheaper, and too faint to learn from.
             x = x + self.parameters.dither * torch.randn_like(x[:1])
         x = torch.cat([x[:, :1], x[:, 1:] - self.parameters.preemphasis * x[:, :-1]], 1)
         if lengths is not None:
@@ -115,15 +115,15 @@ class FrontEnd(nn.Module):
             center=True,
             pad_mode="constant",
             return_complex=True,
-        )  # [B, F, N // hop + 1]
+        )  # [B, bins, N // hop + 1]
         spectrum = spectrum[..., : x.shape[1] // self.hop]
-        power = spectrum.real.square() + spectrum.imag.square()  # [B, F, T]
+        power = spectrum.real.square() + spectrum.imag.square()  # [B, bins, T]
         return torch.log(self.filterbank @ power + LOG_FLOOR)
 
 
 def _chosen(probability: float, batch_size: int) -> Tensor:
-    """Each row of a batch with this probability, as their numbers; drawn on the CPU, so
-    that every device augments alike and none is waited for."""
+    """Draw rows of a batch, each with this probability; on the CPU, so that all devices
+    draw the same and a GPU need not be waited for."""
     return (torch.rand(batch_size) < probability).nonzero().flatten()
 
 
@@ -210,12 +210,14 @@ class Reverberation(nn.Module):
 
 
 def reverberate(waveforms: Tensor, responses: Tensor) -> Tensor:
-    """Linear convolution, aligned so that the direct sound of a response, its first
-    sample of at least half its peak, falls on time 0: [B, N], [B, R] -> [B, N]."""
+    """Convolve so that the direct sound stays in its place: [B, N], [B, R] -> [B, N].
+
+    The direct sound is a response's first sample of at least half its peak.
+    """
     num_samples, size = waveforms.shape[1], responses.shape[1]
     levels = responses.abs()
     direct = (levels >= levels.amax(1, keepdim=True) / 2).int().argmax(1)  # [B]
-    # What precedes the direct sound is at negative times, that is, at the end.
+    # Samples before the direct sound are at negative times: they wrap to the end.
     times = torch.arange(num_samples + size, device=waveforms.device) + direct[:, None]
     padded = F.pad(responses, (0, num_samples))
     aligned = padded.gather(1, times % (num_samples + size))
@@ -253,7 +255,8 @@ class Noise(nn.Module):
 
 
 def _is_held_out(name: str, share: float) -> bool:
-    """Dealt by the name alone, so that it stays where it is whatever comes or goes."""
+    """Whether a recording is held out; by its name alone, so that adding or removing
+    others never moves it."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -266,7 +269,7 @@ def _clips(
     parameters: Parameters,
     device: torch.device,
 ) -> Clips:
-    """Pack recordings, and take those that are held out or the others."""
+    """Pack recordings; return those held out or those not."""
     names = "\n".join(str(recording.source) for recording in recordings)
     digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
     directory = parameters.dataset.packs / f"{key}-{digest}"
@@ -293,8 +296,8 @@ def _generator(parameters: Parameters, stream: int) -> torch.Generator:
 def load_responses(
     parameters: Parameters, device: torch.device, held_out: bool = False
 ) -> Clips:
-    """Room impulse responses for training, or those held out from it: from the folder
-    where one is named, else simulated."""
+    """Room impulse responses for training, or those held out from it; simulated unless
+    the parameters name a folder."""
     p, rate = parameters.augmentation.reverberation, parameters.front_end.sample_rate
     if p.root is not None:
         recordings = response_recordings(p.root, p.download)
@@ -311,8 +314,8 @@ def load_responses(
 def load_noise(
     parameters: Parameters, device: torch.device, held_out: bool = False
 ) -> Clips:
-    """Noise for training, or what is held out from it: from the folder where one is
-    named, else coloured, from white to brown."""
+    """Noise for training, or that held out from it; simulated, from white to brown,
+    unless the parameters name a folder."""
     p, rate = parameters.augmentation.noise, parameters.front_end.sample_rate
     if p.root is not None:
         recordings = noise_recordings(p.root)
