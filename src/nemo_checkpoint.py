@@ -20,7 +20,6 @@ import argparse
 import gzip
 import io
 import math
-import reprlib
 import sys
 import tarfile
 import zipfile
@@ -49,6 +48,7 @@ from parameters import (
     dump_yaml,
     load_parameters,
     parse_yaml,
+    shown,
 )
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
@@ -165,7 +165,7 @@ def _read_members(file: BinaryIO) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     with tarfile.open(fileobj=_Bounded(stream), mode="r:") as archive:
         for number, member in enumerate(archive):
-            path, name = PurePosixPath(member.name), reprlib.repr(member.name)
+            path, name = PurePosixPath(member.name), shown(member.name)
             if path.is_absolute() or ".." in path.parts:
                 raise NemoError(f"expected members inside the archive, got {name}")
             if number == MAX_MEMBERS:
@@ -201,7 +201,7 @@ def _read_tensors(content: bytes) -> dict[str, Tensor]:
     size = 0
     for key, tensor in state.items():
         if not isinstance(key, str):
-            raise NemoError(f"{WEIGHTS}: expected names, got {reprlib.repr(key)}")
+            raise NemoError(f"{WEIGHTS}: expected names, got {shown(key)}")
         if not isinstance(tensor, Tensor):
             raise NemoError(f"{key}: expected a tensor, got {type(tensor).__name__}")
         if tensor.layout != torch.strided or tensor.is_quantized:
@@ -265,22 +265,24 @@ def _blocks(encoder: TitaNet) -> list[dict[str, Any]]:
     ]
 
 
+def _last_name(dotted: Any) -> Any:
+    return dotted.rpartition(".")[2] if isinstance(dotted, str) else dotted
+
+
 def _honour(section: Any, where: str, honoured: Mapping[str, Any]) -> None:
     """Refuse the first key that would be computed otherwise here."""
     if not isinstance(section, dict):
-        raise NemoError(f"{where}: expected a section, got {reprlib.repr(section)}")
+        raise NemoError(f"{where}: expected a section, got {shown(section)}")
     for key, value in section.items():
         if key not in honoured:
             raise NemoError(f"{where}.{key}: expected no such key")
         expected = honoured[key]
         if key in ("target", "_target_"):  # versions moved classes, not their names
-            expected, value = (str(x).rpartition(".")[2] for x in (expected, value))
+            expected, value = _last_name(expected), _last_name(value)
         if isinstance(expected, list) and not isinstance(value, list):
             expected = expected[0]
         if expected is not ANY and value != expected:
-            raise NemoError(
-                f"{where}.{key}: expected {expected!r}, got {reprlib.repr(value)}"
-            )
+            raise NemoError(f"{where}.{key}: expected {expected!r}, got {shown(value)}")
 
 
 def _whole_samples(preprocessor: Mapping[str, Any], key: str) -> float:
@@ -289,8 +291,8 @@ def _whole_samples(preprocessor: Mapping[str, Any], key: str) -> float:
     numbers = isinstance(seconds, int | float) and isinstance(rate, int)
     if not (numbers and abs(seconds * rate) < MAX_BYTES):
         raise NemoError(
-            f"preprocessor.{key}: expected seconds, got {reprlib.repr(seconds)} "
-            f"at a sample_rate of {reprlib.repr(rate)}"
+            f"preprocessor.{key}: expected seconds, got {shown(seconds)} "
+            f"at a sample_rate of {shown(rate)}"
         )
     if int(seconds * rate) != round(seconds * rate):
         raise NemoError(f"preprocessor.{key}: expected whole samples, got {seconds} s")
@@ -336,9 +338,7 @@ def _read_parameters(
     size = next((s for s, sizes in SIZES.items() if sizes == (channels, pooled)), "s")
     blocks = config["encoder"].get("jasper")
     if not isinstance(blocks, list) or len(blocks) != 5:
-        raise NemoError(
-            f"encoder.jasper: expected 5 blocks, got {reprlib.repr(blocks)}"
-        )
+        raise NemoError(f"encoder.jasper: expected 5 blocks, got {shown(blocks)}")
     for number, block in enumerate(blocks):
         keys = (*BLOCK, "filters", "repeat", "kernel", "dropout", "residual")
         _honour(block, f"encoder.jasper.{number}", dict.fromkeys(keys, ANY) | BLOCK)
@@ -350,12 +350,13 @@ def _read_parameters(
         "embedding_size": _shape(state, "decoder.emb_layers.0.1.weight", 3)[0],
         "dropout": blocks[1].get("dropout"),
     }
-    by_class = {target.rpartition(".")[2]: name for name, target in LOSSES.items()}
-    target = str(loss.get("_target_", LOSSES["cross_entropy"])).rpartition(".")[2]
-    if target not in by_class:
+    by_class = {_last_name(target): name for name, target in LOSSES.items()}
+    target = loss.get("_target_", LOSSES["cross_entropy"])
+    if not isinstance(target, str) or _last_name(target) not in by_class:
         raise NemoError(
-            f"loss._target_: expected {' or '.join(by_class)}, got {target}"
+            f"loss._target_: expected {' or '.join(by_class)}, got {shown(target)}"
         )
+    target = _last_name(target)
     values["loss"]["name"] = by_class[target]
     if by_class[target] == "arcface":
         own = {"scale": loss.get("scale", 20.0), "margin": loss.get("margin", 1.35)}
@@ -369,10 +370,10 @@ def _read_speakers(config: Mapping[str, Any], count: int) -> list[str]:
     labels = training.get("labels") if isinstance(training, dict) else None
     if labels is None:
         return [f"class {number}" for number in range(count)]
-    if not isinstance(labels, list) or len({str(x) for x in labels}) != count:
+    names = isinstance(labels, list) and all(isinstance(x, str | int) for x in labels)
+    if not names or len({str(label) for label in labels}) != count:
         raise NemoError(
-            f"train_ds.labels: expected {count} different names, "
-            f"got {reprlib.repr(labels)}"
+            f"train_ds.labels: expected {count} different names, got {shown(labels)}"
         )
     return [str(label) for label in labels]
 
@@ -396,7 +397,7 @@ def _load(file: BinaryIO) -> SpeakerModel:
     text = members[CONFIG].decode()
     config = parse_yaml(text, CONFIG)
     if not isinstance(config, dict):
-        raise NemoError(f"{CONFIG}: expected sections, got {reprlib.repr(config)}")
+        raise NemoError(f"{CONFIG}: expected sections, got {shown(config)}")
     parameters = _read_parameters(config, state)
     speakers = _read_speakers(config, _shape(state, "decoder.final.weight", 2)[0])
     # Shapes are compared without memory for them: a file may claim any.
@@ -426,7 +427,7 @@ def load_nemo(path: Path) -> SpeakerModel:
         reason = error.strerror or str(error)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         reason = f"not a readable archive: {error}"
-    except (UserError, UnicodeDecodeError, RuntimeError) as error:
+    except (UserError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
     raise NemoError(f"{path}: {reason}")
 

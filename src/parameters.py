@@ -11,7 +11,8 @@ does what the program did before it.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,11 @@ MIGRATIONS: tuple[dict[str, Any], ...] = (
 VERSION = 1 + len(MIGRATIONS)  # of the schema; files that do not say are of the first
 
 MAX_MESSAGE = 1000  # characters
-MAX_NODES = 2**20  # of a YAML text, aliases written out
+
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 200
+shown = _repr.repr  # a value of any size for a message
 
 
 class UserError(Exception):
@@ -46,6 +51,25 @@ class UserError(Exception):
 
 class ParameterError(UserError):
     """A parameter file or an override that cannot be used as it is."""
+
+
+# From pydantic's words, such as "Input should be greater than 0", to this program's.
+WORDS = (
+    (r"^\w+ (should (be|have)|is not) ", ""),
+    (r"^\w+ should match", "text that matches"),
+    (r" after validation, not \d+", ""),
+    (r"valid dictionary or instance of \w+", "section"),
+    ("a valid boolean", "true or false"),
+    ("valid integer", "whole number"),
+    ("valid tuple", "list"),
+    ("a valid string", "text"),
+    ("valid ", ""),
+    ("an instance of Path", "a path"),
+    ("greater than or equal to", "at least"),
+    ("less than or equal to", "at most"),
+    ("greater than", "above"),
+    ("less than", "below"),
+)
 
 
 class Section(BaseModel):
@@ -418,26 +442,7 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with duplicate keys refused and `1e-3` a number, as YAML 1.2 has it; aliases
-    cannot make much out of little, nor hold themselves."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.num_nodes, self.sizes = 0, {}
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        before, event = self.num_nodes, self.peek_event()
-        node = super().compose_node(parent, index)
-        is_alias = isinstance(event, yaml.AliasEvent)
-        # inside itself a node has no size yet
-        self.num_nodes += self.sizes.get(id(node), MAX_NODES) if is_alias else 1
-        self.sizes.setdefault(id(node), self.num_nodes - before)
-        if self.num_nodes > MAX_NODES:
-            raise yaml.composer.ComposerError(
-                problem=f"expected at most {MAX_NODES} values, aliases written out",
-                problem_mark=event.start_mark,
-            )
-        return node
+    """YAML in which `1e-3` is a number, as in YAML 1.2, and no key stands twice."""
 
 
 _Loader.add_implicit_resolver(
@@ -447,36 +452,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
         key = loader.construct_object(key_node)
-        if not isinstance(key, str):
+        if not isinstance(key, str) or key in mapping:
+            expected = "this key once" if isinstance(key, str) else "a name as key"
             raise yaml.constructor.ConstructorError(
-                problem=f"expected a name as key, got {key!r}",
+                problem=f"{key}: expected {expected}",
                 problem_mark=key_node.start_mark,
             )
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                problem=f"{key}: expected once, given twice",
-                problem_mark=key_node.start_mark,
-            )
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
 
 
-def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
-    number = loader.construct_yaml_int(node)
-    if abs(number) >= 2**63:  # nor would Python print one of thousands of digits
-        raise yaml.constructor.ConstructorError(
-            problem="expected a whole number of 64 bits, got a larger one",
-            problem_mark=node.start_mark,
-        )
-    return number
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -507,7 +497,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ParameterError(
-            f"{path}: expected sections such as `training:`, got {values!r}"
+            f"{path}: expected sections such as `training:`, got {shown(values)}"
         )
     return values
 
@@ -551,94 +541,32 @@ def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "version": VERSION}
 
 
-def _known_keys(schema: dict, definitions: dict, prefix: str = "") -> dict[str, dict]:
-    """Dotted name -> JSON schema of every key, sections included; `*` is an item."""
-
-    def resolved(field: dict) -> dict:
-        return definitions[field["$ref"].split("/")[-1]] if "$ref" in field else field
-
-    known = {}
-    for name, field in schema.get("properties", {}).items():
-        field = resolved(field)
-        if "items" in field:
-            field = {**field, "items": resolved(field["items"])}
-            known |= _known_keys(field["items"], definitions, f"{prefix}{name}.*.")
-        known[prefix + name] = field
-        known |= _known_keys(field, definitions, f"{prefix}{name}.")
-    return known
-
-
-def _expectation(field: dict) -> str:
-    """What a JSON schema asks for, in words."""
-    if "anyOf" in field:
-        return " or ".join(_expectation(option) for option in field["anyOf"])
-    if "enum" in field:
-        return "one of " + ", ".join(field["enum"])
-    if "properties" in field:
-        return "a section with " + ", ".join(field["properties"])
-    kind = field.get("type")
-    if "prefixItems" in field:
-        items = [_expectation(item) for item in field["prefixItems"]]
-        return f"a list of {' and '.join(items)}"
-    if kind == "array":
-        items = _expectation(field["items"])
-        return f"a list, each {items}" + (
-            ", at least one" if "minItems" in field else ""
-        )
-    words = {
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "null": "null",
-        "string": "a path" if field.get("format") == "path" else "text",
-    }[kind]
-    bounds = []
-    for bound, phrase in (
-        ("exclusiveMinimum", "above"),
-        ("minimum", "of at least"),
-        ("exclusiveMaximum", "below"),
-        ("maximum", "of at most"),
-        ("pattern", "matching"),
-    ):
-        if bound in field:
-            bounds.append(f"{phrase} {field[bound]}")
-    return " ".join([words, " and ".join(bounds)]).strip()
-
-
-def _pattern(location: Sequence[str | int]) -> str:
-    """The dotted name of a key, with `*` for a place in a list."""
-    return ".".join("*" if isinstance(part, int) else part for part in location)
+def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys, sections included."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _keys(kind, f"{prefix}{name}.")
 
 
 def _explain(error: ValidationError) -> str:
     """The first of pydantic's complaints in one line."""
-    schema = Parameters.model_json_schema(mode="validation")
-    known = _known_keys(schema, schema["$defs"])
     complaint = error.errors()[0]
-    location = complaint["loc"]
-    key = ".".join(map(str, location))
+    key = ".".join(map(str, complaint["loc"]))
+    if complaint["type"] == "missing":
+        return f"{key}: expected a value, but it is missing"
     if complaint["type"] == "extra_forbidden":
         section, _, name = key.rpartition(".")
-        siblings = {
-            k.rpartition(".")[2]: k
-            for k in known
-            if k.startswith(section) and "*" not in k
-        }
-        near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
-        names = [k for k in known if k.rpartition(".")[0] == section]
-        hint = (
-            f"did you mean {siblings[near[0]]}?"
-            if near
-            else "expected one of " + ", ".join(names)
-        )
-        return f"{key}: unknown key; {hint}"
-    while (pattern := _pattern(location)) not in known:  # in a list, or a choice
-        location = location[:-1]
-    key = ".".join(map(str, location))
-    expected = _expectation(known[pattern])
-    if complaint["type"] == "missing" and location == complaint["loc"]:
-        return f"{key}: expected {expected}, but it is missing"
-    return f"{key}: expected {expected}, got {complaint['input']!r}"
+        known = sorted(_keys(Parameters), key=lambda k: k.startswith(section))
+        by_name = {k.rpartition(".")[2]: k for k in known}  # of its section first
+        near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.5)
+        hint = f"; did you mean {by_name[near[0]]}?" if near else ""
+        return f"{key}: unknown key{hint}"
+    expected = complaint["msg"]
+    for found, ours in WORDS:
+        expected = re.sub(found, ours, expected)
+    return f"{key}: expected {expected}, got {shown(complaint['input'])}"
 
 
 def check_parameters(values: Mapping[str, Any]) -> Parameters:

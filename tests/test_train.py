@@ -635,7 +635,7 @@ def command(tmp_path, *overrides: str) -> int:
         (["training.epochs=none"], "training.epochs: expected a whole number"),
         (["dataset.name=folder", "dataset.root=nowhere"], "nowhere"),
         (["dataset.test_fraction=1"], "at least two speakers to train on, got 0"),
-        (["run.name=a/b"], "run.name: expected text matching"),
+        (["run.name=a/b"], "run.name: expected text that matches"),
         (
             ["evaluation.max_trials=1"],
             "evaluation.max_trials: expected enough for test",
