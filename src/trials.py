@@ -1,12 +1,12 @@
-"""Verification trials: pairs of utterances that one speaker said, or two.
+"""Verification trials: pairs of utterances, of one speaker or of two.
 
 speakers [U] -> `make_trials` -> `Trials` <-> `write_trials`, `read_trials` <-> file
 `Trials`, scores [K] <-> `write_scores`, `read_scores` <-> file
 `Trials`, scores [K] -> `hardest_trials` -> table
 
-U utterances, K trials. Files are in VoxCeleb's format (arXiv 1706.08612): one trial a
-line, `1 enrolment test` for the same speaker, `0 enrolment test` for different ones.
-Scores stand in a file of their own, `enrolment test score` a line.
+U utterances, K trials. Files are in VoxCeleb's format (arXiv 1706.08612), one trial a
+line: `1 enrolment test` for the same speaker, `0 enrolment test` for different ones.
+Scores have their own file with lines `enrolment test score`.
 """
 
 import itertools
@@ -32,28 +32,29 @@ class Trials:
 
     enrolment: NDArray[np.int64]  # [K]
     test: NDArray[np.int64]  # [K]
-    targets: NDArray[np.bool_]  # [K], true where both have one speaker
+    targets: NDArray[np.bool_]  # [K], true for the same speaker
 
     def where(self, mask: NDArray[np.bool_]) -> "Trials":
-        """Those of the trials for which a mask [K] is true."""
+        """The trials for which a mask [K] is true."""
         return Trials(self.enrolment[mask], self.test[mask], self.targets[mask])
 
 
 def _pairs(ranks: NDArray[np.int64], num_utterances: int) -> tuple[NDArray, NDArray]:
-    """Members of `itertools.combinations(range(num_utterances), 2)` by their ranks."""
+    """The pairs at these ranks of `itertools.combinations(range(num_utterances), 2)`,
+    without making the others."""
     first = np.arange(num_utterances, dtype=np.int64)
     starts = first * (2 * num_utterances - first - 1) // 2  # rank of (i, i + 1)
-    # Looked up, not solved for: exact where a float's square root would not be.
+    # Searching is exact; solving the quadratic would take a rounded square root.
     enrolment = np.searchsorted(starts, ranks, side="right") - 1
     return enrolment, ranks - starts[enrolment] + enrolment + 1
 
 
 def make_trials(speakers: Sequence[str], max_trials: int, seed: int) -> Trials:
-    """Every unordered pair of distinct utterances, or `max_trials` of them by chance.
+    """Every unordered pair of distinct utterances, or a random `max_trials` of them.
 
     `speakers` [U] names the speaker of each utterance. The sample is uniform, without
-    replacement, drawn from `seed` and in the order of all pairs; it may happen to hold
-    no target. Raises `TrialError` where all pairs hold no target or no non-target.
+    replacement and in the order of all pairs; it may happen to hold no target. Raises
+    `TrialError` if there are no targets or no non-targets among all pairs.
     """
     _, codes, counts = np.unique(
         np.asarray(speakers, dtype=str), return_inverse=True, return_counts=True
@@ -78,7 +79,7 @@ def make_trials(speakers: Sequence[str], max_trials: int, seed: int) -> Trials:
     return Trials(enrolment, test, codes[enrolment] == codes[test])
 
 
-DURATIONS = (0.0, 2.0, 4.0, np.inf)  # s, between which trials are told apart
+DURATIONS = (0.0, 2.0, 4.0, np.inf)  # seconds; the limits of trials' conditions
 
 
 def conditions(
@@ -87,29 +88,29 @@ def conditions(
     sessions: Sequence[str | None],
     seconds: Sequence[float],
 ) -> dict[str, NDArray[np.bool_]]:
-    """Kinds of trials and which of them are of that kind, [K], as far as is known.
+    """Masks [K] of the trials of each condition, as far as it is known.
 
-    same gender: both utterances; other session: target trials of two sessions, and all
-    non-target trials of known session; by the shorter duration of the two. There is one
-    of `genders`, `sessions` and `seconds` for each utterance, [U].
+    Same gender: of both utterances. Other session: targets of two sessions, and all
+    non-targets of known sessions. Duration: of the shorter utterance. `genders`,
+    `sessions` and `seconds` are those of each utterance, [U].
     """
 
     def sides(values: Sequence) -> tuple[NDArray, NDArray]:
         array = np.asarray(values)
         return array[trials.enrolment], array[trials.test]
 
-    (first, second), (morning, evening) = sides(genders), sides(sessions)
-    found = {
-        "same gender": np.equal(first, second) & np.not_equal(first, None),
-        "other session": (np.not_equal(morning, evening) | ~trials.targets)
-        & np.not_equal(morning, None)
-        & np.not_equal(evening, None),
+    (gender, other_gender), (session, other_session) = sides(genders), sides(sessions)
+    masks = {
+        "same gender": np.equal(gender, other_gender) & np.not_equal(gender, None),
+        "other session": (np.not_equal(session, other_session) | ~trials.targets)
+        & np.not_equal(session, None)
+        & np.not_equal(other_session, None),
     }
     shorter = np.minimum(*sides(seconds))
     for low, high in itertools.pairwise(DURATIONS):
         name = f"{low:g} to {high:g} s" if np.isfinite(high) else f"over {low:g} s"
-        found[name] = (low < shorter) & (shorter <= high)
-    return {name: mask.astype(bool) for name, mask in found.items()}
+        masks[name] = (low < shorter) & (shorter <= high)
+    return {name: mask.astype(bool) for name, mask in masks.items()}
 
 
 def hardest_trials(
@@ -119,15 +120,14 @@ def hardest_trials(
     speakers: Sequence[str],
     count: int,
 ) -> list[list]:
-    """Rows of the trials nearest to an error or deepest in it, the first row naming the
-    columns: `count` non-targets from the highest score down, then `count` targets from
-    the lowest up.
+    """A table of the worst errors: the `count` non-targets of the highest scores, then
+    the `count` targets of the lowest. Its first row names the columns.
 
-    Equal scores are in the order of the ids [U], whatever the order of the trials [K].
+    Trials of equal scores are sorted by the ids [U] of their utterances.
     """
-    _, places = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
+    _, id_ranks = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
     ease = np.where(trials.targets, scores, -scores)
-    order = np.lexsort((places[trials.test], places[trials.enrolment], ease))
+    order = np.lexsort((id_ranks[trials.test], id_ranks[trials.enrolment], ease))
     columns = ["enrolment", "test", "enrolment speaker", "test speaker"]
     rows = [[*columns, "score", "error"]]
     for error, is_target in (("false alarm", False), ("miss", True)):
@@ -139,9 +139,9 @@ def hardest_trials(
 
 
 def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> None:
-    """Write trials of the utterances `ids` [U], whole or not at all.
+    """Write trials of the utterances `ids` [U]; a failure leaves an old file as it was.
 
-    Raises `TrialError` for an id with white space and for a path that refuses.
+    Raises `TrialError` for an id with white space and if the file cannot be written.
     """
     for name in ids:
         if name.split() != [name]:
@@ -154,14 +154,14 @@ def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> None:
 def write_scores(
     path: Path, trials: Trials, scores: NDArray[np.float64], ids: Sequence[str]
 ) -> None:
-    """Write the scores of trials among the utterances `ids` [U], to their last bit."""
+    """Write scores of trials of the utterances `ids` [U]; they read back exactly."""
     columns = trials.enrolment.tolist(), trials.test.tolist(), scores.tolist()
     rows = zip(*columns, strict=True)
     _write_lines(path, (f"{ids[i]} {ids[j]} {score!r}\n" for i, j, score in rows))
 
 
 def write_table(path: Path, rows: Iterable[Sequence]) -> None:
-    """Write rows whose cells hold no tab, one a line, with tabs between the cells."""
+    """Write rows as lines with tabs between the cells, which must hold none."""
     _write_lines(path, ("\t".join(map(str, row)) + "\n" for row in rows))
 
 
@@ -172,7 +172,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
             file.writelines(lines)
         os.replace(partial, path)
     except OSError as error:
-        with suppress(OSError):  # it may not exist, nor may anything be removed
+        with suppress(OSError):  # there may be no such file, or no right to remove it
             partial.unlink()
         raise TrialError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -190,11 +190,11 @@ def _read_lines(path: Path, expected: str) -> list[str]:
 
 
 def read_scores(path: Path, trials: Trials, ids: Sequence[str]) -> NDArray[np.float64]:
-    """Read the scores of trials among the utterances `ids` [U], in the trials' order.
+    """Read scores of trials of the utterances `ids` [U], in the order of the trials.
 
-    A file may hold further scores. Raises `TrialError` naming file and line for a line
-    that is no score, one that is not finite, or a pair given twice, and for a trial
-    that has none.
+    The file may hold other scores too. Raises `TrialError` naming file and line for a
+    line that is not a score, a score that is not finite and a pair given twice, and for
+    a trial without a score.
     """
     expected = "`id id score`"
     scores: dict[tuple[str, str], float] = {}
@@ -213,28 +213,30 @@ def read_scores(path: Path, trials: Trials, ids: Sequence[str]) -> NDArray[np.fl
                 f"{path}:{number}: expected a pair once, got {enrolment} {test} again"
             )
         scores[enrolment, test] = value
-    found = np.empty(len(trials.targets))
+    in_order = np.empty(len(trials.targets))
     pairs = zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True)
     for row, (i, j) in enumerate(pairs):
         if (ids[i], ids[j]) not in scores:
             raise TrialError(
                 f"{path}: expected a score for each trial, none is of {ids[i]} {ids[j]}"
             )
-        found[row] = scores[ids[i], ids[j]]
-    return found
+        in_order[row] = scores[ids[i], ids[j]]
+    return in_order
 
 
 def read_trials(
     path: Path, ids: Sequence[str] | None = None, speakers: Sequence[str] | None = None
 ) -> tuple[Trials, list[str]]:
-    """Read trials and the ids [U] that their indices are of.
+    """Read trials, and the ids [U] that their indices refer to.
 
-    Those are the ids given, or else all that the file names, in order. Raises
-    `TrialError` naming file and line for a line that is not a trial, an id that is not
-    among `ids` and, where the `speakers` [U] of the ids are given, an utterance paired
-    with itself, a target of two speakers and a non-target of one; and for ids that are
-    not distinct, trials without target or without non-target, and a file that is empty
-    or cannot be read.
+    Without `ids` these are the ids in the file, in order of appearance. `speakers` [U]
+    are those of the ids, if known.
+
+    Raises `TrialError` naming file and line for a line that is not a trial and an id
+    that is not among `ids`; if speakers are known, also for an utterance paired with
+    itself, a target of two speakers and a non-target of one. Raises it without a line
+    for duplicate ids, for a file without targets or without non-targets, and for one
+    that is empty or cannot be read.
     """
     expected = "`1 id id` or `0 id id`"
     known = ids is not None
