@@ -1,14 +1,14 @@
-"""What verification scores are worth: error rates, costs, and their intervals.
+"""Metrics of verification scores: error rates, costs, and their intervals.
 
 scores [K], targets [K] -> `error_rates` -> `equal_error_rate`, `min_dcf`, `det_points`
 log likelihood ratios [K], targets [K] -> `actual_dcf`, `cllr`, `min_cllr`
 scores, targets, speakers [K] -> `bootstrap_speakers` -> `Interval`
 
 K trials. A trial is accepted when its score reaches the threshold; a miss is a target
-trial (same speaker) rejected, a false alarm a non-target trial accepted. Every metric
-depends on the set of trials alone, not on their order: trials of equal scores are
-accepted or rejected together. The cost is that of the NIST speaker recognition
-evaluations; Cllr is Brummer and du Preez, Computer Speech and Language 20 (2006).
+trial (same speaker) rejected, a false alarm a non-target trial accepted. No metric
+depends on the order of the trials: those of equal scores are accepted or rejected
+together. The cost is that of the NIST speaker recognition evaluations; Cllr is Brummer
+and du Preez, Computer Speech and Language 20 (2006).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a figure lies with 95 % confidence."""
+    """A 95 % confidence interval."""
 
     low: float
     high: float
@@ -29,14 +29,14 @@ class Interval:
 def error_rates(
     scores: ArrayLike, targets: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Thresholds, miss rates and false-alarm rates, one point per distinct score.
+    """Thresholds, miss rates and false-alarm rates, one of each per distinct score.
 
     `scores` [K] are finite, higher for the same speaker; `targets` [K] are true for
-    target trials. A trial is accepted when score >= threshold. Thresholds increase from
-    the lowest score (accept everything: miss 0, false alarm 1) to the highest, then to
-    infinity (reject everything: miss 1, false alarm 0). Raises `ValueError` for arrays
-    that are not one-dimensional and equally long, scores that are not finite, and
-    trials without a target or without a non-target.
+    target trials. A trial is accepted if its score is at least the threshold.
+    Thresholds increase from the lowest score (accept all: miss 0, false alarm 1) to the
+    highest, then to infinity (reject all: miss 1, false alarm 0). Raises `ValueError`
+    for arrays that are not one-dimensional or differ in length, for scores that are not
+    finite, and for trials without targets or without non-targets.
     """
     scores, targets = _checked(scores, targets)
     target_scores, other_scores = np.sort(scores[targets]), np.sort(scores[~targets])
@@ -72,10 +72,10 @@ def _checked(
 
 
 def equal_error_rate(scores: ArrayLike, targets: ArrayLike) -> float:
-    """Rate, 0 to 1, at which misses equal false alarms.
+    """The rate, 0 to 1, at which misses and false alarms are equal.
 
-    Where the line between neighbouring points of the ROC crosses miss = false alarm.
-    Takes and refuses what `error_rates` does.
+    Between neighbouring points of the ROC rates are interpolated linearly. Takes and
+    raises what `error_rates` does.
     """
     _, miss, false_alarm = error_rates(scores, targets)
     return _crossing(miss, false_alarm)
@@ -92,12 +92,12 @@ def min_dcf(
     c_miss: float = 1.0,
     c_fa: float = 1.0,
 ) -> float:
-    """Least detection cost over all thresholds, 0 to 1.
+    """The lowest detection cost over all thresholds, 0 to 1.
 
     The cost c_miss * p_target * miss + c_fa * (1 - p_target) * false alarm, divided by
-    that of the better of rejecting and accepting everything. `p_target`, between 0 and
-    1, is the prior of a target; costs are above 0. Takes and refuses what `error_rates`
-    does, and raises `ValueError` for a prior or a cost out of range.
+    the cost of accepting all or of rejecting all, whichever is lower. `p_target`,
+    between 0 and 1, is the prior of a target; costs are above 0. Takes and raises what
+    `error_rates` does, and raises `ValueError` for a prior or a cost out of range.
     """
     weights = _cost_weights(p_target, c_miss, c_fa)
     _, miss, false_alarm = error_rates(scores, targets)
@@ -105,7 +105,7 @@ def min_dcf(
 
 
 def _cost_weights(p_target: float, c_miss: float, c_fa: float) -> tuple[float, float]:
-    """Of misses and of false alarms, the smaller being 1."""
+    """Weights of misses and of false alarms, the smaller scaled to 1."""
     if not (0 < p_target < 1 and c_miss > 0 and c_fa > 0):
         raise ValueError(
             "expected p_target between 0 and 1 and costs above 0, "
@@ -125,7 +125,7 @@ def _least_cost(
 def rates_at(
     threshold: float, scores: ArrayLike, targets: ArrayLike
 ) -> tuple[float, float]:
-    """Miss and false-alarm rate where trials of at least the threshold are accepted."""
+    """Miss and false-alarm rate at a threshold."""
     scores, targets = _checked(scores, targets)
     rejected = scores < threshold
     return float(rejected[targets].mean()), float((~rejected)[~targets].mean())
@@ -134,8 +134,8 @@ def rates_at(
 def threshold_for(
     false_alarm_rate: float, parts: Sequence[tuple[ArrayLike, ArrayLike]]
 ) -> float:
-    """The lowest of the scores, or infinity, that accepts no more than this share of
-    the non-target trials; of several lists of scores and targets the mean share."""
+    """The lowest threshold, a score or infinity, with at most this false-alarm rate; of
+    several lists of scores and targets with at most this mean rate."""
     checked = [_checked(scores, targets) for scores, targets in parts]
     thresholds = np.unique(np.concatenate([scores for scores, _ in checked]))
     false_alarms = np.zeros(len(thresholds))
@@ -154,11 +154,11 @@ def actual_dcf(
     c_miss: float = 1.0,
     c_fa: float = 1.0,
 ) -> float:
-    """Detection cost of the decisions that log likelihood ratios call for.
+    """Detection cost of log likelihood ratios at the Bayes threshold,
+    log(c_fa (1 - p_target) / (c_miss p_target)).
 
-    Normalised as `min_dcf`, below which it never is; above 1, accepting or rejecting
-    everything would have been better. The threshold is Bayes's, c_fa (1 - p_target) /
-    (c_miss p_target), in logarithm.
+    Normalised as `min_dcf`, and never below it. Above 1, accepting all or rejecting all
+    would have been better.
     """
     weights = _cost_weights(p_target, c_miss, c_fa)
     threshold = np.log(c_fa * (1 - p_target) / (c_miss * p_target))
@@ -167,8 +167,8 @@ def actual_dcf(
 
 
 def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
-    """Cost of log likelihood ratios over all priors, in bits: 0 is perfect, 1 is the
-    worth of no information, more is harm."""
+    """Cost of log likelihood ratios over all priors, in bits: 0 is perfect, 1 is no
+    information, and more is worse than none."""
     llrs, targets = _checked(llrs, targets)
     cost_of_targets = np.logaddexp(0, -llrs[targets]).mean()
     cost_of_others = np.logaddexp(0, llrs[~targets]).mean()
@@ -176,15 +176,15 @@ def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
 
 
 def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
-    """Cllr after the best monotone calibration, which looks at the targets.
+    """Cllr after the best monotone calibration of these very trials.
 
-    That calibration has as many values as the ROC's convex hull has edges: on an edge
-    the likelihood ratio is that of the shares of targets and non-targets on it.
+    It has one value for each edge of the ROC's convex hull: the likelihood ratio is the
+    edge's share of the targets divided by its share of the non-targets.
     """
     _, miss, false_alarm = error_rates(scores, targets)
     hull = _lower_hull(miss, false_alarm)
     target_share, other_share = np.diff(miss[hull]), -np.diff(false_alarm[hull])
-    # An edge with no targets or no others is certain, and costs nothing.
+    # An edge with only targets or only non-targets costs nothing.
     mixed = (target_share > 0) & (other_share > 0)
     target_share, other_share = target_share[mixed], other_share[mixed]
     llrs = np.log(target_share / other_share)
@@ -193,9 +193,9 @@ def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
 
 
 def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
-    """Corners of the convex hull below points whose x rises, y falling (Andrew's
-    monotone chain)."""
-    # Points that are no corner of their own staircase cannot be one of the hull.
+    """Corners of the lower convex hull of points with rising x and falling y, by
+    Andrew's monotone chain."""
+    # Only corners of the staircase can be corners of the hull.
     corner = np.ones(len(x), dtype=bool)
     corner[1:-1] = (np.diff(y)[:-1] < 0) & (np.diff(x)[1:] > 0)
     hull: list[int] = []
@@ -212,17 +212,17 @@ def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
 def det_points(
     scores: ArrayLike, targets: ArrayLike, max_points: int = 500
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Miss and false-alarm rates for a DET curve, thinned evenly in both.
+    """Miss and false-alarm rates of a DET curve, at most `max_points`.
 
-    Ends where one of the rates is 0, which the curve's normal-deviate axes lack.
+    Points where a rate is 0 are left out: they have no place on the curve's axes.
     """
     _, miss, false_alarm = error_rates(scores, targets)
     inner = (miss > 0) & (false_alarm > 0)
     miss, false_alarm = miss[inner], false_alarm[inner]
     if len(miss) > max_points:
-        travelled = np.log(miss) - np.log(false_alarm)  # rises along the curve
-        wanted = np.linspace(travelled[0], travelled[-1], max_points)
-        kept = np.unique(np.searchsorted(travelled, wanted).clip(max=len(miss) - 1))
+        position = np.log(miss) - np.log(false_alarm)  # rises along the curve
+        evenly = np.linspace(position[0], position[-1], max_points)
+        kept = np.unique(np.searchsorted(position, evenly).clip(max=len(miss) - 1))
         miss, false_alarm = miss[kept], false_alarm[kept]
     return miss, false_alarm
 
@@ -237,23 +237,25 @@ def bootstrap_speakers(
     num_resamples: int,
     seed: int,
 ) -> tuple[Interval, Interval]:
-    """95 % intervals of EER and minDCF over the speakers that might have been recorded.
+    """95 % confidence intervals of EER and minDCF by resampling speakers.
 
-    Trials share speakers, so speakers are drawn with replacement, not trials: where a
-    speaker comes w_i times, its target trials weigh w_i, and non-target trials with
-    another w_i w_j. `speakers` are numbers from 0 of both sides, [K] each. Percentile
-    intervals; resamples without target or without non-target trials are drawn again.
+    Trials share speakers, so speakers are drawn with replacement, not trials. If
+    speaker i is drawn w_i times, its target trials weigh w_i, and its non-target trials
+    with speaker j weigh w_i w_j. `speakers` are numbers from 0, [K] for each side of
+    the trials. Intervals are percentiles; resamples without targets or without
+    non-targets are drawn again.
     """
     scores, targets = _checked(scores, targets)
     weights = _cost_weights(p_target, c_miss, c_fa)
     order = np.argsort(scores, kind="stable")
     scores, targets = scores[order], targets[order]
     enrolled, tested = (np.asarray(side)[order] for side in speakers)
-    ends = np.flatnonzero(np.append(np.diff(scores) > 0, True))  # of equal scores
+    # Where runs of equal scores end.
+    ends = np.flatnonzero(np.append(np.diff(scores) > 0, True))
     num_speakers = 1 + int(max(enrolled.max(), tested.max()))
     generator = np.random.default_rng(seed)
-    found = []
-    while len(found) < num_resamples:
+    resampled = []  # EER and minDCF
+    while len(resampled) < num_resamples:
         drawn = generator.integers(num_speakers, size=num_speakers)
         counts = np.bincount(drawn, minlength=num_speakers)
         weight = counts[enrolled]
@@ -263,6 +265,6 @@ def bootstrap_speakers(
             miss = np.append(0, missed / missed[-1])
             false_alarm = np.append(1, 1 - rejected / rejected[-1])
             dcf = _least_cost(miss, false_alarm, *weights)
-            found.append((_crossing(miss, false_alarm), dcf))
-    low, high = np.quantile(found, (0.025, 0.975), axis=0)
+            resampled.append((_crossing(miss, false_alarm), dcf))
+    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
     return Interval(low[0], high[0]), Interval(low[1], high[1])
