@@ -549,40 +549,6 @@ def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path):
     assert "training.compile: expected a compiler that works, got: " in last
 
 
-def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
-    p = shipped(
-        "training.optimizer.lr=2.0",
-        "training.optimizer.warmup=0.2",
-        "training.optimizer.final_lr=0.5",
-    ).training.optimizer
-    rates = [learning_rate(p, progress) for progress in (0.1, 0.2, 0.6, 1.0)]
-    assert rates == pytest.approx([1.0, 2.0, 1.25, 0.5])
-    assert learning_rate(p.model_copy(update={"warmup": 0.0}), 0.0) == 2.0
-    assert learning_rate(p.model_copy(update={"warmup": 1.0}), 1.0) == 2.0
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("sgd", torch.optim.SGD),
-        ("adam", torch.optim.Adam),
-        ("adamw", torch.optim.AdamW),
-    ],
-)
-def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind):
-    p = miniature(f"training.optimizer.name={name}", "training.optimizer.momentum=0.7")
-    model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
-    optimizer = build_optimizer(model.parameters(), p.training.optimizer)
-    assert type(optimizer) is kind
-    groups = optimizer.param_groups
-    if name == "sgd":
-        assert groups[0]["momentum"] == 0.7
-    held = sum(w.numel() for group in groups for w in group["params"])
-    modules = model.encoder, model.criterion
-    assert held == sum(w.numel() for m in modules for w in m.parameters())
-    assert [group["weight_decay"] for group in groups] == [2e-4, 0]
-
-
 def test_margin_grows_over_its_share_of_the_steps(miniature):
     p = miniature("loss.arcface.ramp=0.5")
     splits = prepare(p)
