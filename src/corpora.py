@@ -4,7 +4,8 @@
 
 A corpus is one record, of `CORPORA`; a mixture is several, told apart by labels.
 LibriSpeech is openslr.org/12 (Panayotov et al., ICASSP 2015); VCTK is version 0.92,
-doi.org/10.7488/ds/2645; VoxCeleb1 is arXiv 1706.08612; manifests are NVIDIA NeMo's.
+doi.org/10.7488/ds/2645; VoxCeleb1 is arXiv 1706.08612; Common Voice is Ardila et al.,
+LREC 2020; manifests are NVIDIA NeMo's.
 """
 
 import csv
@@ -12,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +49,13 @@ VCTK_URL = (
 )
 # of the archive, as torchaudio publishes it
 VCTK_SHA256 = "f96258be9fdc2cbff6559541aae7ea4f59df3fcaf5cf963aae5ca647357e359c"
+COMMON_VOICE_PAGE = "https://commonvoice.mozilla.org/datasets"
+COMMON_VOICE_GENDERS = {  # what releases call them, newer ones at length
+    "female": "f",
+    "female_feminine": "f",
+    "male": "m",
+    "male_masculine": "m",
+}
 VOXCELEB_PAGE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
 VOXCELEB_URL = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta"
 VOXCELEB_ID = r"(id\d{5}/[^/\s]+/\d{5}\.wav)"  # speaker, video, utterance
@@ -300,6 +308,52 @@ def _matching_lines(path: Path, pattern: str, example: str) -> list[tuple[str, .
     return [match.groups() for match in matches]
 
 
+def _scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
+    """Clips that listeners validated, of speakers with enough of them.
+
+    `validated.tsv` holds what train, dev and test do, and further clips of their
+    speakers: those three have every sentence once.
+    """
+    root, p = parameters.root, parameters.commonvoice
+    _expect_folder(root, "the folder of dataset.root")
+    tables = {path.parent.name: path for path in sorted(root.glob("*/validated.tsv"))}
+    if not tables:
+        raise CorpusError(
+            f"{root}: expected <locale>/validated.tsv and <locale>/clips of a Common "
+            f"Voice release, found none; it is given out at {COMMON_VOICE_PAGE}"
+        )
+    for locale in p.locales:
+        if locale not in tables:
+            raise CorpusError(
+                f"dataset.commonvoice.locales: expected some of {', '.join(tables)}, "
+                f"got {locale!r}"
+            )
+    clips: dict[str, list[tuple[str, Path]]] = {}  # of each speaker
+    genders: dict[str, str] = {}
+    for locale, table in tables.items():
+        if p.locales and locale not in p.locales:
+            continue
+        for row in _table_rows(
+            table, ("client_id", "path"), delimiter="\t", quoting=csv.QUOTE_NONE
+        ):
+            speaker, name = _quote(row["client_id"]), row["path"]
+            if not (speaker and name):
+                raise CorpusError(
+                    f"{table}: expected client_id and path in every row, found none of "
+                    f"{row['path'] or row['client_id']!r}"
+                )
+            if not name.endswith(".mp3"):  # releases of 2019 leave it out
+                name += ".mp3"
+            path = table.parent / "clips" / name
+            clips.setdefault(speaker, []).append((_quote(f"{locale}/{name}"), path))
+            if gender := COMMON_VOICE_GENDERS.get(row.get("gender")):
+                genders[speaker] = gender
+    for speaker, found in clips.items():
+        if len(found) >= p.min_utterances:
+            for name, path in found:
+                yield Utterance(name, speaker, path, gender=genders.get(speaker))
+
+
 def _scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
     root = parameters.root
     _expect_folder(root, "the folder of dataset.root")
@@ -448,18 +502,25 @@ def _table_genders(path: Path, separator: str | None, column: int) -> dict[str, 
 def _folder_genders(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
+    rows = _table_rows(path, ("speaker", "gender"))
+    return _known_genders((_quote(row["speaker"]), row["gender"]) for row in rows)
+
+
+def _table_rows(
+    path: Path, wanted: Sequence[str], **options: Any
+) -> Iterator[dict[str, str]]:
+    """Rows of a table of separated values whose first row names its columns; raise
+    `CorpusError` where it lacks a wanted one."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
+            reader = csv.DictReader(file, restval="", **options)
             columns = reader.fieldnames or ()
-            if not {"speaker", "gender"} <= set(columns):
+            if not set(wanted) <= set(columns):
                 raise CorpusError(
-                    f"{path}: expected columns speaker and gender, "
+                    f"{path}: expected columns {' and '.join(wanted)}, "
                     f"found {', '.join(columns) or 'none'}"
                 )
-            return _known_genders(
-                (_quote(row["speaker"]), row["gender"]) for row in reader
-            )
+            yield from reader
     except (csv.Error, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: expected CSV in UTF-8: {error}") from None
 
@@ -540,6 +601,10 @@ CORPORA = {
         key=lambda p: [*_resolved_root(p), p.librispeech.model_dump()],
     ),
     "vctk": Corpus(_scan_vctk, key=lambda p: [*_resolved_root(p), p.vctk.model_dump()]),
+    "commonvoice": Corpus(
+        _scan_commonvoice,
+        key=lambda p: [*_resolved_root(p), p.commonvoice.model_dump()],
+    ),
     "voxceleb1": Corpus(_scan_voxceleb1, trials=lambda p: p.root / "veri_test2.txt"),
     "folder": Corpus(_scan_folder, people=_resolved_root),
     "manifest": Corpus(

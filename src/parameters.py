@@ -26,6 +26,7 @@ SHIPPED = Path(__file__).parents[1] / "parameters.yml"
 MIGRATIONS: tuple[dict[str, Any], ...] = (
     {"dataset.mixture": []},
     {"training.optimizer.muon_lr": 0.01},
+    {"dataset.commonvoice": {"locales": [], "min_utterances": 2}},
 )
 VERSION = 1 + len(MIGRATIONS)  # of the schema; files that do not say are of the first
 
@@ -140,8 +141,22 @@ class ManifestParameters(Section):
     test: PathLike | None
 
 
+class CommonVoiceParameters(Section):
+    """Which locales of a Common Voice release are read, all that are found where none
+    is named, and how many clips a speaker must have in them."""
+
+    locales: Names
+    min_utterances: Count
+
+
 CorpusName = Literal[
-    "synthetic", "librispeech", "vctk", "voxceleb1", "folder", "manifest"
+    "synthetic",
+    "librispeech",
+    "vctk",
+    "voxceleb1",
+    "commonvoice",
+    "folder",
+    "manifest",
 ]
 
 
@@ -169,6 +184,7 @@ class DatasetParameters(Section):
     synthetic: SyntheticParameters
     librispeech: LibriSpeechParameters
     vctk: VCTKParameters
+    commonvoice: CommonVoiceParameters
     manifest: ManifestParameters
     mixture: Annotated[tuple[MixedCorpus, ...], BeforeValidator(_as_tuple)]
 

@@ -452,6 +452,97 @@ class TestVoxCeleb1:
         assert not list(root.glob("iden_split*"))
 
 
+# The first rows of validated.tsv in release 17.0 and in 3.0, sentences changed.
+COMMON_VOICE_17 = """\
+client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\tlocale\tsegment
+{a}\tcommon_voice_fr_1.mp3\tab12\t"Oui\t\t2\t0\t\tfemale_feminine\t\t\tfr\t
+{b}\tcommon_voice_fr_2.mp3\tab13\tNon.\t\t2\t1\t\tmale_masculine\t\t\tfr\t
+{a}\tcommon_voice_fr_3.mp3\tab14\tÀ bientôt.\t\t3\t0\t\t\t\t\tfr\t
+{c}\tcommon_voice_fr_4.mp3\tab15\tSeule.\t\t2\t0\t\tdo_not_wish_to_say\t\t\tfr\t
+{b}\tcommon_voice_fr_5.mp3\tab16\t« Ça ! »\t\t2\t0\t\tmale_masculine\t\t\tfr\t
+"""
+COMMON_VOICE_3 = """\
+client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent
+{c}\tcommon_voice_cy_6\tBore da\t2\t0\tfifties\tmale\t
+{d}\tcommon_voice_cy_7\tNos da\t2\t0\tfifties\tfemale\t
+{d}\tcommon_voice_cy_8\tDiolch\t2\t0\tfifties\tother\t
+"""
+CLIENTS = {name: 32 * f"{number:04x}" for number, name in enumerate("abcd")}
+
+
+class TestCommonVoice:
+    def parameters(self, root, **chosen):
+        chosen = DATASET.commonvoice.model_copy(update=chosen)
+        found = dataset("commonvoice", root)
+        return found.model_copy(update={"commonvoice": chosen})
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        """Two locales as they are unpacked beside each other."""
+        for locale, table in (("fr", COMMON_VOICE_17), ("cy", COMMON_VOICE_3)):
+            home = tmp_path / locale
+            numbers = {"fr": range(1, 6), "cy": range(6, 9)}[locale]
+            for number in numbers:
+                write(
+                    home / "clips" / f"common_voice_{locale}_{number}.mp3", rate=48_000
+                )
+            text = table.format(**CLIENTS)
+            (home / "validated.tsv").write_text(text, encoding="utf-8")
+            (home / "invalidated.tsv").write_text(text.splitlines()[0] + "\n")
+        return tmp_path
+
+    def test_layout(self, root):
+        found = utterances(self.parameters(root))
+        assert [(u.id, u.speaker, u.gender) for u in found] == [
+            ("cy/common_voice_cy_6.mp3", CLIENTS["c"], "m"),
+            ("cy/common_voice_cy_7.mp3", CLIENTS["d"], "f"),
+            ("cy/common_voice_cy_8.mp3", CLIENTS["d"], "f"),
+            ("fr/common_voice_fr_1.mp3", CLIENTS["a"], "f"),
+            ("fr/common_voice_fr_2.mp3", CLIENTS["b"], "m"),
+            ("fr/common_voice_fr_3.mp3", CLIENTS["a"], "f"),
+            ("fr/common_voice_fr_4.mp3", CLIENTS["c"], "m"),
+            ("fr/common_voice_fr_5.mp3", CLIENTS["b"], "m"),
+        ]
+        assert {u.split for u in found} == {None}
+        assert found[0].source == root / "cy" / "clips" / "common_voice_cy_6.mp3"
+
+    def test_clips_are_decoded(self, root, tmp_path):
+        packed = pack(utterances(self.parameters(root)), tmp_path / "pack", RATE)
+        assert len(packed.entries) == 8
+        assert packed.warnings == []
+
+    def test_locales_and_the_fewest_clips_are_chosen(self, root):
+        found = utterances(self.parameters(root, locales=("fr",)))
+        assert count(found, None) == (2, 4)  # c has one clip there
+        found = utterances(self.parameters(root, locales=("fr",), min_utterances=1))
+        assert count(found, None) == (3, 5)
+        assert "found none" in refusal(self.parameters(root, min_utterances=3))
+
+    def test_refusals(self, root):
+        assert refusal(self.parameters(root, locales=("en",))) == (
+            "dataset.commonvoice.locales: expected some of cy, fr, got 'en'"
+        )
+        assert "expected <locale>/validated.tsv" in refusal(
+            self.parameters(root / "fr")
+        )
+        table = root / "cy" / "validated.tsv"
+        table.write_text(table.read_text().replace("client_id", "client"))
+        assert refusal(self.parameters(root)).startswith(
+            f"{table}: expected columns client_id and path, found client, path"
+        )
+        table.write_text("client_id\tpath\n\tcommon_voice_cy_6.mp3\n")
+        assert "expected client_id and path in every row" in refusal(
+            self.parameters(root)
+        )
+
+    def test_a_clip_that_is_not_there_is_skipped_and_said(self, root, tmp_path):
+        (root / "cy" / "clips" / "common_voice_cy_8.mp3").unlink()
+        packed = pack(utterances(self.parameters(root)), tmp_path / "pack", RATE)
+        assert len(packed.entries) == 7
+        (warning,) = packed.warnings
+        assert warning.startswith("skipped cy/common_voice_cy_8.mp3: ")
+
+
 class TestFolder:
     def test_speakers_at_the_first_level(self, tmp_path):
         tree(tmp_path, "b/2.flac", "b/deep/er/1.WAV", "a/x.ogg", "a/y.mp3", ".c/z.wav")

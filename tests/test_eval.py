@@ -402,6 +402,7 @@ def test_command_refuses(checkpoint, capsys, arguments, message):
         ("librispeech", ["dataset.root=elsewhere"], True),
         ("vctk", ["dataset.vctk.microphone=mic1"], True),
         ("voxceleb1", ["dataset.root=elsewhere"], True),
+        ("commonvoice", ["dataset.commonvoice.locales=[en]"], True),
         ("vctk", ["dataset.name=voxceleb1"], False),
         ("folder", ["dataset.seed=7"], True),
         ("folder", ["dataset.root=elsewhere"], False),
