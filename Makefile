@@ -4,13 +4,14 @@
 # make study      the runs, figures and tables behind README's results; wants DATA
 # make soak       kills and hostile files by the thousand; writes README's table of them
 # make test       the same environment with the test packages, then lint and tests
+# make test-all   also the tests of reliability, which take long
 #
 # ARGS passes overrides on:  make train ARGS="model.name=dvector training.epochs=2"
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train notebook study soak test lint
+.PHONY: train notebook study soak test test-all lint
 .DELETE_ON_ERROR:
 
 train: .venv/requirements.stamp
@@ -27,8 +28,9 @@ study: .venv/requirements.stamp
 soak: .venv/requirements-dev.stamp
 	TQDM_DISABLE=1 $(BIN)/python experiments/soak.py $(ARGS)
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+test test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(MARKED) $(ARGS)
+test: MARKED := -m "not reliability"
 
 lint: .venv/requirements-dev.stamp
 	$(BIN)/ruff check .

@@ -280,6 +280,7 @@ print(len(recording.samples), recording.warning, peak() - before)
 """
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("hours", "rate", "channels", "bytes_per_sample"),
     [(3, RATE, 1, 14), (0.25, RATE, 8, 14), (0.5, 3 * RATE, 1, 8)],
@@ -365,6 +366,7 @@ def test_segments_of_a_cut_file(tmp_path):
     assert audio_refusal(Segment(path, 0.5)).startswith("cut short")
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(("name", "options"), FORMATS)
 def test_no_damage_raises_anything_else(tmp_path, name, options):
     path = write(tmp_path / name, noise(0.5), **options)

@@ -20,6 +20,8 @@ from dataset import prepare
 from figures import Figure
 from runs import Run, read_metrics
 
+pytestmark = pytest.mark.reliability
+
 CPU = torch.device("cpu")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

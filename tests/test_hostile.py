@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 from hostile import KINDS, damaged, fuzz
 
 
+@pytest.mark.reliability
 def test_damaged_files_are_read_or_refused(tmp_path):
     # In a process of its own: a crash has a status, a hang an end, memory a peak.
     script = REPOSITORY / "tests" / "hostile.py"

@@ -9,7 +9,10 @@ import pytest
 from conftest import MINIATURE, RATE, REPOSITORY
 from large import anonymous_bytes
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [
+    pytest.mark.reliability,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
 
 
 @pytest.mark.parametrize(

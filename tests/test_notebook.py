@@ -73,6 +73,7 @@ def vctk(tmp_path) -> Path:
     return root
 
 
+@pytest.mark.reliability
 def test_notebook_runs(notebook, tmp_path, vctk):
     folders = [f"dataset.packs={tmp_path / 'packs'}", f"run.directory={tmp_path}/runs"]
     corpus = [*(option for option in MINIATURE if "epochs" not in option), *folders]

@@ -257,6 +257,7 @@ def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.reliability
 def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
     run = tmp_path / "runs" / "mine"
     started = torchrun(

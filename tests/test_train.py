@@ -135,6 +135,7 @@ def test_training_tells_speakers_apart(miniature):
     assert np.mean(last) > 0.5  # of six speakers, on crops that change
 
 
+@pytest.mark.reliability
 def test_progress_is_not_shown_where_it_is_not_wanted(tmp_path):
     folders = f"dataset.packs={tmp_path / 'p'}", f"run.directory={tmp_path / 'r'}"
     few = "dataset.synthetic.utterances_per_speaker=4", "training.epochs=1"
@@ -508,6 +509,7 @@ def test_batches_too_small_to_share_out_are_refused(miniature):
         train(miniature("training.accumulation=4"))
 
 
+@pytest.mark.reliability
 @pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler"
 )
@@ -526,6 +528,7 @@ def test_compiled_layers_have_the_numbers_of_eager_ones():
         assert (one - other).norm() < 1e-6 * one.norm()
 
 
+@pytest.mark.reliability
 def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path):
     assert fast_encoder(model := torch.nn.Linear(2, 2), CPU, "auto") is model
     asked = "training.compile=always", "wandb.mode=disabled"

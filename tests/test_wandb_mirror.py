@@ -240,6 +240,7 @@ def test_the_page_holds_all_that_a_run_leaves(
     assert keyed(tmp_path) == [tmp_path / "key.txt"]
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("place", "call"),  # in an epoch, before one's checkpoint, after all
     [("training_epoch", 2), ("_epoch_line", 2), ("evaluate", 1)],
@@ -374,6 +375,7 @@ def seconds(action, *arguments) -> float:
 TROUBLES = [500, "hangs", "disappears"]
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("trouble", [401, *TROUBLES])
 def test_trouble_at_the_start_goes_offline(
     server, impatient, online, tmp_path, capfd, trouble
@@ -393,6 +395,7 @@ def test_trouble_at_the_start_goes_offline(
     assert len(curves(run.directory)) == 2
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_trouble_in_mid_run_is_waited_for_at_the_end_only(
     server, impatient, online, model, tmp_path, capfd, trouble
@@ -415,6 +418,7 @@ def test_trouble_in_mid_run_is_waited_for_at_the_end_only(
     assert len(curves(run.directory)) == 2
 
 
+@pytest.mark.reliability
 def test_training_ends_with_its_report_whatever_its_server_does(
     server, impatient, online, tmp_path, capfd, monkeypatch
 ):
@@ -452,6 +456,7 @@ def test_the_process_list_does_not_show_the_key(server, impatient, online, capsy
     assert "wandb sync" not in capsys.readouterr().out
 
 
+@pytest.mark.reliability
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_process_of_wandbs_that_dies(server, impatient, online, capfd):
     run = Run.create(online)
@@ -470,6 +475,7 @@ def test_a_process_of_wandbs_that_dies(server, impatient, online, capfd):
     assert len(curves(run.directory)) == 2
 
 
+@pytest.mark.reliability
 def test_exit_is_not_held_up_by_a_server_that_hangs(server, online, tmp_path):
     (tmp_path / "p.yml").write_text(online.as_yaml())
     program = (
@@ -496,6 +502,7 @@ def test_exit_is_not_held_up_by_a_server_that_hangs(server, online, tmp_path):
     assert time.time() - finishing < 10
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("place", ["init", "log", "finish"])
 def test_a_wandb_that_never_returns(miniature, monkeypatch, capsys, place):
     over = threading.Event()
