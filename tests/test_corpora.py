@@ -1,10 +1,12 @@
 """Corpora: layouts, refusals, and downloads that survive anything."""
 
+import csv
 import hashlib
 import io
 import json
 import math
 import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -1013,6 +1015,77 @@ class TestMixture:
             f"dataset.mixture.1: {tmp_path / 'none'}: expected the folder of "
             "dataset.root, found nothing"
         )
+
+
+class TestLibriSpeechPieces:
+    """`init/librispeech-pieces-*.json`, which cut a small corpus out of LibriSpeech."""
+
+    INIT = REPOSITORY / "init"
+
+    def lines(self, split):
+        path = self.INIT / f"librispeech-pieces-{split}.json"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def test_manifests_name_utterances_as_librispeech_lays_them_out(self):
+        for split, subset in (("train", "train-clean-100"), ("test", "test-other")):
+            for line in self.lines(split):
+                *_, speaker, chapter, name = Path(line["audio_filepath"]).parts
+                assert line["label"] == speaker
+                assert re.fullmatch(rf"{speaker}-{chapter}-\d{{4}}.flac", name)
+                home = (self.INIT / line["audio_filepath"]).parents[2].resolve()
+                assert home == REPOSITORY / "data" / "LibriSpeech" / subset
+
+    def test_parameters_read_them(self, monkeypatch):
+        monkeypatch.chdir(REPOSITORY)
+        files = REPOSITORY / "parameters.yml", self.INIT / "librispeech-pieces.yml"
+        found = utterances(load_parameters(*files).dataset)
+        assert count(found, "train") == (251, 796)
+        assert count(found, "test") == (10, 100)
+
+    @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+    def test_pieces_are_those_of_the_shared_corpus(self):
+        home = DATA / "LibriSpeech"
+        with (home / "pieces.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        lines = self.lines("train")
+        assert len(lines) == len(rows) == len(list(home.glob("train-*/*/*/*.flac")))
+        for row, line in zip(rows, lines, strict=True):
+            path = Path(line["audio_filepath"])
+            assert path.stem == row["source_utterance"]
+            assert round(line["offset"] * RATE) == int(row["begin_sample"])
+            samples = int(row["end_sample"]) - int(row["begin_sample"])
+            assert round(line["duration"] * RATE) == samples
+            folder = (
+                home
+                / "train-clean-100"
+                / path.parent.relative_to("../data/LibriSpeech/train-clean-100")
+            )
+            assert soundfile.info(folder / f"{row['piece']}.flac").frames == samples
+        for line in self.lines("test"):
+            path = home / Path(line["audio_filepath"]).relative_to(
+                "../data/LibriSpeech"
+            )
+            assert soundfile.info(path).frames == round(line["duration"] * RATE)
+
+    @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+    def test_a_source_utterance_is_cut_into_the_shared_pieces(self, tmp_path):
+        """The source put together again from its pieces, which have no gaps."""
+        name, home = "103/1240", DATA / "LibriSpeech" / "train-clean-100"
+        pieces = [
+            soundfile.read(path, dtype="int16")[0]
+            for path in sorted((home / name).glob("*.flac"))
+        ]
+        write(
+            tmp_path / "data/LibriSpeech/train-clean-100" / name / "103-1240-0000.flac",
+            np.concatenate(pieces),
+        )
+        manifest = tmp_path / "init" / "train.json"
+        manifest.parent.mkdir()
+        lines = [line for line in self.lines("train") if line["label"] == "103"]
+        manifest.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        segments = [segment for _, segment in corpora._manifest_lines(manifest)]
+        for piece, segment in zip(pieces, segments, strict=True):
+            assert np.array_equal(load_recording(segment, RATE).samples, piece)
 
 
 def test_every_corpus_of_the_schema_has_a_record():
