@@ -1,4 +1,4 @@
-"""Rooms and noise, simulated where none were recorded.
+"""Simulated rooms and noise, used where no recordings are given.
 
 RT60 [K] -> `simulate_rooms` -> responses [K, R];  exponents [K] -> `coloured_noise` ->
 noise [K, R]
@@ -25,7 +25,7 @@ MOST_CELLS = 4  # of mirrored rooms to either side, beyond which images are not 
 def simulate_rooms(
     rt60: Tensor, sample_rate: int, num_samples: int, generator: torch.Generator
 ) -> Tensor:
-    """Impulse responses of rooms of these reverberation times (s), [K] -> [K, R].
+    """Impulse responses of rooms with these reverberation times (s), [K] -> [K, R].
 
     The direct sound is at sample 0 with amplitude 1. Sizes and places are drawn.
     """
@@ -73,8 +73,8 @@ def simulate_rooms(
 def _without_rumble(responses: Tensor, sample_rate: int) -> Tensor:
     """Two first-order high-passes, [K, R] -> [K, R]; a first sample stays as it is.
 
-    All images have one sign, so that their sum at 0 Hz is far above that of any room
-    (Allen and Berkley filter theirs too).
+    All image sources have the same sign, so their sum has far more power near 0 Hz than
+    a real room (Allen and Berkley filter it, too).
     """
     size = 2 * responses.shape[1]  # samples, so that nothing wraps around
     turns = torch.arange(size // 2 + 1) / size
@@ -91,7 +91,7 @@ def coloured_noise(
     """Noise of unit power whose spectrum falls as 1 / f^exponent, [K] -> [K, R].
 
     0 is white, 1 pink, 2 brown noise. Below 50 Hz the spectrum is flat, or nearly all
-    power would lie where there is neither speech nor hearing.
+    of the power would be inaudible.
     """
     white = torch.randn(len(exponents), num_samples, generator=generator)
     spectrum = torch.fft.rfft(white)

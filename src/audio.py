@@ -1,4 +1,4 @@
-"""One recording: an audio file, a part of one or a synthetic utterance to 16-bit mono.
+"""Decode one recording to 16-bit mono, and encode one for a browser.
 
 `Utterance.source` -> `load_recording` -> int16 [N] -> `encode_ogg` -> bytes
 
@@ -20,8 +20,8 @@ from torchaudio.functional import resample
 
 from synthetic import SyntheticUtterance
 
-MIN_SECONDS = 0.025  # of a recording that no front end asks more of
-MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; beyond them a header is damaged
+MIN_SECONDS = 0.025  # the shortest recording, unless a front end needs longer ones
+MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; any other rate means a damaged header
 STREAMED_SIZE = 0x7FFFF000  # bytes; at and above, a WAV header does not know its size
 MAX_OGG_PAGE = 65_307  # bytes
 CHUNK = 2**20  # samples on their way from disk
@@ -29,13 +29,15 @@ RESAMPLED = 2**24  # samples at once, six minutes at 44.1 kHz
 
 
 class AudioError(Exception):
-    """One file that cannot be used; the message is the reason alone."""
+    """A file that cannot be used. The message gives the reason without the name."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of an audio file, in seconds; without a duration to the end, without a
-    channel the mean of all."""
+    """A part of an audio file, in seconds.
+
+    Without a duration it reaches to the end; without a channel all are averaged.
+    """
 
     path: Path
     offset: float = 0.0
@@ -95,12 +97,14 @@ def _refuse_short(num_samples: int, sample_rate: int, min_seconds: float) -> Non
 
 
 def _resample(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
-    """From `old` samples to `new` ones, [N] -> [N']; stretch by stretch, since of whole
-    hours torchaudio needs five times the memory that they have."""
+    """Resample [N] -> [N'] by new / old, stretch by stretch.
+
+    For whole hours torchaudio would need five times their own memory.
+    """
     if old == new:
         return waveform
     size = RESAMPLED - RESAMPLED % old
-    reach = 8 * old  # in which no filter, 6 zero crossings to a side, sees the end
+    reach = 8 * old  # longer than half a filter of 6 zero crossings on each side
     stretches = []
     for begin in range(0, len(waveform), size):
         before = min(begin, reach)
@@ -161,7 +165,7 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
         raise AudioError("holds no samples")
     seconds = (promised - left) / rate
     warning = None
-    if segment.duration is not None:  # whose rounding is no matter
+    if segment.duration is not None:  # its rounding does not matter
         ends_early = seconds + MIN_SECONDS < segment.duration
     if ends_early or left:
         warning = f"cut short: {seconds:.2f} s are left"
@@ -171,7 +175,7 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
 
 
 def _ends_early(file: BinaryIO) -> bool:
-    """Whether a WAV or Ogg file ends before it says; libsndfile does not tell."""
+    """Whether a WAV or Ogg file is shorter than it claims; libsndfile does not say."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(12)

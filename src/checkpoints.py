@@ -1,4 +1,4 @@
-"""What a training leaves of a model: the model, its checkpoints, its device.
+"""The model that is trained and used, and its checkpoints.
 
 `build_model` -> `SpeakerModel` -> `save_checkpoint` -> `load_checkpoint` ->
 `restore_model` -> `SpeakerModel`
@@ -111,7 +111,7 @@ def build_model(
 
 
 def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
-    """Write a model and the state of its training, whole or not at all."""
+    """Write a model and the state of its training; an old file stays until then."""
     state = {
         "version": CHECKPOINT_VERSION,
         "parameters": model.config.as_dict(),
@@ -128,8 +128,8 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` when it is whole; raise `RunError` where it cannot be
-    written."""
+    """A file that replaces `path` once all is written; raise `RunError` if that
+    fails."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with open(partial, "wb") as file:
@@ -155,8 +155,10 @@ def make_directory(path: Path) -> None:
 
 
 def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
-    """What `torch.save` wrote, on the CPU; executes nothing it reads, and raises
-    `RunError` with the name where it is not readable."""
+    """What `torch.save` wrote, on the CPU; nothing in the file is executed.
+
+    Raises `RunError` with `name` if it cannot be read.
+    """
     try:
         # torch checks no sums and would unpack a bomb
         with zipfile.ZipFile(file) as archive:
@@ -178,7 +180,7 @@ def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU; executes nothing it reads."""
+    """The state that `save_checkpoint` wrote, on the CPU; executes nothing."""
     state = load_tensors(path, path)
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise RunError(f"{path}: not a checkpoint of this program")
@@ -201,7 +203,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def restore_model(
     state: Mapping[str, Any], path: Path, device: torch.device
 ) -> SpeakerModel:
-    """The model in a checkpoint's state; `path` is named where it does not fit."""
+    """The model in a checkpoint's state; raise `RunError` with `path` if it does not
+    fit."""
     try:
         parameters = check_parameters(state["parameters"])
         # Shapes are compared without memory for them: a file may claim any.
@@ -228,7 +231,7 @@ def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:
 
 
 def choose_device(parameters: Parameters) -> torch.device:
-    """The device that `training.device` names; auto takes the fastest there is."""
+    """The device that `training.device` names; auto is the fastest available."""
     name = parameters.training.device
     # torch has no LSTM with projections on mps.
     mps = torch.backends.mps.is_available() and parameters.model.name != "dvector"

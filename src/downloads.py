@@ -1,10 +1,10 @@
-"""Archives and files from the web, each there whole or not at all.
+"""Download archives and files, each whole or not at all.
 
 URL, published checksum -> `unpacked` -> a folder of its members
 URL -> `fetched` -> a file
 
-A download that was cut off goes on where it stopped. Members are unpacked into a
-scratch folder, none outside it, so that what the caller renames out of it is whole.
+A download that was cut off resumes where it stopped. Members are unpacked into a
+scratch folder, never outside it; the caller renames it once all of them are there.
 """
 
 import hashlib
@@ -30,16 +30,16 @@ MAX_RATIO = 20  # of unpacked bytes to an archive's own; recordings have less th
 
 
 class DownloadError(UserError):
-    """A download that cannot be fetched or is not what was published."""
+    """A download that fails or differs from what was published."""
 
 
 @contextmanager
 def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Path]:
-    """A folder below `root` with the members of a tar or zip, deleted afterwards unless
-    it was renamed.
+    """A folder below `root` with the members of a tar or zip archive.
 
-    The download itself is kept in `root` until the folder has been used. Raises
-    `DownloadError` where it stops, differs from the checksum or cannot be unpacked.
+    On exit the folder is deleted unless the caller renamed it. The archive stays if the
+    block raises, for another try. Raises `DownloadError` if the download stops, differs
+    from its checksum or cannot be unpacked.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DownloadError(
@@ -86,10 +86,10 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
 
 @contextmanager
 def fetched(url: str, root: Path) -> Iterator[Path]:
-    """A file without a published checksum, in `root` under its own name once the caller
-    has found it sound, deleted where that raises.
+    """A file without a published checksum, which the caller checks inside the block.
 
-    Raises `DownloadError` where the download stops.
+    It gets its own name in `root` when the block ends, and is deleted if the block
+    raises. Raises `DownloadError` if the download stops.
     """
     name = url.rpartition("/")[2]
     partial = root / f"{name}.partial"
@@ -102,8 +102,8 @@ def fetched(url: str, root: Path) -> Iterator[Path]:
 
 
 def _fetch(url: str, partial: Path, largest: int) -> None:
-    """Download what is missing of a file of at most so many bytes; raise
-    `DownloadError` if some still is."""
+    """Download the missing rest of a file of at most `largest` bytes; raise
+    `DownloadError` if it stays incomplete."""
     start = partial.stat().st_size if partial.exists() else 0
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:

@@ -1,4 +1,4 @@
-"""Embed, identify and verify: how well a model tells speakers apart.
+"""Evaluate a model: embed, identify and verify.
 
 checkpoint, corpus -> `evaluate` -> `Evaluation`: identification on validation,
 verification on development and test
@@ -6,9 +6,9 @@ verification on development and test
     python src/eval.py --checkpoint RUN_OR_FILE [...] [dataset.name=... ...]
     python src/eval.py --scores scores.txt --trials trials.txt
 
-U utterances, K trials, E embedding size, S training speakers. Verification pairs
-utterances of speakers never heard in training. Beside the model stand two references:
-the same encoder untrained, and the mean log-mel spectrum.
+U utterances, K trials, E embedding size, S training speakers. Verification tests the
+model on speakers it never heard, beside two references: the same encoder untrained, and
+the mean log-mel spectrum.
 """
 
 import argparse
@@ -84,7 +84,7 @@ OVERRIDABLE_OF_SCORES = (
 )
 FITTED_WITH = ("false_alarm_rate", "as_norm.utterances_per_speaker", "as_norm.top")
 LOGITS_AT_ONCE = 2**24  # 64 MB, whatever the number of utterances and speakers
-TOP = 5  # places of a speaker that count as a hit of the second kind
+TOP = 5  # ranks that count for `top_5_accuracy`
 
 
 @contextmanager
@@ -132,8 +132,11 @@ def verify(
     speakers: Sequence[str] | None = None,
     calibration: Calibration | None = None,
 ) -> VerificationReport:
-    """What scores [K] of trials are worth; with intervals where the speakers [U] of the
-    utterances are given."""
+    """Metrics of the scores [K] of trials.
+
+    With intervals if the speakers [U] of the utterances are given, and with the metrics
+    of log likelihood ratios if a calibration is.
+    """
     targets, point = trials.targets, (p.p_target, p.c_miss, p.c_fa)
     report = VerificationReport(
         num_targets=int(targets.sum()),
@@ -244,10 +247,9 @@ def _identify(
 
 @dataclass(frozen=True)
 class Comparison:
-    """How alike two recordings are, and whether that is enough to be one person's.
+    """How similar two recordings are, and whether they are one person's.
 
-    The decision is at the threshold that the calibration stored; a model without one
-    has none to offer.
+    The log likelihood ratio and the decision need a model with a calibration.
     """
 
     cosine: float
@@ -257,8 +259,7 @@ class Comparison:
 
 @torch.inference_mode()
 def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Comparison:
-    """Two audio files, whoever speaks in them; raises `CorpusError` for unreadable
-    ones."""
+    """Compare two audio files; raise `CorpusError` for one that cannot be read."""
     model.eval()
     front_end = model.config.front_end
     rate, min_seconds = front_end.sample_rate, front_end.min_seconds

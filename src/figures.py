@@ -1,5 +1,4 @@
-"""Pictures of a corpus, a model and what a run found: data in, a matplotlib `Figure`
-out, or HTML, and nothing shown.
+"""Figures of a corpus, a model and a run's results. Nothing is shown or saved here.
 
 seconds [U], speakers [U], genders [U] -> `draw_corpus` -> Figure
 waveforms [N] by name -> `draw_sounds` -> Figure
@@ -12,10 +11,9 @@ scores [K] by system, targets [K] -> `draw_scores` -> Figure
 embeddings [U, E] by system, speakers [U] -> `draw_embeddings` -> Figure
 plane [U, 2], speakers [U], sounds -> `map_embeddings` -> HTML
 
-U utterances, K trials or angles, E embedding size, N samples, F bands, T frames. One
-style and one palette serve the whole project; a colour belongs to one speaker or system
-throughout a figure, and systems take theirs in order. UMAP is arXiv 1802.03426, t-SNE
-JMLR 9 (2008).
+U utterances, K trials or angles, E embedding size, N samples, F bands, T frames. All
+figures share one style and one palette. Within a figure each speaker or system has one
+colour; systems take theirs in order. UMAP is arXiv 1802.03426, t-SNE JMLR 9 (2008).
 """
 
 import base64
@@ -125,7 +123,7 @@ def _project(
 
 
 def speaker_looks(speakers: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """(marker, colour) of each speaker that is drawn: the first 24 in order."""
+    """(marker, colour) of each speaker that is drawn, the first 24 in order."""
     names = sorted(set(speakers))[:MAX_SPEAKERS]
     return dict(zip(names, itertools.product(MARKERS, PALETTE), strict=False))
 
@@ -137,10 +135,10 @@ def draw_embeddings(
     seed: int,
     methods: Sequence[str] = ("SVD", "UMAP"),
 ) -> Figure:
-    """Utterances in the plane, a colour and shape for each speaker: a row for each
-    system's embeddings [U, E], a column for each method of `SVD`, `UMAP`, `t-SNE`.
+    """Utterances in the plane, with a colour and a shape for each speaker.
 
-    At most 24 speakers are drawn, those first in order.
+    A row for each system's embeddings [U, E], a column for each method: `SVD`, `UMAP`,
+    `t-SNE`. Draws the first 24 speakers in order.
     """
     looks, labels = speaker_looks(speakers), np.array(speakers)
     drawn = np.isin(speakers, list(looks))
@@ -281,8 +279,10 @@ def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> 
 def draw_features(
     steps: Mapping[str, NDArray[np.float32]], hop_seconds: float
 ) -> Figure:
-    """Each step of a front end as an image of bands over time, [F, T] by name; a step
-    of several lines in its name has the last as the label of its colours."""
+    """Each step of a front end as an image of bands over time, [F, T] by name.
+
+    A second line of the name labels the colour bar.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 1.9 * len(steps)))
         rows = figure.subplots(len(steps), sharex=True, squeeze=False)[:, 0]
@@ -306,9 +306,11 @@ def draw_features(
 
 
 def draw_architecture(models: Mapping[str, Sequence[Layer]]) -> Figure:
-    """Models from features, below, to embeddings, side by side: a box for each layer,
-    as wide as the square root of its channels, with its weights and the stretch of
-    speech that one of its outputs sees."""
+    """Models side by side, from features at the bottom to embeddings at the top.
+
+    A box for each layer, as wide as the square root of its channels, with its weights
+    and the stretch of speech that one output depends on.
+    """
     widest = max(layer.channels for layers in models.values() for layer in layers)
     most = max(map(len, models.values()))
     with matplotlib.rc_context(STYLE):
@@ -343,12 +345,11 @@ def draw_margins(
     losses: Mapping[str, NDArray[np.float64]],
     class_vectors: NDArray[np.float32],
 ) -> Figure:
-    """Where on a circle two speakers' losses are content, above, and the losses
-    themselves, below: [K] radians, and [K, 2] by name; arrows are the speakers' class
-    vectors [2, 2].
+    """The losses of two speakers around a circle, [K, 2] by name at [K] radians.
 
-    A loss is content where its speaker is likelier than the other, that is, below ln 2;
-    where neither is, it asks for a margin.
+    Below, the losses; above, the arcs on which each is below ln 2, where its speaker is
+    the likelier one. The gap between the arcs is the margin. Arrows are the class
+    vectors [2, 2].
     """
     degrees = np.degrees(angles)
     half_step = (degrees[1] - degrees[0]) / 2
@@ -393,8 +394,10 @@ def draw_margins(
 
 
 def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Loss and accuracy over the epochs of runs by name, as `metrics.jsonl` has them;
-    full lines are of training, dashed ones of validation."""
+    """Loss and accuracy over epochs, from the `metrics.jsonl` of runs by name.
+
+    Solid lines are training, dashed lines validation.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.4))
         panels = dict(zip(("loss", "accuracy"), figure.subplots(1, 2), strict=True))
@@ -422,8 +425,10 @@ def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
 
 
 class LiveCurves:
-    """`draw_curves` of a run that trains in a notebook cell, drawn anew after each
-    epoch; the handle is IPython's `DisplayHandle()`."""
+    """`draw_curves` in a notebook cell, redrawn after each epoch of a training.
+
+    `handle` is IPython's `DisplayHandle()`.
+    """
 
     def __init__(self, name: str, handle: Any) -> None:
         self.name, self.handle, self.epochs = name, handle, []
@@ -443,8 +448,8 @@ def draw_det(
 ) -> Figure:
     """Miss against false-alarm rates, (miss, false alarm) by system.
 
-    On axes of normal deviates, on which Gaussian scores give straight lines (Martin et
-    al., Eurospeech 1997); the diagonal is where both rates are equal.
+    Axes are normal deviates, so Gaussian scores give straight lines (Martin et al.,
+    Eurospeech 1997). Both rates are equal on the diagonal.
     """
     deviate = np.vectorize(NormalDist().inv_cdf, otypes=[float])
     with matplotlib.rc_context(STYLE):
@@ -482,8 +487,8 @@ def draw_scores(
     targets: NDArray[np.bool_],
     thresholds: Mapping[str, float],
 ) -> Figure:
-    """How each system's scores [K] of target and non-target trials are distributed,
-    each of area 1, and the threshold between them of those that have one."""
+    """Histograms, of area 1, of each system's target and non-target scores [K], with
+    its threshold if it has one."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.8 + 4 * len(scores), 3.2))
         panels = figure.subplots(1, len(scores), squeeze=False)[0]
@@ -562,12 +567,12 @@ def map_embeddings(
     sounds: Mapping[str, bytes] | None = None,
     offline: bool = False,
 ) -> str:
-    """Utterances in the plane [U, 2] to zoom into, as HTML; a tooltip names speaker and
-    utterance, a click plays the Ogg file that `sounds` has under its id, if any.
+    """An interactive map of utterances in the plane [U, 2], as HTML.
 
-    Speakers look as in `draw_embeddings`, and at most 24 are drawn. With `offline` it
-    is a page that needs nothing else; without, a part of one, such as a notebook's
-    output, and takes plotly.js (5 MB) from the web.
+    A tooltip names speaker and utterance; a click plays the Ogg file in `sounds` with
+    the utterance's id, if any. Speakers look as in `draw_embeddings`. With `offline` it
+    is a complete page; without, it is a fragment for a notebook, which loads plotly.js
+    (5 MB) from the web.
     """
     sounds, figure = sounds or {}, go.Figure()
     # plotly reads tags and entities in text

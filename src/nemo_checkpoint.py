@@ -11,9 +11,8 @@ and `model_weights.ckpt`, a flat state dict; names are those of NeMo 2.7.3's
 `EncDecSpeakerLabelModel`. Such files come from anywhere: nothing in them is executed or
 extracted, and what they claim is checked before memory is given to it.
 
-NeMo multiplies unit embeddings with class vectors of any length, where ArcFace here
-normalises both. So embeddings are the same in both programs, but the speakers that
-their classifiers name may differ.
+Embeddings are the same in both programs, but classifiers may name different speakers:
+NeMo does not normalise its class vectors, ArcFace here does.
 """
 
 import argparse
@@ -56,11 +55,11 @@ MAX_BYTES = 2**29  # of an archive, unpacked; TitaNet-L has a fifth of it
 MAX_CONFIG_BYTES = 2**22
 MAX_MEMBERS = 100
 MAX_NAME = 100  # characters shown
-# What is a Linear here and a convolution of width 1 there.
+# Linear layers here that are convolutions of width 1 in NeMo.
 CONVOLUTIONS = (".conv", ".conv_layer", ".attention_layer.2", ".emb_layers.0.1")
 
-# What NeMo's keys must say, where they are given, for a model to compute here what it
-# computes there. ANY: the value is read, or embeddings do not depend on it.
+# The values that NeMo's keys must have, if given, for a model to compute the same here.
+# ANY: the value is read, or embeddings do not depend on it.
 ANY = object()
 MODEL = {"target": "nemo.collections.asr.models.EncDecSpeakerLabelModel"}
 PREPROCESSOR = {
@@ -133,11 +132,11 @@ LOSSES = {
 
 
 class NemoError(UserError):
-    """A `.nemo` file that is no TitaNet, or a model that NeMo cannot hold."""
+    """A `.nemo` file that is not a TitaNet, or a model that NeMo does not have."""
 
 
 class _Bounded:
-    """A stream for `tarfile` that ends at `MAX_BYTES`, whatever its headers claim."""
+    """A stream that ends at `MAX_BYTES`, whatever the headers of a tar claim."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -158,7 +157,7 @@ class _Bounded:
 
 
 def _read_members(file: BinaryIO) -> dict[str, bytes]:
-    """The two members that matter; others are passed over, but none may be a trap."""
+    """The configuration and the weights; other members must be harmless."""
     zipped = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     stream = gzip.GzipFile(fileobj=file) if zipped else file
@@ -190,7 +189,7 @@ def _read_members(file: BinaryIO) -> dict[str, bytes]:
 
 
 def _read_tensors(content: bytes) -> dict[str, Tensor]:
-    """A flat state dict, finite, whose tensors are no larger than the file says."""
+    """A flat state dict of finite tensors, none larger than its storage."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         unpacked = sum(record.file_size for record in archive.infolist())
     if unpacked > MAX_BYTES:
@@ -252,7 +251,7 @@ def _tensors(model: SpeakerModel) -> dict[str, Tensor]:
 
 
 def _blocks(encoder: TitaNet) -> list[dict[str, Any]]:
-    """What the configuration says of each block, beside `BLOCK`."""
+    """The configuration of each block, apart from `BLOCK`."""
     return [
         {
             "filters": block.sub_blocks[0].pointwise.out_features,
@@ -270,7 +269,7 @@ def _last_name(dotted: Any) -> Any:
 
 
 def _honour(section: Any, where: str, honoured: Mapping[str, Any]) -> None:
-    """Refuse the first key that would be computed otherwise here."""
+    """Refuse the first key whose value would be computed differently here."""
     if not isinstance(section, dict):
         raise NemoError(f"{where}: expected a section, got {shown(section)}")
     for key, value in section.items():
@@ -310,7 +309,7 @@ def _shape(state: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
 def _read_parameters(
     config: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> Parameters:
-    """A model's parameters from its configuration and shapes; the rest as shipped."""
+    """Parameters from the configuration and the shapes; the rest as shipped."""
     _honour({"target": config.get("target")}, WEIGHTS, MODEL)
     for name, honoured in (
         ("preprocessor", PREPROCESSOR),
@@ -365,7 +364,7 @@ def _read_parameters(
 
 
 def _read_speakers(config: Mapping[str, Any], count: int) -> list[str]:
-    """Labels of the classifier's rows; numbered where the file does not name them."""
+    """The speakers of the classifier's rows, numbered if the file has no names."""
     training = config.get("train_ds")
     labels = training.get("labels") if isinstance(training, dict) else None
     if labels is None:
@@ -416,9 +415,9 @@ def _load(file: BinaryIO) -> SpeakerModel:
 def load_nemo(path: Path) -> SpeakerModel:
     """The front end, encoder, classifier and speakers of a `.nemo` file, on the CPU.
 
-    What the file does not say, such as how to train on, is as in the shipped
+    All that the file does not hold, such as the optimizer, is as in the shipped
     `parameters.yml`. Raises `NemoError` for a file that cannot be read, that is not
-    what it claims to be, or that would be computed otherwise here.
+    what it claims to be, or that would be computed differently here.
     """
     try:
         with open(path, "rb") as file:
@@ -494,7 +493,7 @@ def _config(model: SpeakerModel) -> dict[str, Any]:
 
 
 def save_nemo(path: Path, model: SpeakerModel) -> None:
-    """Write a model as a `.nemo` file; raise `NemoError` where NeMo has no such."""
+    """Write a model as a `.nemo` file; raise `NemoError` if NeMo has no such model."""
     p = model.config
     for key, value, known in (
         ("model.name", p.model.name, ("titanet",)),

@@ -1,9 +1,9 @@
-"""One training in several processes: which of them this is, and what they share.
+"""Training in several processes: their ranks, and what they exchange.
 
     torchrun --nproc_per_node 2 src/train.py -p parameters.yml
 
-b rows of this process, B rows of all. The processes are torchrun's ranks; a process
-that torchrun has not started is rank 0 of 1.
+b rows of this rank, B rows of all ranks. Ranks are the processes that torchrun started;
+any other process is rank 0 of 1.
 """
 
 import os
@@ -18,14 +18,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
-PATIENCE = timedelta(days=1)  # with a rank that packs a corpus meanwhile
+PATIENCE = timedelta(days=1)  # to wait while rank 0 packs a corpus
 
 
 @contextmanager
 def ranks() -> Iterator[None]:
-    """Join the processes that torchrun started, each with a GPU of its own where there
-    are any, and let the first alone print; nothing where torchrun did not start this
-    one."""
+    """Join the ranks that torchrun started; only rank 0 prints.
+
+    Each rank takes a GPU of its own if there are any. Does nothing in a process that
+    torchrun did not start.
+    """
     if not dist.is_torchelastic_launched():
         yield
         return
@@ -41,7 +43,7 @@ def ranks() -> Iterator[None]:
         ):
             yield
     except RuntimeError as error:
-        if "by peer" not in str(error):  # gloo's words where a rank has gone
+        if "by peer" not in str(error):  # gloo's words when another rank has ended
             raise
         raise SystemExit(f"rank {rank()}: stopped, since another has ended") from None
     # Not after an exception: nccl would first wait for collectives that the other ranks
@@ -50,23 +52,23 @@ def ranks() -> Iterator[None]:
 
 
 def num_ranks() -> int:
-    """How many processes train together."""
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is; the first, 0, writes and logs."""
+    """The rank of this process; rank 0 writes and logs."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def progress_options() -> dict[str, bool]:
-    """For tqdm: the first rank alone shows progress, unless TQDM_DISABLE forbids it."""
+    """Options for tqdm: only rank 0 shows progress, if TQDM_DISABLE allows it."""
     return {"disable": True} if rank() > 0 else {}
 
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """The other ranks begin when the first is done and find what it has written."""
+    """Run a block on rank 0, then on the others, which find what rank 0 wrote."""
     if rank() > 0:
         dist.barrier()
     yield
@@ -75,7 +77,7 @@ def first_rank_first() -> Iterator[None]:
 
 
 def share(size: int) -> slice:
-    """This rank's rows of so many."""
+    """The rows of this rank, of `size` rows of all ranks."""
     return slice(
         rank() * size // num_ranks(),
         (rank() + 1) * size // num_ranks(),
@@ -83,16 +85,18 @@ def share(size: int) -> slice:
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over all ranks; its gradient is the sum of theirs."""
+    """The sum of x over all ranks; the backward pass sums their gradients."""
     return all_reduce(x) if num_ranks() > 1 else x
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows of all ranks in their order, [b, ...] -> [B, ...]; gradients as of
+    """The rows of all ranks in order of rank, [b, ...] -> [B, ...]; differentiable like
     `total`."""
     if num_ranks() == 1:
         return rows
-    counts = torch.zeros(num_ranks(), dtype=torch.int64)  # on the CPU: waits for no GPU
+    counts = torch.zeros(
+        num_ranks(), dtype=torch.int64
+    )  # on the CPU, so that no GPU is waited for
     counts[rank()] = len(rows)
     dist.all_reduce(counts)
     begin = int(counts[: rank()].sum())
@@ -102,7 +106,7 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def gather_lists(own: list[Any]) -> list[Any]:
-    """The lists of all ranks, end to end."""
+    """The lists of all ranks, concatenated in order of rank."""
     if num_ranks() == 1:
         return own
     lists: list[list[Any]] = [[]] * num_ranks()
@@ -111,7 +115,7 @@ def gather_lists(own: list[Any]) -> list[Any]:
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether it is true of any rank; all of them learn it at the same place."""
+    """Whether the flag is true on any rank. Every rank must call this."""
     if num_ranks() == 1:
         return flag
     true = torch.tensor(int(flag))

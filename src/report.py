@@ -31,8 +31,8 @@ from figures import (
 from metrics import Interval, det_points
 from trials import Trials, hardest_trials, write_scores, write_table, write_trials
 
-FEW_SPEAKERS = 20  # below which an interval over speakers is rough
-MIN_DRAWN = 10  # utterances, below which UMAP has nothing to show
+FEW_SPEAKERS = 20  # with fewer, an interval over speakers is rough
+MIN_DRAWN = 10  # utterances; with fewer, UMAP has nothing to show
 NUM_HARDEST = 25  # trials of each kind that are listed
 UNHEARD = "Utterances of speakers never heard in training"  # a figure's title
 MAPPED_UTTERANCES = 16  # of a speaker, and
@@ -41,10 +41,10 @@ MAPPED_SECONDS = 3  # of each, so that a map has some 10 MB
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What the scores of a list of trials are worth.
+    """Metrics of the scores of a list of trials.
 
-    Intervals are of 95 %. Log likelihood ratios have costs of their own, and rates at
-    the threshold that was stored with the calibration.
+    Intervals are 95 %. From `cllr` on, metrics need a calibration; miss and false alarm
+    are the rates at its threshold.
     """
 
     num_targets: int
@@ -69,8 +69,8 @@ class IdentificationReport:
     accuracy: float
     top_5_accuracy: float
     num_utterances: int
-    num_speakers: int  # that have any of these utterances
-    num_classes: int  # that they are told from
+    num_speakers: int  # of these utterances
+    num_classes: int  # speakers that the model knows
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,10 @@ class Evaluation:
 def write_evaluation(
     directory: Path, evaluation: Evaluation, splits: Splits, model: SpeakerModel
 ) -> None:
-    """Write all that is known of an evaluation into a directory that is there, the
-    report last: where it stands, so does the rest."""
+    """Write all files of an evaluation into an existing directory.
+
+    `report.json` comes last: if it is there, all others are.
+    """
     for folder, test in evaluation.tests.items():
         home = directory / folder
         if folder:
@@ -163,7 +165,7 @@ def write_map(
 ) -> None:
     """`map.html`: the UMAP of a test's embeddings to explore and, cut short, to hear.
 
-    It holds people's voices: it is written here and handed to nobody.
+    It holds people's voices, so it is only written here and never uploaded.
     """
     if len(test.indices) < MIN_DRAWN:
         return
@@ -213,7 +215,7 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def as_summary(evaluation: Evaluation) -> dict[str, float]:
-    """The model's main figures by names such as `test/eer`, as far as there are any."""
+    """The model's main metrics, by names such as `test/eer`."""
     figures = {}
     for split, found in evaluation.identification.items():
         for name in ("loss", "accuracy", "top_5_accuracy"):

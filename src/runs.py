@@ -1,4 +1,4 @@
-"""What a run leaves behind: its directory, and its page on W&B.
+"""The directory of a run, mirrored on W&B.
 
 runs/<name>/  parameters.yml  metrics.jsonl  trials.txt  scores.txt  errors.tsv
               report.json  embeddings.png  det.png  scores.png  last.pt  best.pt
@@ -65,8 +65,10 @@ class Run:
     def reopen(
         cls, directory: Path, parameters: Parameters, epoch: int, wandb_id: str
     ) -> "Run":
-        """An existing directory, its metrics cut back to `epoch` finished epochs, and
-        without a report where there are more to come."""
+        """An existing directory, with the metrics of its first `epoch` epochs only.
+
+        The report is deleted if there are epochs to come.
+        """
         path, lines = directory / "metrics.jsonl", []
         try:
             if epoch:  # before, there is no such file

@@ -6,7 +6,7 @@ scores [K], targets [K] -> `calibrate` -> `Calibration`: scores -> log likelihoo
 U utterances, K trials, S speakers of the cohort, E embedding size. AS-norm is adaptive
 symmetric score normalisation (Matejka et al., Interspeech 2017, section 2.5);
 calibration is logistic regression (Brummer and du Preez, Computer Speech and Language
-20, 2006). Both are fitted on speakers that no test has.
+20, 2006). Both are fitted on speakers that are not tested.
 """
 
 import math
@@ -28,7 +28,7 @@ SCORES_AT_ONCE = 65536  # trials, to bound memory
 
 
 def cosine_scores(embeddings: Tensor, trials: Trials) -> NDArray[np.float64]:
-    """Cosines of the pairs of trials among [U, E] embeddings, [K]."""
+    """Cosine of the two embeddings of each trial, [U, E] -> [K]."""
     directions = F.normalize(embeddings.double())
     enrolment, test = torch.from_numpy(trials.enrolment), torch.from_numpy(trials.test)
     return torch.cat(
@@ -48,10 +48,11 @@ def as_norm(
     cohort: Tensor,
     top: int,
 ) -> NDArray[np.float64]:
-    """Scores in deviations above what the utterances score with strangers, [K].
+    """Cosines z-normalised by each side's top cohort scores, [K] -> [K].
 
-    Each side of a trial brings the mean and the deviation of its `top` highest cosines
-    with a cohort [S, E], one embedding a speaker; the two results are averaged.
+    For each side of a trial, mean and deviation are those of its `top` highest cosines
+    with the cohort [S, E], which has one embedding per speaker. The two z-scores are
+    averaged.
     """
     strangers = F.normalize(embeddings.double()) @ F.normalize(cohort.double()).T
     nearest = strangers.topk(min(top, len(cohort)), dim=1).values.numpy()  # [U, top]
@@ -65,10 +66,10 @@ def as_norm(
 
 @dataclass(frozen=True)
 class Calibration:
-    """What scores mean: log likelihood ratios, and a threshold with its rates.
+    """A linear map from scores to log likelihood ratios, and a decision threshold.
 
-    The threshold is of the log likelihood ratio; miss and false alarm are what it gave
-    on the trials that it was found on.
+    The threshold is a log likelihood ratio. Miss and false alarm are its rates on the
+    trials that it was chosen on.
     """
 
     scale: float
@@ -83,7 +84,7 @@ class Calibration:
 
     @property
     def threshold_of_scores(self) -> float:
-        """The threshold as a score; infinite where scores say nothing."""
+        """The threshold as a score; infinite if scores carry no information."""
         if self.scale == 0:
             return -math.inf if self.offset >= self.threshold else math.inf
         return (self.threshold - self.offset) / self.scale
@@ -91,7 +92,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Backend:
-    """What a model's scores are read with, fitted when it was trained."""
+    """The cohort and the calibrations of a model, fitted at the end of its training."""
 
     cohort: Tensor  # [S, E], unit directions of the training speakers
     calibrations: dict[str, Calibration]  # by scoring, plain or normalised
@@ -119,12 +120,10 @@ def calibrate(
     parts: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]],
     false_alarm_rate: float,
 ) -> Calibration:
-    """Fit a calibration to scores and targets of known answer, [K] each, of one corpus
-    or of several.
+    """Fit a calibration to the scores and targets, [K] each, of one corpus or several.
 
-    Targets weigh as much as non-targets, and every corpus as much as another. The
-    threshold is the lowest that accepts at most `false_alarm_rate` of the non-target
-    trials, as a mean over the corpora.
+    Targets and non-targets have equal weight, and so have the corpora. The threshold is
+    the lowest with at most this false-alarm rate, averaged over the corpora.
     """
     scores, targets = map(np.concatenate, zip(*parts, strict=True))
     weights = np.concatenate(

@@ -1,4 +1,4 @@
-"""Verification trials: pairs of utterances, of one speaker or of two.
+"""Verification trials: pairs of utterances by one speaker or by two.
 
 speakers [U] -> `make_trials` -> `Trials` <-> `write_trials`, `read_trials` <-> file
 `Trials`, scores [K] <-> `write_scores`, `read_scores` <-> file
@@ -40,8 +40,8 @@ class Trials:
 
 
 def _pairs(ranks: NDArray[np.int64], num_utterances: int) -> tuple[NDArray, NDArray]:
-    """The pairs at these ranks of `itertools.combinations(range(num_utterances), 2)`,
-    without making the others."""
+    """The items at these places of `itertools.combinations(range(num_utterances), 2)`,
+    computed directly."""
     first = np.arange(num_utterances, dtype=np.int64)
     starts = first * (2 * num_utterances - first - 1) // 2  # rank of (i, i + 1)
     # Searching is exact; solving the quadratic would take a rounded square root.
@@ -88,11 +88,11 @@ def conditions(
     sessions: Sequence[str | None],
     seconds: Sequence[float],
 ) -> dict[str, NDArray[np.bool_]]:
-    """Masks [K] of the trials of each condition, as far as it is known.
+    """Masks [K] of the trials in each condition, by its name.
 
-    Same gender: of both utterances. Other session: targets of two sessions, and all
-    non-targets of known sessions. Duration: of the shorter utterance. `genders`,
-    `sessions` and `seconds` are those of each utterance, [U].
+    Same gender: both utterances have it. Other session: targets from two sessions, and
+    all non-targets whose sessions are known. Duration: that of the shorter utterance.
+    `genders`, `sessions` and `seconds` are given for each utterance, [U].
     """
 
     def sides(values: Sequence) -> tuple[NDArray, NDArray]:
@@ -120,10 +120,10 @@ def hardest_trials(
     speakers: Sequence[str],
     count: int,
 ) -> list[list]:
-    """A table of the worst errors: the `count` non-targets of the highest scores, then
-    the `count` targets of the lowest. Its first row names the columns.
+    """A table of the worst errors; the first row names the columns.
 
-    Trials of equal scores are sorted by the ids [U] of their utterances.
+    The `count` non-targets with the highest scores, then the `count` targets with the
+    lowest. Equal scores are sorted by the ids [U] of the utterances.
     """
     _, id_ranks = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
     ease = np.where(trials.targets, scores, -scores)
@@ -139,7 +139,7 @@ def hardest_trials(
 
 
 def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> None:
-    """Write trials of the utterances `ids` [U]; a failure leaves an old file as it was.
+    """Write trials of the utterances `ids` [U]; if that fails, an old file stays.
 
     Raises `TrialError` for an id with white space and if the file cannot be written.
     """
@@ -161,7 +161,7 @@ def write_scores(
 
 
 def write_table(path: Path, rows: Iterable[Sequence]) -> None:
-    """Write rows as lines with tabs between the cells, which must hold none."""
+    """Write rows as tab-separated lines; no cell may hold a tab."""
     _write_lines(path, ("\t".join(map(str, row)) + "\n" for row in rows))
 
 
@@ -172,7 +172,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
             file.writelines(lines)
         os.replace(partial, path)
     except OSError as error:
-        with suppress(OSError):  # there may be no such file, or no right to remove it
+        with suppress(OSError):  # it may not exist, or not be ours to remove
             partial.unlink()
         raise TrialError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -1,8 +1,7 @@
-"""A run's page on W&B: it shows what the run directory holds.
+"""A run's page on W&B, which shows what the run directory holds.
 
-A step is an epoch, and the last one also holds what ends the run. wandb is imported in
-this module only, and by a thread of its own, so that nothing that it does or fails to
-do stops training.
+A step is an epoch; the last one also has the results. Only this module imports wandb,
+in a thread of its own: whatever wandb does, training goes on.
 """
 
 import netrc
@@ -20,19 +19,19 @@ from dataset import Splits
 from parameters import Parameters
 from report import Evaluation, as_errors, as_summary, as_table
 
-START_SECONDS = 20  # that W&B may delay a run's start
+START_SECONDS = 20  # the longest that W&B may delay a run's start
 END_SECONDS = 30  # and its end
-PATIENCE = 0.7  # the share of both that W&B may wait for its server
+PATIENCE = 0.7  # of both, the share for waiting for a server
 VARIABLES = {
-    "WANDB_ERROR_REPORTING": "false",  # or a server that hangs holds the exit up
-    "WANDB_HTTP_TIMEOUT": "5",  # seconds, of 19, that each table is held up
+    "WANDB_ERROR_REPORTING": "false",  # it would delay the exit if a server hangs
+    "WANDB_HTTP_TIMEOUT": "5",  # seconds, not 19, of delay for each table
 }
 
 Action = Callable[[Any, Any], None]  # with the wandb module and a W&B run
 
 
 class Mirror:
-    """A run's page on W&B, or nothing where `wandb.mode` is disabled."""
+    """A run's page on W&B; does nothing if `wandb.mode` is disabled."""
 
     def __init__(self, directory: Path, parameters: Parameters, wandb_id: str) -> None:
         self.directory = directory
@@ -46,7 +45,7 @@ class Mirror:
             self._start(parameters)
 
     def log_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Show one epoch's metrics, `epoch` among them, unless they are there."""
+        """Log one epoch's metrics, `epoch` among them, unless the page has them."""
         epoch = metrics["epoch"]
         if epoch > self.step:
             self.step = epoch
@@ -105,7 +104,7 @@ class Mirror:
             self._actions.put(action)
 
     def _start(self, parameters: Parameters) -> None:
-        """Have a thread log to W&B, and wait for its first line."""
+        """Start the thread that logs, and wait until it has opened the page."""
         started = threading.Event()
 
         def work() -> None:
@@ -127,7 +126,7 @@ class Mirror:
                     page.finish()  # uploads would hold up the exit
                 _stop_wandb(wandb)
 
-        # A daemon, for which the interpreter does not wait at its exit.
+        # A daemon: the interpreter does not wait for it at exit.
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
         if not started.wait(START_SECONDS):
@@ -152,8 +151,10 @@ def _players(wandb: Any, splits: Splits) -> Callable[[str], Any]:
 
 
 def _read_api_key(path: Path | None) -> str | None:
-    """From the key file, the environment or ~/.netrc; None where none has one. Warns of
-    a key file that others can read."""
+    """The key in the key file, in the environment or in ~/.netrc, or None.
+
+    Warns if others can read the key file.
+    """
     try:
         if path is not None and (key := path.read_text(encoding="utf-8").strip()):
             others = stat.S_IRGRP | stat.S_IROTH
@@ -173,7 +174,7 @@ def _read_api_key(path: Path | None) -> str | None:
 
 
 def _stop_wandb(wandb: Any) -> None:
-    """End W&B's own process, which would keep the id of a run that failed."""
+    """End W&B's own process, which keeps the id of a failed run reserved."""
     with suppress(Exception):  # it may have died
         wandb.teardown()
 
@@ -181,7 +182,7 @@ def _stop_wandb(wandb: Any) -> None:
 def _start_wandb(
     parameters: Parameters, directory: Path, wandb_id: str
 ) -> tuple[Any, Any] | None:
-    """(the wandb module, a W&B run), or None; says in a line what it chose and why."""
+    """(the wandb module, a W&B run), or None; prints one line on what happens."""
     chosen = parameters.wandb
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
