@@ -69,7 +69,7 @@ from parameters import (
 )
 from report import as_table, print_table, write_evaluation
 from runs import Run
-from transforms import Augmentation
+from transforms import Augmentation, recording_digests
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
 COMPILING_PAYS = 300.0  # hours of crops, from which on a GPU it is worth its minute
@@ -132,6 +132,7 @@ class State:
     tally: Tally = field(default_factory=Tally)  # of the epoch that is not finished
     best_loss: float = math.inf  # on validation
     wandb_id: str = ""
+    recordings: dict[str, str] = field(default_factory=dict)  # rooms and noise, digests
 
     def save(self, path: Path) -> None:
         """Write a checkpoint that both training and evaluation can go on from."""
@@ -144,6 +145,7 @@ class State:
             tally=asdict(self.tally),
             best_loss=self.best_loss,
             wandb_id=self.wandb_id,
+            recordings=self.recordings,
         )
 
     @classmethod
@@ -169,7 +171,11 @@ class State:
         kept = ("epoch", "step", "best_loss", "wandb_id")
         tally = Tally(**saved["tally"])
         return cls(
-            model, optimizer, tally=tally, **{name: saved[name] for name in kept}
+            model,
+            optimizer,
+            tally=tally,
+            recordings=saved.get("recordings", {}),  # not in earlier versions
+            **{name: saved[name] for name in kept},
         )
 
 
@@ -432,6 +438,7 @@ def train(
     device = choose_device(parameters)
     with first_rank_first():
         splits = prepare(parameters)
+        recordings = recording_digests(parameters)
     print(splits.summary())
     if len(splits.speakers) < 2:
         raise TrainingError(
@@ -448,13 +455,12 @@ def train(
         optimizer = build_optimizer(model.parameters(), parameters.training.optimizer)
         run = Run.create(parameters) if rank() == 0 else None
         state = State(model, optimizer, wandb_id=run.mirror.wandb_id if run else "")
+        state.recordings = recordings
     else:
         state = State.restore(resume / "last.pt", parameters, device)
-        if state.model.digests != splits.pack.digests:
-            raise RunError(
-                f"{resume}: the corpus has changed since the run "
-                "began; put it back as it was, or train anew"
-            )
+        _refuse_other_audio(resume, state.model.digests, splits.pack.digests)
+        _refuse_other_audio(resume, state.recordings, recordings)
+        state.recordings = recordings
         run = None
         if rank() == 0:
             state.save(resume / "last.pt")  # with these parameters, whatever comes
@@ -487,9 +493,12 @@ def train_once(parameters: Parameters, watch: Watch | None = None) -> Path:
         raise RunError(
             f"{directory}: stopped before its first checkpoint; remove it to train anew"
         )
-    old = load_checkpoint(directory / "last.pt")["parameters"]
-    _refuse_changes(directory, old, parameters.as_dict(), MAY_CHANGE)
+    old = load_checkpoint(directory / "last.pt")
+    _refuse_changes(directory, old["parameters"], parameters.as_dict(), MAY_CHANGE)
     if (directory / "report.json").exists():
+        _refuse_other_audio(directory, old["digests"], prepare(parameters).pack.digests)
+        recordings = recording_digests(parameters)
+        _refuse_other_audio(directory, old.get("recordings", {}), recordings)
         return directory
     return train(parameters, directory, watch)
 
@@ -514,7 +523,7 @@ def _train_epochs(
         f"{parameters.loss.name} on {device}: {epochs} epochs of {len(batches)} steps"
     )
     num_steps = epochs * len(batches)
-    crops = (epochs - state.epoch) * len(splits.train)
+    crops = (num_steps - state.step) * parameters.training.batch_size
     hours = crops * mean(parameters.model.crop_seconds) / 3600
     encoder = fast_encoder(
         state.model.encoder, device, parameters.training.compile, hours
@@ -617,6 +626,18 @@ def _refuse_changes(
         elif value != old[name]:
             raise ParameterError(
                 f"{key}: expected {old[name]!r}, which {source} has, got {value!r}"
+            )
+
+
+def _refuse_other_audio(
+    run: Path, old: Mapping[str, str], new: Mapping[str, str]
+) -> None:
+    """Raise `RunError` where a digest of recordings is not that which a run has."""
+    for key, digest in new.items():
+        if old.get(key, digest) != digest:
+            raise RunError(
+                f"{run}: the recordings of {key or 'the corpus'} have changed since it "
+                "began; put them back as they were, or train anew"
             )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from acoustics import coloured_noise, simulate_rooms
 from corpora import CorpusError, Utterance, noise_recordings, response_recordings
-from dataset import Clips, pack, to_device
+from dataset import Clips, Pack, pack, to_device
 from layers import valid_positions
 from parameters import (
     FrontEndParameters,
@@ -261,6 +261,28 @@ def _is_held_out(name: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+def _pack(key: str, recordings: list[Utterance], parameters: Parameters) -> Pack:
+    names = "\n".join(str(recording.source) for recording in recordings)
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
+    directory = parameters.dataset.packs / f"{key}-{digest}"
+    return pack(recordings, directory, parameters.front_end.sample_rate)
+
+
+def recording_digests(parameters: Parameters) -> dict[str, str]:
+    """Digests of the recorded rooms and noise that training draws from, by their keys;
+    what is simulated has none."""
+    rooms, noise = parameters.augmentation.reverberation, parameters.augmentation.noise
+    recordings = {}
+    if rooms.probability and rooms.root is not None:
+        recordings["reverberation"] = response_recordings(rooms.root, rooms.download)
+    if noise.probability and noise.root is not None:
+        recordings["noise"] = noise_recordings(noise.root)
+    return {
+        f"augmentation.{key}": _pack(key, found, parameters).digest
+        for key, found in recordings.items()
+    }
+
+
 def _clips(
     key: str,
     recordings: list[Utterance],
@@ -270,10 +292,7 @@ def _clips(
     device: torch.device,
 ) -> Clips:
     """Pack recordings; return those held out or those not."""
-    names = "\n".join(str(recording.source) for recording in recordings)
-    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
-    directory = parameters.dataset.packs / f"{key}-{digest}"
-    packed = pack(recordings, directory, parameters.front_end.sample_rate)
+    packed = _pack(key, recordings, parameters)
     entries = enumerate(packed.entries)
     indices = [i for i, e in entries if _is_held_out(e.id, share) == held_out]
     skipped = len(recordings) - len(packed.entries)

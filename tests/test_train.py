@@ -18,7 +18,7 @@ import torch
 
 import train as training
 from checkpoints import RunError, build_model, load_checkpoint, load_model
-from conftest import MINIATURE, MIXTURE, NO_CHANCE, REPOSITORY
+from conftest import MINIATURE, MIXTURE, NO_CHANCE, REPOSITORY, write
 from corpora import CorpusError
 from dataset import TrainingBatches, prepare
 from eval import evaluate, evaluate_checkpoint
@@ -334,20 +334,40 @@ def test_a_run_is_trained_once(miniature, monkeypatch):
         train_once(p)
 
 
-def test_resume_of_a_corpus_with_other_speakers(tmp_path, miniature):
-    root = tmp_path / "corpus"
+@pytest.mark.parametrize("changed", ["corpus", "noise", "rooms"])
+def test_recordings_that_have_changed_are_refused(tmp_path, miniature, changed):
     rng = np.random.default_rng(0)
     for speaker in "abcdef":
-        (root / speaker).mkdir(parents=True)
         for number in range(3):
-            samples = rng.normal(0, 0.1, 20_000)
-            soundfile.write(root / speaker / f"{number}.wav", samples, 16_000)
-    p = miniature("dataset.name=folder", f"dataset.root={root}")
+            path = tmp_path / "corpus" / speaker / f"{number}.wav"
+            write(path, rng.normal(0, 0.1, 20_000))
+    for folder in ("noise", "rooms"):
+        for number in range(2):
+            write(tmp_path / folder / f"{number}.wav", rng.normal(0, 0.1, 20_000))
+    p = miniature(
+        "run.name=mine",
+        "training.epochs=1",
+        "dataset.name=folder",
+        f"dataset.root={tmp_path / 'corpus'}",
+        f"augmentation.noise.root={tmp_path / 'noise'}",
+        f"augmentation.reverberation.root={tmp_path / 'rooms'}",
+    )
     run = train(p)
-    for number in range(3):
-        (root / "a" / f"{number}.wav").unlink()
-    with pytest.raises(RunError, match="the corpus has changed since"):
-        train(p, resume=run)
+    state = load_checkpoint(run / "last.pt")
+    assert set(state["recordings"]) == {
+        "augmentation.noise",
+        "augmentation.reverberation",
+    }
+    assert train_once(p) == run
+    for path in (tmp_path / changed).rglob("0.wav"):
+        write(path, rng.normal(0, 0.1, 20_000))
+    for again in (train_once, lambda p: train(p, resume=run)):
+        with pytest.raises(RunError, match="have changed since it began"):
+            again(p)
+    if changed != "corpus":  # what earlier versions did not keep is not refused
+        del state["recordings"]
+        torch.save(state, run / "last.pt")
+        assert train_once(p) == train(p, resume=run) == run
 
 
 def test_augmentation_touches_training_batches_and_nothing_else(miniature, monkeypatch):
