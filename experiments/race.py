@@ -582,7 +582,7 @@ class Training:
         self.criterion = criterion.to(self.device)
         self.averages = [Average(self.encoder, decay) for decay in EMA_DECAYS]
         self.front_end = bench.front_end(p.normalization).train()
-        n_fft = self.front_end.parameters.n_fft
+        n_fft = self.front_end.config.n_fft
         self.filterbanks = torch.stack(
             [warped_filterbank(a, mels, n_fft) for a in (1.0, *p.warps)]
         ).to(self.device)

@@ -112,13 +112,13 @@ def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
     """One call of `model(waveforms, lengths)` for each batch, [U, E] float32 in the
     order of the indices; a long utterance has the mean of its windows' embeddings.
     Shared out among the ranks, all of which have the result."""
-    found = []
+    embedded = []
     for batch in tqdm(
         batches, desc="embedding", unit="batch", leave=False, **progress_options()
     ):
         vectors = model(batch.waveforms, batch.lengths).float().cpu()
-        found.append((batch.indices, vectors))
-    indices, vectors = map(torch.cat, zip(*gather_lists(found), strict=True))
+        embedded.append((batch.indices, vectors))
+    indices, vectors = map(torch.cat, zip(*gather_lists(embedded), strict=True))
     utterances, rows, counts = indices.unique(return_inverse=True, return_counts=True)
     means = vectors.new_zeros(len(utterances), vectors.shape[1])
     means.index_add_(0, rows, vectors).div_(counts[:, None])
@@ -193,9 +193,9 @@ def _first_of_each(splits: Splits, count: int) -> list[int]:
     """The first `count` training utterances of every training speaker."""
     kept: dict[str, list[int]] = {}
     for index in splits.train:
-        own = kept.setdefault(splits.pack.entries[index].speaker, [])
-        own += [index] if len(own) < count else []
-    return [index for own in kept.values() for index in own]
+        of_speaker = kept.setdefault(splits.pack.entries[index].speaker, [])
+        of_speaker += [index] if len(of_speaker) < count else []
+    return [index for of_speaker in kept.values() for index in of_speaker]
 
 
 def identify(model: SpeakerModel, splits: Splits) -> dict[str, IdentificationReport]:
@@ -343,8 +343,9 @@ def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     parts: dict[str, list] = {}
     for name, indices in splits.by_corpus("development").items():
         embeddings, trials = _vectors(model, splits, indices), made[name]
-        for system, found in _system_scores(embeddings, trials, backend, p).items():
-            parts.setdefault(system, []).append((found, trials.targets))
+        scores = _system_scores(embeddings, trials, backend, p)
+        for system, system_scores in scores.items():
+            parts.setdefault(system, []).append((system_scores, trials.targets))
     return replace(
         backend,
         calibrations={
@@ -401,16 +402,16 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
         calibrations = model.backend.calibrations if model.backend else {}
         reports = {
             system: verify(
-                found, trials, p.evaluation, speakers, calibrations.get(system)
+                system_scores, trials, p.evaluation, speakers, calibrations.get(system)
             )
-            for system, found in scores.items()
+            for system, system_scores in scores.items()
         }
         batches = UtteranceBatches(
             splits.pack, indices, p.evaluation.batch_seconds, device
         )
         for system, reference in references.items():
-            found = cosine_scores(embed(reference, batches), trials)
-            reports[system] = verify(found, trials, p.evaluation, speakers)
+            system_scores = cosine_scores(embed(reference, batches), trials)
+            reports[system] = verify(system_scores, trials, p.evaluation, speakers)
         kinds = conditions(
             trials,
             [entry.gender for entry in entries],

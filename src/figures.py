@@ -146,9 +146,11 @@ def draw_embeddings(
         size = (1.4 + 4.2 * len(methods), 0.5 + 3.8 * len(embeddings))
         figure = Figure(figsize=size)
         rows = figure.subplots(len(embeddings), len(methods), squeeze=False)
-        for (system, found), row in zip(embeddings.items(), rows, strict=True):
+        for (system, system_embeddings), row in zip(
+            embeddings.items(), rows, strict=True
+        ):
             for method, axes in zip(methods, row, strict=True):
-                plane = _project(method, found[drawn], seed)
+                plane = _project(method, system_embeddings[drawn], seed)
                 for name, (marker, colour) in looks.items():
                     axes.scatter(
                         *plane[labels[drawn] == name].T,
@@ -492,14 +494,19 @@ def draw_scores(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.8 + 4 * len(scores), 3.2))
         panels = figure.subplots(1, len(scores), squeeze=False)[0]
-        for (system, found), axes in zip(scores.items(), panels, strict=True):
-            edges = np.linspace(found.min(), found.max(), 101)
-            for name, own, colour in (
+        for (system, system_scores), axes in zip(scores.items(), panels, strict=True):
+            edges = np.linspace(system_scores.min(), system_scores.max(), 101)
+            for name, mask, colour in (
                 ("non-target trials", ~targets, PALETTE[0]),
                 ("target trials", targets, PALETTE[1]),
             ):
                 axes.hist(
-                    found[own], edges, density=True, color=colour, alpha=0.6, label=name
+                    system_scores[mask],
+                    edges,
+                    density=True,
+                    color=colour,
+                    alpha=0.6,
+                    label=name,
                 )
             if np.isfinite(threshold := thresholds.get(system, np.nan)):
                 axes.axvline(threshold, color="0.2", linewidth=1, label="threshold")
@@ -578,16 +585,16 @@ def map_embeddings(
     # plotly reads tags and entities in text
     names = np.array([html.escape(name, quote=False) for name in ids])
     for speaker, (marker, colour) in speaker_looks(speakers).items():
-        own = np.flatnonzero(np.array(speakers) == speaker)
+        points = np.flatnonzero(np.array(speakers) == speaker)
         figure.add_scatter(
-            x=plane[own, 0],
-            y=plane[own, 1],
+            x=plane[points, 0],
+            y=plane[points, 1],
             mode="markers",
             marker={"symbol": MARKERS[marker], "color": colour, "size": 9},
             opacity=0.8,
             name=html.escape(speaker, quote=False),
-            text=names[own],
-            customdata=own,
+            text=names[points],
+            customdata=points,
             hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
         )
     figure.update_layout(

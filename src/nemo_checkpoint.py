@@ -161,7 +161,7 @@ def _read_members(file: BinaryIO) -> dict[str, bytes]:
     zipped = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     stream = gzip.GzipFile(fileobj=file) if zipped else file
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     with tarfile.open(fileobj=_Bounded(stream), mode="r:") as archive:
         for number, member in enumerate(archive):
             path, name = PurePosixPath(member.name), shown(member.name)
@@ -178,14 +178,14 @@ def _read_members(file: BinaryIO) -> dict[str, bytes]:
                 raise NemoError(
                     f"{name}: expected at most {largest} bytes, got {member.size}"
                 )
-            if str(path) in found:
+            if str(path) in members:
                 raise NemoError(f"{name}: expected once, given twice")
             if str(path) in (CONFIG, WEIGHTS):
-                found[str(path)] = archive.extractfile(member).read()
+                members[str(path)] = archive.extractfile(member).read()
     for name in (CONFIG, WEIGHTS):
-        if name not in found:
+        if name not in members:
             raise NemoError(f"expected a member {name}, but it is missing")
-    return found
+    return members
 
 
 def _read_tensors(content: bytes) -> dict[str, Tensor]:
@@ -358,8 +358,8 @@ def _read_parameters(
     target = _last_name(target)
     values["loss"]["name"] = by_class[target]
     if by_class[target] == "arcface":
-        own = {"scale": loss.get("scale", 20.0), "margin": loss.get("margin", 1.35)}
-        values["loss"]["arcface"] |= own
+        angular = {"scale": loss.get("scale", 20.0), "margin": loss.get("margin", 1.35)}
+        values["loss"]["arcface"] |= angular
     return check_parameters(values)
 
 

@@ -101,8 +101,8 @@ class Evaluation:
     def tests(self) -> dict[str, Verification]:
         """The tests by the folder, within a run's, for what is written of them."""
         return {
-            "" if name == "test" else name: found
-            for name, found in self.verification.items()
+            "" if name == "test" else name: verification
+            for name, verification in self.verification.items()
             if name.partition("/")[0] == "test"
         }
 
@@ -143,7 +143,7 @@ def draw_verification(
 ) -> dict[str, Figure]:
     """Figures of a test by name: DET curves, scores, and the embeddings."""
     targets = test.trials.targets
-    curves = {name: det_points(found, targets) for name, found in test.scores.items()}
+    curves = {name: det_points(scores, targets) for name, scores in test.scores.items()}
     calibrations = model.backend.calibrations if model.backend else {}
     thresholds = {name: c.threshold_of_scores for name, c in calibrations.items()}
     figures = {
@@ -175,8 +175,9 @@ def write_map(
     plane[drawn] = project_umap(test.embeddings[drawn], model.config.seed)
     rows = []
     for name in looks:
-        own = np.flatnonzero(speakers == name)
-        rows += own[:: -(-len(own) // MAPPED_UTTERANCES)].tolist()
+        rows_of_speaker = np.flatnonzero(speakers == name)
+        step = -(-len(rows_of_speaker) // MAPPED_UTTERANCES)  # rounded up
+        rows += rows_of_speaker[::step].tolist()
     entries = [splits.pack.entries[test.indices[row]] for row in rows]
     rate = splits.pack.sample_rate
     sounds = {}
@@ -195,7 +196,7 @@ def write_map(
 def as_report(evaluation: Evaluation) -> dict[str, Any]:
     """Plain types for `report.json`."""
     identification = {
-        name: asdict(found) for name, found in evaluation.identification.items()
+        name: asdict(report) for name, report in evaluation.identification.items()
     }
     return {
         # of one corpus the report itself
@@ -205,11 +206,11 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
             split: {
                 kind: {name: asdict(report) for name, report in reports.items()}
                 for kind, reports in (
-                    ("systems", found.reports),
-                    ("conditions", found.conditions),
+                    ("systems", verification.reports),
+                    ("conditions", verification.conditions),
                 )
             }
-            for split, found in evaluation.verification.items()
+            for split, verification in evaluation.verification.items()
         },
     }
 
@@ -217,9 +218,9 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
 def as_summary(evaluation: Evaluation) -> dict[str, float]:
     """The model's main metrics, by names such as `test/eer`."""
     figures = {}
-    for split, found in evaluation.identification.items():
+    for split, report in evaluation.identification.items():
         for name in ("loss", "accuracy", "top_5_accuracy"):
-            figures[f"{split}/{name}"] = getattr(found, name)
+            figures[f"{split}/{name}"] = getattr(report, name)
     for split, verification in evaluation.verification.items():
         for name in ("eer", "min_dcf", "cllr"):
             figures[f"{split}/{name}"] = getattr(verification.reports["trained"], name)
@@ -238,11 +239,11 @@ def as_errors(test: Verification, splits: Splits) -> list[list]:
 def as_table(evaluation: Evaluation) -> list[list[str]]:
     """Rows of text, the first naming the columns; intervals of 95 % in brackets."""
     rows = [["split", "system", "EER", "minDCF", "Cllr", "on"]]
-    for split, found in evaluation.identification.items():
-        system = f"accuracy {found.accuracy:.2%}, top 5 {found.top_5_accuracy:.2%}"
+    for split, report in evaluation.identification.items():
+        system = f"accuracy {report.accuracy:.2%}, top 5 {report.top_5_accuracy:.2%}"
         on = (
-            f"{found.num_utterances} utterances of {found.num_speakers} speakers, "
-            f"among {found.num_classes}"
+            f"{report.num_utterances} utterances of {report.num_speakers} speakers, "
+            f"among {report.num_classes}"
         )
         rows.append([split, system, "", "", "", on])
     for split, verification in evaluation.verification.items():
@@ -258,9 +259,9 @@ def as_table(evaluation: Evaluation) -> list[list[str]]:
 def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[str]]:
     """Tables of the same columns in one, with their names in a first column."""
     rows: list[list[str]] = []
-    for name, (header, *found) in tables.items():
+    for name, (header, *body) in tables.items():
         rows += [] if rows else [[title, *header]]
-        rows += [[name, *row] for row in found]
+        rows += [[name, *row] for row in body]
     return rows
 
 

@@ -100,20 +100,24 @@ class Backend:
 
     def as_dict(self) -> dict[str, Any]:
         """Tensors and plain types, for a checkpoint."""
-        found = {name: asdict(c) for name, c in self.calibrations.items()}
+        calibrations = {name: asdict(c) for name, c in self.calibrations.items()}
         return {
             "cohort": self.cohort,
-            "calibrations": found,
+            "calibrations": calibrations,
             "calibrated_on": self.calibrated_on,
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Backend":
         """What `as_dict` gave."""
-        found = {name: Calibration(**c) for name, c in values["calibrations"].items()}
+        calibrations = {
+            name: Calibration(**c) for name, c in values["calibrations"].items()
+        }
         # unsaid until there were mixtures
-        calibrated_on = values.get("calibrated_on", ["development"] if found else [])
-        return cls(values["cohort"], found, calibrated_on)
+        calibrated_on = values.get(
+            "calibrated_on", ["development"] if calibrations else []
+        )
+        return cls(values["cohort"], calibrations, calibrated_on)
 
 
 def calibrate(

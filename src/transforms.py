@@ -65,14 +65,14 @@ class FrontEnd(nn.Module):
     Window and filterbank are buffers: a checkpoint brings its own.
     """
 
-    def __init__(self, parameters: FrontEndParameters) -> None:
+    def __init__(self, config: FrontEndParameters) -> None:
         super().__init__()
-        self.parameters = parameters
-        rate = parameters.sample_rate
-        self.hop = parameters.hop_size  # samples
-        window = torch.hann_window(parameters.window_size, periodic=False)
+        self.config = config
+        rate = config.sample_rate
+        self.hop = config.hop_size  # samples
+        window = torch.hann_window(config.window_size, periodic=False)
         self.register_buffer("window", window)
-        filterbank = slaney_filterbank(rate, parameters.n_fft, parameters.num_mels)
+        filterbank = slaney_filterbank(rate, config.n_fft, config.num_mels)
         self.register_buffer("filterbank", filterbank)
 
     def forward(
@@ -92,7 +92,7 @@ class FrontEnd(nn.Module):
             count = frames[:, None, None]
             valid = valid_positions(frames, x.shape[2])[:, None]  # [B, 1, T]
             x = (x - (x * valid).sum(2, keepdim=True) / count) * valid
-        if self.parameters.normalization == "per_feature":
+        if self.config.normalization == "per_feature":
             variance = x.square().sum(2, keepdim=True) / (count - 1)
             x = x / (variance.sqrt() + DEVIATION_FLOOR)
         return x, frames
@@ -100,15 +100,15 @@ class FrontEnd(nn.Module):
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Log power of mel bands, not normalised: [B, N], [B] samples -> [B, M, T]."""
         x = waveforms
-        if self.training and self.parameters.dither > 0:
+        if self.training and self.config.dither > 0:
             # One noise for the whole batch is cheaper, and too faint to learn from.
-            x = x + self.parameters.dither * torch.randn_like(x[:1])
-        x = torch.cat([x[:, :1], x[:, 1:] - self.parameters.preemphasis * x[:, :-1]], 1)
+            x = x + self.config.dither * torch.randn_like(x[:1])
+        x = torch.cat([x[:, :1], x[:, 1:] - self.config.preemphasis * x[:, :-1]], 1)
         if lengths is not None:
             x = x * valid_positions(lengths, x.shape[1])
         spectrum = torch.stft(
             x,
-            self.parameters.n_fft,
+            self.config.n_fft,
             hop_length=self.hop,
             win_length=self.window.numel(),
             window=self.window,

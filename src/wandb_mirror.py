@@ -167,8 +167,8 @@ def _read_api_key(path: Path | None) -> str | None:
         return os.environ["WANDB_API_KEY"]
     try:
         host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-        found = netrc.netrc().authenticators(host.hostname or "")
-        return found[2] if found else None
+        login = netrc.netrc().authenticators(host.hostname or "")
+        return login[2] if login else None
     except (OSError, netrc.NetrcParseError):
         return None
 
