@@ -56,6 +56,12 @@ def test_every_figure_is_there_and_shown(readme):
     assert shown == {path.name for path in ASSETS.glob("*.png")}
 
 
+def test_the_map_names_every_module(readme):
+    modules = {path.name for path in (REPOSITORY / "src").glob("*.py")}
+    _, _, table = readme.partition("## What is in `src`")
+    assert set(re.findall(r"`(\w+\.py)`", table.partition("\n## ")[0])) == modules
+
+
 def test_robustness(readme):
     found = results("robustness")
     augmented, plain = found["runs/augmented"], found["runs/unaugmented"]
