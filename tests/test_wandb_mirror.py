@@ -26,7 +26,7 @@ import report
 import train as training
 import wandb_mirror
 from checkpoints import build_model, save_checkpoint
-from conftest import REPOSITORY
+from conftest import MIXTURE, REPOSITORY
 from dataset import prepare
 from report import Evaluation
 from runs import Run
@@ -162,6 +162,23 @@ def artifacts_of(run: Path, kind: str) -> dict:
 def curves(run: Path) -> list[dict]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def test_the_page_of_a_mixture_tells_its_corpora_apart(miniature, no_key):
+    run = training.train(miniature(*MIXTURE, "wandb.mode=offline", "training.epochs=1"))
+    (last,) = steps_of(run)
+    (row,) = curves(run)
+    tests = ("test/one", "test/two")
+    images = {
+        f"figures/{t}/{n}" for t in tests for n in ("det", "scores", "embeddings")
+    }
+    assert images == {name for name in last if name.startswith("figures/")}
+    tables = {"results", *(f"{test}/errors" for test in tests)}
+    measured = {f"{test}/{n}" for test in tests for n in ("eer", "min_dcf", "cllr")}
+    validated = {f"validation/{label}/loss" for label in ("one", "two")}
+    assert tables | measured | validated | set(row) <= set(last)
+    assert not {"errors", "test/eer", "figures/det"} & set(last)
+    assert validated < set(summary_of(run))
 
 
 @pytest.mark.parametrize("log_audio", [False, True])
