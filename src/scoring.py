@@ -66,10 +66,11 @@ def as_norm(
 
 @dataclass(frozen=True)
 class Calibration:
-    """A linear map from scores to log likelihood ratios, and a decision threshold.
+    """A linear map from scores to log likelihood ratios, and decision thresholds.
 
-    The threshold is a log likelihood ratio. Miss and false alarm are its rates on the
-    trials that it was chosen on.
+    Thresholds are log likelihood ratios. Miss and false alarm are rates of `threshold`
+    on the trials that it was chosen on. `strict` is the threshold of a tenth of its
+    false-alarm rate; calibrations had none at first.
     """
 
     scale: float
@@ -77,6 +78,7 @@ class Calibration:
     threshold: float
     miss: float
     false_alarm: float
+    strict: float | None = None
 
     def llrs(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Natural logarithms of likelihood ratios, [K] -> [K]."""
@@ -140,4 +142,7 @@ def calibrate(
     llrs = [(scale * part + offset, targets) for part, targets in parts]
     threshold = threshold_for(false_alarm_rate, llrs)
     miss, false_alarm = np.mean([rates_at(threshold, *part) for part in llrs], axis=0)
-    return Calibration(scale, offset, threshold, float(miss), float(false_alarm))
+    strict = threshold_for(false_alarm_rate / 10, llrs)
+    return Calibration(
+        scale, offset, threshold, float(miss), float(false_alarm), strict
+    )

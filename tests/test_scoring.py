@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from metrics import cllr, min_cllr, rates_at
-from scoring import as_norm, calibrate, cosine_scores
+from scoring import Backend, as_norm, calibrate, cosine_scores
 from trials import make_trials
 
 
@@ -70,6 +70,17 @@ def test_calibration_finds_gaussian_likelihood_ratios():
     assert (calibrated >= found.threshold)[targets].mean() == pytest.approx(
         1 - found.miss
     )
+    strict_false_alarm = (calibrated >= found.strict)[~targets].mean()
+    assert strict_false_alarm <= 0.001
+    assert strict_false_alarm == pytest.approx(0.001, abs=1e-4)
+
+
+def test_backend_of_an_earlier_version_opens():
+    calibration = calibrate([(np.arange(9.0), np.arange(9) > 5)], 0.1)
+    values = Backend(torch.eye(2), {"trained": calibration}, ["development"]).as_dict()
+    assert Backend.from_dict(values).calibrations["trained"] == calibration
+    del values["calibrations"]["trained"]["strict"]
+    assert Backend.from_dict(values).calibrations["trained"].strict is None
 
 
 def test_calibration_of_scores_that_separate_stays_finite():
