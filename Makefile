@@ -1,10 +1,10 @@
 # make train      an environment in .venv, then a training run on the embedded corpus
 # make notebook   the same environment, then titanet.ipynb from top to bottom, in place;
 #                 with DATA in the environment on real speech below that folder
-# make study      the runs, figures and tables behind README's results; wants DATA
-# make soak       kills and hostile files by the thousand; writes README's table of them
+# make study      the runs, figures and tables of docs/results.md; wants DATA
+# make soak       kills and damaged files by the thousand; writes docs/reliability.md's table
 # make test       the same environment with the test packages, then lint and tests
-# make test-all   also the tests of reliability, which take long
+# make test-all   also the slow tests of reliability
 #
 # ARGS passes overrides on:  make train ARGS="model.name=dvector training.epochs=2"
 

@@ -1,4 +1,4 @@
-"""What the tests hold in small, in full; a JSON report and README's table of it.
+"""The reliability tests at full size; writes assets/soak.json and its table.
 
     python experiments/soak.py [--kills 50] [--inputs 20000] [--seed 1]
 
@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from readme import as_table, split_at_block, write_block
+from blocks import DOCS, as_table, split_at_block, write_block
 
 from conftest import REPOSITORY
 from hostile import fuzz
@@ -70,7 +70,7 @@ def cases(name: str) -> int:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """The table as README has it."""
+    """The table in docs/reliability.md."""
     rows = [["what was tried", "how often", "what happened"]]
     for moment, count in sorted(report["kills"].items()):
         outcome = "went on; weights, optimizer, metrics and report equal to the bit"
@@ -99,7 +99,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    split_at_block("soak.py")  # or a missing mark would be found in the end
+    split_at_block(DOCS / "reliability.md", "soak.py")  # fail now, not at the end
     with tempfile.TemporaryDirectory() as name:
         inputs = fuzz(options.inputs, options.seed, Path(name) / "inputs")
         (folder := Path(name) / "kills").mkdir()
@@ -113,7 +113,7 @@ def main() -> int:
     }
     path = REPOSITORY / "assets" / "soak.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
-    write_block("soak.py", as_markdown(report))
+    write_block(DOCS / "reliability.md", "soak.py", as_markdown(report))
     print(json.dumps(report))
     return 0
 

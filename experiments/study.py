@@ -1,10 +1,10 @@
-"""The runs behind README's results: train, evaluate, tabulate, draw.
+"""The runs behind docs/results.md: train, evaluate, tabulate, draw.
 
     python experiments/study.py DATA
 
-DATA holds the excerpts of LibriSpeech and speechocean762 that README describes.
-Finished runs are taken as they are, stopped ones go on. Writes `assets/results.json`,
-figures and lists of utterances in `assets`, and the results in `README.md`.
+DATA holds the excerpts of LibriSpeech and speechocean762 that docs/results.md
+describes. Finished runs are reused, stopped ones resumed. Writes `assets/results.json`,
+figures and lists of utterances in `assets`, and the tables in `docs/results.md`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from readme import as_table, write_block
+from blocks import DOCS, as_table, write_block
 
 from checkpoints import SpeakerModel, choose_device, load_model
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
@@ -159,7 +159,7 @@ def cells(report: Mapping[str, Any]) -> list[str]:
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
-    """Tables and commands as README has them."""
+    """The tables and commands in docs/results.md."""
     columns = ["trained and tested on", "model", "weights", "epochs", "accuracy"]
     rows = [[*columns, "EER", "minDCF"]]
     for corpus in CORPORA:
@@ -224,7 +224,7 @@ def main() -> int:
         "unseen": {name: found["systems"] for name, found in unseen.items()},
     }
     (ASSETS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_block("study.py", as_markdown(results))
+    write_block(DOCS / "results.md", "study.py", as_markdown(results))
     write_utterances(ASSETS / "librispeech-excerpt.txt", corpora[OWN])
     write_utterances(ASSETS / "speechocean762-excerpt.txt", corpora[UNSEEN])
     return 0

@@ -1,8 +1,10 @@
-"""README says what the committed results say."""
+"""README and docs say what the committed results say; their commands are understood."""
 
 import json
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,100 +14,152 @@ from parameters import load_parameters
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import soak
 import study
-from readme import split_at_block
+from blocks import DOCS, split_at_block
 
 ASSETS = REPOSITORY / "assets"
-
-
-@pytest.fixture(scope="module")
-def readme() -> str:
-    return (REPOSITORY / "README.md").read_text()
+README = REPOSITORY / "README.md"
+DOCUMENTS = [README, *sorted(DOCS.glob("*.md"))]
 
 
 def results(name: str) -> dict:
     return json.loads((ASSETS / f"{name}.json").read_text())
 
 
-def sentences(readme: str) -> str:
-    return " ".join(readme.split())
+def sentences(document: str) -> str:
+    return " ".join((DOCS / f"{document}.md").read_text().split())
+
+
+@pytest.fixture(params=DOCUMENTS, ids=lambda path: path.stem)
+def document(request) -> Path:
+    return request.param
+
+
+def test_readme_is_short():
+    assert len(README.read_text().split()) <= 1200
+
+
+def test_commands_are_understood(document):
+    blocks = re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    for line in (line for line in lines if "src/train.py -p" in line):
+        words = shlex.split(line)
+        files = [REPOSITORY / word for word in words if word.endswith(".yml")]
+        values = [w for w in words if "=" in w and "$" not in w and "{" not in w]
+        load_parameters(*files, overrides=values)
+
+
+def test_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        assert link.startswith("https://") or (document.parent / link).exists(), link
+
+
+def test_every_figure_is_shown():
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    shown = set(re.findall(r"\]\((?:\.\./)?assets/([\w-]+\.png)\)", text))
+    assert shown == {path.name for path in ASSETS.glob("*.png")}
+
+
+def test_readme_leads_to_every_document():
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", README.read_text()))
+    assert linked == {path.name for path in DOCS.glob("*.md")}
+
+
+def test_the_map_names_every_module():
+    modules = {path.name for path in (REPOSITORY / "src").glob("*.py")}
+    _, _, table = README.read_text().partition("## What is in `src`")
+    assert set(re.findall(r"`(\w+\.py)`", table.partition("\n## ")[0])) == modules
 
 
 def test_results_are_those_of_the_study():
-    assert split_at_block("study.py")[1] == study.as_markdown(results("results"))
+    written = split_at_block(DOCS / "results.md", "study.py")[1]
+    assert written == study.as_markdown(results("results"))
+
+
+def test_readmes_results_are_those_of_the_study():
+    text, rows = README.read_text(), 0
+    for run in results("results")["runs"]:
+        if run["model"] == "TitaNet, ArcFace":
+            names = "trained", "untrained", "mean log-mel"
+            cells = [study.cells(run["systems"][name])[0] for name in names]
+            assert (
+                f"{run['corpus']}, {run['hours']:.1f} h | {' | '.join(cells)} |" in text
+            )
+            rows += 1
+            if run["corpus"] == "speechocean762":
+                assert f"EER {100 * run['systems']['trained']['eer']:.1f} %." in text
+    assert rows == 3
 
 
 def test_reliability_is_that_of_the_soak():
     found = results("soak")
-    assert split_at_block("soak.py")[1] == soak.as_markdown(found)
+    written = split_at_block(DOCS / "reliability.md", "soak.py")[1]
+    assert written == soak.as_markdown(found)
     assert sum(found["kills"].values()) >= 50
     assert len(found["kills"]) == 4
     assert sum(kind["tried"] for kind in found["inputs"].values()) >= 20_000
 
 
-def test_commands_of_the_results_are_understood(readme):
-    commands = re.findall(r"^python src/train\.py (-p .*)$", readme, re.MULTILINE)
-    assert len(commands) >= len(study.RUNS)
-    for words in (command.split() for command in commands):
-        files = [REPOSITORY / w for w in words if w.endswith(".yml")]
-        overrides = [w for w in words if "=" in w and "$" not in w and "{" not in w]
-        load_parameters(*files, overrides=[o for o in overrides if "DATA" not in o])
+def test_robustness():
+    text, found = sentences("results"), results("robustness")
+    for name, run in (("with augmentation", "augmented"), ("without", "unaugmented")):
+        eers = found[f"runs/{run}"]
+        row = f"| {name} | {eers['clean']:.1%} | {eers['degraded']:.1%} |"
+        assert row in text
 
 
-def test_every_figure_is_there_and_shown(readme):
-    shown = set(re.findall(r"\]\(assets/([\w-]+\.png)\)", readme))
-    assert shown == {path.name for path in ASSETS.glob("*.png")}
+def test_calibration():
+    found = results("calibration")["verification"]
+    text = sentences("results")
+    for name, system in (("cosine", "trained"), ("AS-norm", "trained, AS-norm")):
+        report = found["test"]["systems"][system]
+        assert (
+            f"| {name} | {report['cllr']:.3f} | {report['false_alarm']:.1%} |" in text
+        )
+    fitted, tested = (
+        found[split]["systems"]["trained"]["num_speakers"]
+        for split in ("development", "test")
+    )
+    assert f"on {fitted} development speakers" in text
+    assert f"tested on {tested} others" in text
 
 
-def test_the_map_names_every_module(readme):
-    modules = {path.name for path in (REPOSITORY / "src").glob("*.py")}
-    _, _, table = readme.partition("## What is in `src`")
-    assert set(re.findall(r"`(\w+\.py)`", table.partition("\n## ")[0])) == modules
-
-
-def test_robustness(readme):
-    found = results("robustness")
-    augmented, plain = found["runs/augmented"], found["runs/unaugmented"]
-    text = sentences(readme)
-    noisy = [100 * eers["degraded"] for eers in (augmented, plain)]
-    assert "the EER there is {:.1f} %, without any {:.1f} %".format(*noisy) in text
-    clean = [100 * eers["clean"] for eers in (augmented, plain)]
-    assert "As recorded it is {:.1f} % with, {:.1f} % without".format(*clean) in text
-
-
-def test_calibration(readme):
-    systems = results("calibration")["verification"]["test"]["systems"]
-    plain, normalised = systems["trained"], systems["trained, AS-norm"]
-    text = sentences(readme)
-    assert f"Cllr of the test is {plain['cllr']:.3f}, and" in text
-    assert f"and {normalised['cllr']:.3f} of normalised scores" in text
-    assert f"lets {100 * plain['false_alarm']:.1f} % through" in text
-    assert f"of normalised scores {100 * normalised['false_alarm']:.1f} %" in text
-
-
-def test_speed_of_a_pass(readme):
-    for size, found in results("train_step").items():
+def test_speed_of_a_pass():
+    text, steps = sentences("speed"), results("train_step")
+    for size, found in steps.items():
         seconds, ratio = found["seconds"], found["ratio"]
         assert (
             f"| TitaNet-{size} | {seconds['eager']:.2f} s, {ratio['eager']:.2f} of "
             f"NeMo's time | {seconds['compiled']:.2f} s, {ratio['compiled']:.2f} | "
             f"{seconds['nemo']:.2f} s |"
-        ) in readme
-    most = max(one["largest_difference"] for one in results("train_step").values())
-    assert f"differ by at most {most:.2e} between" in sentences(readme)
+        ) in text
+    most = max(found["largest_difference"] for found in steps.values())
+    assert f"differ by at most {most:.2e}." in text
+    first = [steps[size]["first_seconds"]["compiled"] for size in ("S", "L")]
+    assert "takes {:.0f} s (S) to {:.0f} s (L)".format(*first) in text
+    gains = sorted(
+        1 - found["seconds"]["compiled"] / found["seconds"]["eager"]
+        for found in steps.values()
+    )
+    assert f"gain {100 * gains[0]:.0f} to {100 * gains[-1]:.0f} %" in text
 
 
-def test_speed_of_embedding(readme):
-    found, text = results("embed"), sentences(readme)
+def test_speed_of_embedding():
+    found, text = results("embed"), sentences("speed")
     speed = found["audio_seconds_per_second"]["ours"]
-    assert f"embedded at {speed:.0f} audio-seconds a second" in text
-    assert f"{found['times_nemos_speed']:.1f} times what NeMo's" in text
+    assert f"at {speed:.0f} seconds of audio per second" in text
+    assert f"{found['times_nemos_speed']:.1f} times as fast as NeMo's" in text
 
 
-def test_speed_of_the_pipeline(readme):
-    found, text = results("pipeline"), sentences(readme)
-    speed, ratio = found["audio_seconds_per_second"], found["ratio_to_file_by_file"]
-    assert f"prepare {speed['plain']:,.0f} audio-seconds a second" in text
-    assert f"and {speed['augmented']:,.0f} with all three" in text
-    assert f": {ratio['plain']:.0f} and {ratio['augmented']:.0f} times a loop" in text
+def test_speed_of_the_pipeline():
+    found, text = results("pipeline"), sentences("speed")
+    for speed in found["audio_seconds_per_second"].values():
+        assert f" | {speed:,.0f} |" in text
+    ratio = found["ratio_to_file_by_file"]["augmented"]
+    assert f"The second is {ratio:.0f} times as fast as the third" in text
     for part, share in found["shares"].items():
-        assert f"{100 * share:.0f} %" in text, part
+        assert re.search(rf"{part}[\w ]* \({100 * share:.0f} %\)", text), part
+
+
+def test_memory():
+    size = results("soak")["large"]["hours"]["bytes"]
+    assert f"takes {size / 1e9:.1f} GB of memory" in sentences("speed")
