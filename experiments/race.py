@@ -19,6 +19,7 @@ device, and all that is drawn in a step is drawn there, in static shapes.
 
 import argparse
 import copy
+import hashlib
 import json
 import math
 import multiprocessing
@@ -199,7 +200,8 @@ def _decode(path: Path) -> np.ndarray:
 
 def load_corpus(folder: Path, cache_folder: Path) -> Corpus:
     """Decode a folder into the cache once."""
-    stem = cache_folder / str(folder.resolve()).strip("/").replace("/", "-")
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
+    stem = cache_folder / f"{folder.name.replace('.', '-')}-{digest[:12]}"
     if not stem.with_suffix(".json").exists():
         paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO)
         if not paths:

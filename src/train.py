@@ -72,7 +72,9 @@ from runs import Run
 from transforms import Augmentation, recording_digests
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device
-COMPILING_PAYS = 300.0  # hours of crops, from which on a GPU it is worth its minute
+# Hours of crops from which compiling pays on a GPU: it takes 42 s for each duration of
+# crops and raises TitaNet-S from 22,600 to 40,400 audio seconds a second (H100).
+COMPILING_PAYS = 1500.0
 MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
 MAY_CHANGE = (  # without another result
     "dataset.packs",

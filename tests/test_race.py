@@ -3,11 +3,12 @@
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from conftest import RATE, REPOSITORY
+from conftest import RATE, REPOSITORY, write
 from losses import ArcFaceLoss
 from transforms import slaney_filterbank
 
@@ -19,6 +20,7 @@ from race import (
     Muon,
     Recipe,
     change_speed,
+    load_corpus,
     recipe_of,
     warped_filterbank,
 )
@@ -29,6 +31,14 @@ def test_every_idea_is_a_recipe():
     assert recipe_of("muon-0.01+margin-0.3").margin == 0.3
     with pytest.raises(SystemExit):
         recipe_of("baseline+nothing")
+
+
+def test_corpora_do_not_share_a_cache(tmp_path):
+    for number, name in enumerate(("a.1/train", "a.1/test", "a.2/train")):
+        folder = tmp_path / name
+        write(folder / "ann" / "x.wav", np.full(100 + number, 0.1))
+        corpus = load_corpus(folder, tmp_path / "cache")
+        assert corpus.lengths.tolist() == [100 + number]
 
 
 def test_muon_is_torchs():
