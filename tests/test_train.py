@@ -709,7 +709,7 @@ def test_whom_an_ancestor_has_heard_is_never_tested(miniature, capsys):
 
 
 class TestMixture:
-    def test_a_run_of_a_mixture(self, miniature):
+    def test_a_run_of_a_mixture(self, miniature, capsys):
         p = miniature(*MIXTURE, "run.name=mine")
         run = train(p)
         texts = ("trials.txt", "scores.txt", "errors.tsv")
@@ -739,9 +739,6 @@ class TestMixture:
         assert evaluation_main(["--checkpoint", str(run)]) == 0
         (again,) = (run / "evaluations").iterdir()
         assert (again / "test" / "one" / "map.html").exists()
-
-    def test_other_weights_are_another_run(self, miniature, capsys):
-        run = train(miniature(*MIXTURE, "run.name=mine", "training.epochs=1"))
         one = "{label: one, weight: 2, name: synthetic, seed: 1}"
         assert main(["--resume", str(run), f"dataset.mixture=[{one}]"]) == 2
         assert "error: dataset.mixture" in capsys.readouterr().err
