@@ -160,6 +160,16 @@ def test_speed_of_the_pipeline():
         assert re.search(rf"{part}[\w ]* \({100 * share:.0f} %\)", text), part
 
 
+def test_installation():
+    found = results("install")
+    sizes = [found[f"{place}_bytes"] / 1e9 for place in ("download", "disk")]
+    short = "({:.1f} GB to download, {:.1f} GB on the disk)"
+    assert short.format(*sizes) in README.read_text()
+    text = sentences("training")
+    assert "downloads {:.1f} GB and takes {:.1f} GB".format(*sizes) in text
+    assert f"took {found['seconds'] / 60:.0f} minutes" in text
+
+
 def test_memory():
     size = results("soak")["large"]["hours"]["bytes"]
     assert f"takes {size / 1e9:.1f} GB of memory" in sentences("speed")
