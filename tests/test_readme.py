@@ -70,6 +70,23 @@ def test_the_map_names_every_module():
     assert set(re.findall(r"`(\w+\.py)`", table.partition("\n## ")[0])) == modules
 
 
+def test_gpu_speed_is_as_measured():
+    text = (DOCS / "speed.md").read_text()
+    for key, name in (
+        ("s eager", "TitaNet-S, eager"),
+        ("s compiled", "TitaNet-S, compiled"),
+        ("l compiled", "TitaNet-L, compiled"),
+    ):
+        found = results("gpu")[key]
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {name} "))
+        assert row.split(" | ")[2:] == [
+            f"{found['audio_seconds_per_second']:,.0f}",
+            f"{found['share_of_matrix_peak']:.1%}".replace("%", " %"),
+            f"{found['seconds_for_75_epochs']:.0f} s",
+            f"{found['first_seconds']:.0f} s |",
+        ]
+
+
 def test_results_are_those_of_the_study():
     written = split_at_block(DOCS / "results.md", "study.py")[1]
     assert written == study.as_markdown(results("results"))
