@@ -82,7 +82,7 @@ def load_recording(
     # by less than a thousandth.
     ratio = Fraction(rate, sample_rate)
     ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
-    waveform = _resample(waveform, ratio.numerator, ratio.denominator)
+    waveform = resampled(waveform, ratio.numerator, ratio.denominator)
     _refuse_short(len(waveform), sample_rate, min_seconds)
     if not waveform.isfinite().all():
         raise AudioError("expected finite samples, found NaN or infinity")
@@ -96,7 +96,7 @@ def _refuse_short(num_samples: int, sample_rate: int, min_seconds: float) -> Non
         raise AudioError(f"expected at least {min_seconds:g} s, found {seconds:.4f} s")
 
 
-def _resample(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
+def resampled(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
     """Resample [N] -> [N'] by new / old, stretch by stretch.
 
     For whole hours torchaudio would need five times their own memory.

@@ -358,7 +358,7 @@ def _scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
     root = parameters.root
     _expect_folder(root, "the folder of dataset.root")
     genders = _folder_genders(root / "speakers.csv")
-    folders = _folders(root)
+    folders = folders_in(root)
     named = [folder for folder in folders if folder.name in SPLITS]
     others = [folder.name for folder in folders if folder.name not in SPLITS]
     if named and others:
@@ -371,8 +371,8 @@ def _scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
         split = home.name if named and (holds_test or home.name != "train") else None
         paths = [
             (_quote(folder.name), path)
-            for folder in _folders(home)
-            for path in _audio_files(folder)
+            for folder in folders_in(home)
+            for path in audio_files(folder)
         ]
         if not paths:
             raise CorpusError(
@@ -466,15 +466,15 @@ def _files(home: Path, layout: str) -> list[Path]:
     return found
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in _visible(folder) if path.is_dir())
 
 
-def _audio_files(folder: Path) -> Iterator[Path]:
+def audio_files(folder: Path) -> Iterator[Path]:
     for path in _visible(folder):
         if path.is_dir():
             if not path.is_symlink():  # it may lead back here
-                yield from _audio_files(path)
+                yield from audio_files(path)
         elif path.suffix.lower() in EXTENSIONS:
             yield path
 
@@ -550,7 +550,7 @@ def noise_recordings(root: Path) -> list[Utterance]:
     talker is no noise.
     """
     _expect_folder(root, "the folder of augmentation.noise.root")
-    folders = {folder.name for folder in _folders(root)}
+    folders = {folder.name for folder in folders_in(root)}
     left_out = {"speech"} if {"music", "noise", "speech"} <= folders else set()
     return _recordings_below(root, lambda path: path.parts[0] not in left_out)
 
@@ -580,7 +580,7 @@ def response_recordings(root: Path, download: bool) -> list[Utterance]:
 
 def _recordings_below(root: Path, wanted: Callable[[Path], bool]) -> list[Utterance]:
     try:
-        paths = [path.relative_to(root) for path in _audio_files(root)]
+        paths = [path.relative_to(root) for path in audio_files(root)]
     except OSError as error:
         where = error.filename or root
         raise CorpusError(f"{where}: cannot be used: {error.strerror}") from None

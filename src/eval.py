@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from audio import AudioError, load_recording
 from checkpoints import SpeakerModel, build_model, choose_device, make_directory
-from corpora import CorpusError, official_trials, people_key, without_label
-from dataset import Entry, Pack, Splits, UtteranceBatches, prepare
+from corpora import official_trials, people_key, without_label
+from dataset import Splits, UtteranceBatches, prepare
 from layers import valid_positions
 from metrics import (
     actual_dcf,
@@ -243,46 +242,6 @@ def _identify(
         num_speakers=len(targets.unique()),
         num_classes=len(class_of),
     )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How similar two recordings are, and whether they are one person's.
-
-    The log likelihood ratio and the decision need a model with a calibration.
-    """
-
-    cosine: float
-    llr: float | None
-    same_speaker: bool | None
-
-
-@torch.inference_mode()
-def compare_recordings(model: SpeakerModel, first: Path, second: Path) -> Comparison:
-    """Compare two audio files; raise `CorpusError` for one that cannot be read."""
-    model.eval()
-    front_end = model.config.front_end
-    rate, min_seconds = front_end.sample_rate, front_end.min_seconds
-    device = model.device
-    seconds = model.config.evaluation.batch_seconds
-    entries, recordings, offset = [], [], 0
-    for path in (first, second):
-        try:
-            samples = torch.from_numpy(load_recording(path, rate, min_seconds).samples)
-        except AudioError as error:
-            raise CorpusError(f"{path}: {error}") from None
-        entries.append(Entry(str(path), "", None, None, None, offset, len(samples)))
-        recordings.append(samples)
-        offset += len(samples)
-    packed = Pack(torch.cat(recordings), entries, rate, warnings=[], digests={})
-    batches = UtteranceBatches(packed, range(2), seconds, device)
-    embeddings = embed(model, batches).double()
-    cosine = F.cosine_similarity(*embeddings[:, None]).numpy()
-    calibration = model.backend and model.backend.calibrations.get("trained")
-    if not calibration:
-        return Comparison(cosine.item(), None, None)
-    llr = calibration.llrs(cosine).item()
-    return Comparison(cosine.item(), llr, llr >= calibration.threshold)
 
 
 def mean_log_mel(front_end: FrontEnd) -> Callable:

@@ -33,6 +33,7 @@ ORDER = [
     "runs",
     "nemo_checkpoint",
     "eval",
+    "voices",
     "train",
 ]
 KNOWS_NOTHING_OF_OURS = ("parameters", "metrics", "parallel")
@@ -43,6 +44,7 @@ OWNERS = {
     "plotly": {"figures"},
     "soundfile": {"audio"},
     "triton": {"kernels"},
+    "silero_vad": {"voices"},
     "torchaudio": {"audio"},
     "yaml": {"parameters"},
     "pydantic": {"parameters"},
@@ -84,6 +86,7 @@ def test_every_library_is_a_pinned_requirement():
         "yaml": "pyyaml",
         "umap": "umap-learn",
         "sklearn": "scikit-learn",
+        "silero_vad": "silero-vad",
         "triton": "torch",  # which brings it where it has a GPU
     }
     used = set().union(*map(imports, MODULES)) - set(MODULES)

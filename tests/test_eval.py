@@ -6,17 +6,14 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 import corpora
 import eval as evaluation
 from checkpoints import build_model, save_checkpoint
 from conftest import MIXTURE
-from corpora import CorpusError
 from dataset import UtteranceBatches, prepare
 from eval import (
-    compare_recordings,
     embed,
     evaluate,
     evaluate_checkpoint,
@@ -31,7 +28,7 @@ from eval import (
 from metrics import cllr, min_dcf
 from parameters import ParameterError
 from report import as_report, as_summary
-from scoring import Backend, Calibration
+from scoring import Calibration
 from trials import TrialError, make_trials, write_scores, write_trials
 
 CPU = torch.device("cpu")
@@ -155,40 +152,6 @@ def test_identification_scores_few_utterances_at_once(prepared, monkeypatch, los
     assert max(sizes) <= 30
     one, other = (asdict(found["validation"]) for found in (parts, whole))
     assert one == pytest.approx(other)
-
-
-def test_two_files_are_compared_as_their_utterances_are(prepared, tmp_path):
-    model, splits = prepared()
-    paths, indices = [tmp_path / "a.wav", tmp_path / "b.wav"], splits.test[:2]
-    for path, index in zip(paths, indices, strict=True):
-        entry = splits.pack.entries[index]
-        samples = splits.pack.samples[entry.offset :][: entry.samples]
-        soundfile.write(path, samples.numpy(), splits.pack.sample_rate)
-    batches = UtteranceBatches(splits.pack, indices, 1, CPU)
-    embeddings = embed(model, batches)
-    cosine = torch.cosine_similarity(*embeddings[:, None]).item()
-    found = compare_recordings(model, *paths)
-    assert found.cosine == pytest.approx(cosine, abs=1e-5)
-    assert found.llr is found.same_speaker is None
-    for threshold, same in ((3 * cosine - 1.01, True), (3 * cosine - 0.99, False)):
-        calibration = Calibration(3.0, -1.0, threshold, 0.1, 0.1)
-        backend = Backend(torch.eye(2), {"trained": calibration}, ["development"])
-        model.backend = backend
-        found = compare_recordings(model, *paths)
-        assert found.llr == pytest.approx(3 * cosine - 1, abs=1e-4)
-        assert found.same_speaker is same
-    assert compare_recordings(model, paths[0], paths[0]).cosine == pytest.approx(1)
-    paths[1].write_bytes(paths[1].read_bytes()[:30])
-    with pytest.raises(CorpusError, match=r"b\.wav: "):
-        compare_recordings(model, *paths)
-
-
-def test_a_file_too_short_for_the_front_end_is_not_compared(prepared, tmp_path):
-    coarse = "window_seconds=0.064", "hop_seconds=0.032", "n_fft=1024"
-    model, _ = prepared(*(f"front_end.{setting}" for setting in coarse))
-    soundfile.write(tmp_path / "a.wav", np.ones(800), 16_000)
-    with pytest.raises(CorpusError, match=r"a\.wav: expected at least 0\.064 s"):
-        compare_recordings(model, tmp_path / "a.wav", tmp_path / "a.wav")
 
 
 def test_long_utterance_has_the_mean_of_its_windows(prepared, monkeypatch):

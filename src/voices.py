@@ -1,0 +1,745 @@
+"""Whose voice is this? Compare recordings, and find enrolled people again.
+
+sounds -> `Voices.listen` -> `Clip`s -> `Voices.compare` -> `Comparison`
+sounds by name -> `Voices.enrol` -> `People` <-> people.npz
+sound, `People` -> `Voices.identify` -> `Identification`
+
+    python src/voices.py compare a.wav b.wav [...]
+    python src/voices.py enrol PEOPLE --store people.npz
+    python src/voices.py identify x.wav [...] --store people.npz
+    python src/voices.py forget NAME --store people.npz
+
+U clips, N samples, E embedding size. A sound is an audio file or samples. Without
+`--checkpoint` the encoder is the one that comes with the repository. A cosine becomes a
+log likelihood ratio by the encoder's calibration: above 0 the clips are more likely one
+person's, and by how much is in natural units, so that 2.3 is ten to one. Its thresholds
+are for a rate of false alarms, which are different people taken for one.
+
+Where there are P enrolled people, a stranger has P chances of being taken for one of
+them. The threshold of `identify` is therefore higher by log P.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import sys
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from audio import AudioError, load_recording, resampled
+from checkpoints import SpeakerModel, atomic_write
+from corpora import EXTENSIONS, audio_files, folders_in
+from dataset import FULL_SCALE, Entry, Pack, UtteranceBatches
+from eval import embed
+from nemo_checkpoint import load_any_model
+from parameters import UserError
+from scoring import Calibration
+
+RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
+STORE_VERSION = 1
+MIN_SECONDS = 0.3  # of a sound; shorter ones hold no voice
+MIN_PEAK = 0.001  # of full scale; below is silence
+FEW_SECONDS = 2.0  # of speech, below which verdicts are less sure
+CLIPPED = 0.001  # share of samples at full scale
+NARROW = 1e-4  # power at 5 to 7 kHz beside that at 2 to 3.5 kHz; 8 kHz sound has less
+DETECTOR_RATE = 16_000  # Hz
+NUM_NEAREST = 3
+
+Sound = str | Path | np.ndarray
+
+
+class VoiceError(UserError):
+    """A sound, a name or a store of people that cannot be used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A sound as the model hears it."""
+
+    name: str
+    vector: NDArray[np.float32]  # [E], of length 1
+    seconds: float
+    speech: float  # seconds of it
+    digest: str  # of its samples
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Log likelihood ratios from which clips are taken for one person's.
+
+    `strict` has a tenth of the false-alarm rate, `origin` says of whose trials these
+    rates are.
+    """
+
+    llr: float
+    strict: float | None
+    false_alarm_rate: float
+    origin: str
+
+    def __str__(self) -> str:
+        rate = 100 * self.false_alarm_rate
+        return f"threshold {self.llr:+.1f} ({rate:g} % false alarms on {self.origin})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How alike two clips are, and whether they are one person's.
+
+    All but the cosine needs a model with a calibration.
+    """
+
+    first: str
+    second: str
+    cosine: float
+    llr: float | None
+    threshold: Threshold | None
+    speech: tuple[float, float]  # seconds
+    warnings: tuple[str, ...]
+
+    @property
+    def same_speaker(self) -> bool | None:
+        """Whether the log likelihood ratio reaches the threshold."""
+        return None if self.llr is None else self.llr >= self.threshold.llr
+
+    @property
+    def verdict(self) -> str:
+        """The decision in words."""
+        if self.llr is None:
+            return "no verdict, the model has no calibration"
+        strict = self.threshold.strict
+        if strict is not None and self.llr >= max(strict, self.threshold.llr):
+            return "the same person"
+        if self.same_speaker:
+            return "probably the same person"
+        return "undecided" if self.llr > 0 else "different people"
+
+    def __str__(self) -> str:
+        measures = [f"cosine {self.cosine:.3f}"]
+        if self.llr is not None:
+            measures += [f"log likelihood ratio {self.llr:+.1f}", str(self.threshold)]
+        first, second = self.speech
+        return (
+            f"{self.first} and {self.second}: {self.verdict}; {', '.join(measures)}; "
+            f"{first:.1f} and {second:.1f} s of speech"
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An enrolled person beside a clip."""
+
+    name: str
+    cosine: float
+    llr: float
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Which enrolled person a clip is of, None for somebody unknown."""
+
+    clip: str
+    name: str | None
+    nearest: tuple[Candidate, ...]
+    num_people: int
+    threshold: Threshold
+    speech: float  # seconds
+    warnings: tuple[str, ...]
+
+    @property
+    def margin(self) -> float | None:
+        """By how much the nearest person's log likelihood ratio leads."""
+        if len(self.nearest) < 2:
+            return None
+        return self.nearest[0].llr - self.nearest[1].llr
+
+    def __str__(self) -> str:
+        nearest = ", ".join(f"{c.name} {c.llr:+.1f}" for c in self.nearest)
+        lead = "" if self.margin is None else f", margin {self.margin:.1f}"
+        return (
+            f"{self.clip}: {self.name or 'unknown'}; nearest by log likelihood ratio: "
+            f"{nearest}{lead}; {self.threshold}, of {self.num_people} people; "
+            f"{self.speech:.1f} s of speech"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """Enrolled clips, a row for each, and the model that heard them."""
+
+    model: str  # its file
+    digest: str  # of its weights
+    front_end: str  # its parameters as JSON
+    names: NDArray[np.str_]  # [U], of the people
+    clips: NDArray[np.str_]  # [U]
+    clip_digests: NDArray[np.str_]  # [U]
+    seconds: NDArray[np.float64]  # [U], of speech
+    vectors: NDArray[np.float32]  # [U, E], of length 1
+
+    def with_clips(self, name: str, clips: Sequence[Clip]) -> "People":
+        """These and more clips of a person; a recording that is there counts once."""
+        held = set(self.clip_digests[self.names == name])
+        new = list({c.digest: c for c in clips if c.digest not in held}.values())
+        if not new:
+            return self
+        rows = {
+            "names": [name] * len(new),
+            "clips": [clip.name for clip in new],
+            "clip_digests": [clip.digest for clip in new],
+            "seconds": [clip.speech for clip in new],
+            "vectors": [clip.vector for clip in new],
+        }
+        joined = {
+            key: np.concatenate([getattr(self, key), added])
+            for key, added in rows.items()
+        }
+        return People(self.model, self.digest, self.front_end, **joined)
+
+    def without(self, name: str) -> "People":
+        """These without a person; raise `VoiceError` if there is no such person."""
+        kept = self.names != name
+        if kept.all():
+            raise VoiceError(
+                f"{name}: expected one of the enrolled people, "
+                f"{', '.join(np.unique(self.names)) or 'none'}"
+            )
+        rows = {key: getattr(self, key)[kept] for key in ROWS}
+        return People(self.model, self.digest, self.front_end, **rows)
+
+    def centroids(self) -> tuple[list[str], NDArray[np.float64]]:
+        """Names [P] and mean directions [P, E], one of each person however many clips
+        there are."""
+        names, places = np.unique(self.names, return_inverse=True)
+        sums = np.zeros((len(names), self.vectors.shape[1]))
+        np.add.at(sums, places, self.vectors)
+        return names.tolist(), _unit(sums)
+
+    def save(self, path: Path) -> None:
+        """Write all; if that fails, an old file stays and `RunError` is raised."""
+        with atomic_write(path) as file:
+            np.savez(file, version=STORE_VERSION, **vars(self))
+
+
+ROWS = ("names", "clips", "clip_digests", "seconds", "vectors")
+
+
+def load_people(path: Path) -> People:
+    """What `People.save` wrote; nothing in the file is executed. Raises `VoiceError`
+    if it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if file["version"] != STORE_VERSION:
+                raise VoiceError(
+                    f"{path}: expected a store of version {STORE_VERSION}, "
+                    f"got {file['version']}"
+                )
+            texts = {key: str(file[key]) for key in ("model", "digest", "front_end")}
+            rows = {key: file[key] for key in ROWS}
+        count = len(rows["names"])
+        kinds = {key: "fU"[rows[key].dtype.kind == "U"] for key in ROWS}
+        if (
+            {len(row) for row in rows.values()} != {count}
+            or [kinds[key] for key in ROWS] != ["U", "U", "U", "f", "f"]
+            or rows["vectors"].ndim != 2
+            or not np.isfinite(rows["vectors"]).all()
+        ):
+            raise ValueError("other rows than were written")
+        return People(**texts, **rows)
+    except VoiceError:
+        raise
+    except FileNotFoundError:
+        raise VoiceError(f"{path}: expected a store of people, found none") from None
+    # What NumPy raises depends on where foreign bytes stop looking like an archive.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VoiceError(f"{path}: not a readable store of people: {reason}") from None
+
+
+class Voices:
+    """A speaker model put to use.
+
+    Sounds are audio files of any rate and format, or arrays [N] at `sample_rate`,
+    either int16 or floating point in [-1, 1].
+    """
+
+    def __init__(self, model: SpeakerModel, name: str = "") -> None:
+        self.model, self.name = model.eval(), name
+        front_end = model.config.front_end
+        self.sample_rate = front_end.sample_rate  # Hz
+        self.min_seconds = max(MIN_SECONDS, front_end.min_seconds)
+
+    @classmethod
+    def load(cls, checkpoint: str | Path = RELEASED) -> "Voices":
+        """The model of a run, checkpoint or `.nemo` file, on a GPU if there is one."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        path = Path(checkpoint)
+        return cls(load_any_model(path, device), path.name)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """From cosines to log likelihood ratios."""
+        backend = self.model.backend
+        return backend and backend.calibrations.get("trained")
+
+    @property
+    def threshold(self) -> Threshold | None:
+        """That of the calibration."""
+        calibration, config = self.calibration, self.model.config
+        if calibration is None:
+            return None
+        corpora: dict[str, list[str]] = {}  # by split
+        for name in self.model.backend.calibrated_on:
+            split, _, label = name.partition("/")
+            corpora.setdefault(split, []).append(label or config.dataset.name)
+        origins = [
+            f"{s} speakers of {', '.join(names)}" for s, names in corpora.items()
+        ]
+        return Threshold(
+            calibration.threshold,
+            calibration.strict,
+            config.evaluation.false_alarm_rate,
+            " and ".join(origins) or "trials that it does not name",
+        )
+
+    def embed(self, sounds: Sequence[Sound]) -> NDArray[np.float32]:
+        """A vector of length 1 for each sound, [U, E]; raise `VoiceError` for a sound
+        that cannot be used."""
+        samples = [self._samples(*named)[0] for named in _named(sounds)]
+        return self._vectors(samples)
+
+    def listen(self, sounds: Sequence[Sound]) -> list[Clip]:
+        """Vectors of sounds, how much speech they hold, and what is wrong with them;
+        raise `VoiceError` for a sound that cannot be used."""
+        named = _named(sounds)
+        loaded = [self._samples(*one) for one in named]
+        vectors = self._vectors([samples for samples, _ in loaded])
+        clips = []
+        for (name, _), (samples, cut), vector in zip(
+            named, loaded, vectors, strict=True
+        ):
+            seconds = len(samples) / self.sample_rate
+            stretches = speech_stretches(samples, self.sample_rate)
+            speech = sum(end - begin for begin, end in stretches)
+            found = [cut] if cut else []
+            found += _faults(samples, self.sample_rate, seconds, speech)
+            faults = tuple(f"{name}: {fault}" for fault in found)
+            digest = hashlib.sha256(samples.tobytes()).hexdigest()
+            clips.append(Clip(name, vector, seconds, speech, digest, faults))
+        return clips
+
+    def compare(self, first: Sound, second: Sound) -> Comparison:
+        """Whether two sounds are of one person."""
+        return self.compare_clips(*self.listen([first, second]))
+
+    def compare_clips(self, first: Clip, second: Clip) -> Comparison:
+        """Whether two clips are of one person."""
+        cosine = float(first.vector.astype(np.float64) @ second.vector)
+        llr = None
+        if self.calibration is not None:
+            llr = float(self.calibration.llrs(np.float64(cosine)))
+        return Comparison(
+            first.name,
+            second.name,
+            cosine,
+            llr,
+            self.threshold,
+            (first.speech, second.speech),
+            # of a clip compared with itself once
+            tuple(dict.fromkeys(first.warnings + second.warnings)),
+        )
+
+    def enrol(
+        self, sounds: Mapping[str, Sequence[Sound]], people: People | None = None
+    ) -> People:
+        """People by their sounds, beside those who are enrolled already."""
+        enrolled = self._nobody() if people is None else self._own(people)
+        for name, of_person in sounds.items():
+            enrolled = enrolled.with_clips(_checked_name(name), self.listen(of_person))
+        return enrolled
+
+    def identify(self, sound: Sound, people: People) -> Identification:
+        """Which of the enrolled people a sound is of, if any."""
+        return self.identify_clip(self.listen([sound])[0], people)
+
+    def identify_clip(self, clip: Clip, people: People) -> Identification:
+        """Which of the enrolled people a clip is of, if any; raise `VoiceError` without
+        a calibration."""
+        names, centroids = self._own(people).centroids()
+        if not names:
+            raise VoiceError("expected enrolled people, the store has none")
+        calibration, own = self.calibration, self.threshold
+        if calibration is None:
+            raise VoiceError(
+                f"{self.name}: expected a calibrated model, for without a threshold "
+                "nobody is unknown"
+            )
+        cosines = centroids @ clip.vector
+        llrs = calibration.llrs(cosines)
+        order = np.argsort(-llrs, kind="stable")[:NUM_NEAREST].tolist()
+        nearest = tuple(
+            Candidate(names[i], float(cosines[i]), float(llrs[i])) for i in order
+        )
+        higher = math.log(len(names))  # a stranger has as many chances
+        threshold = Threshold(
+            own.llr + higher,
+            None if own.strict is None else own.strict + higher,
+            own.false_alarm_rate,
+            own.origin,
+        )
+        known = nearest[0].llr >= threshold.llr
+        return Identification(
+            clip.name,
+            nearest[0].name if known else None,
+            nearest,
+            len(names),
+            threshold,
+            clip.speech,
+            clip.warnings,
+        )
+
+    def disagreements(self, people: People, names: Sequence[str]) -> list[str]:
+        """A line for each clip of these people that is more likely somebody else's than
+        of the person of their other clips; none without a calibration."""
+        lines = []
+        for name in names if self.calibration is not None else ():
+            rows = np.flatnonzero(people.names == name)
+            vectors = people.vectors[rows].astype(np.float64)
+            if len(rows) < 2:
+                continue
+            others = _unit(vectors.sum(0) - vectors)
+            llrs = self.calibration.llrs((others * vectors).sum(1))
+            lines += [
+                f"{name}: {people.clips[row]} does not sound like the person's other "
+                f"clips, log likelihood ratio {llr:+.1f}"
+                for row, llr in zip(rows, llrs, strict=True)
+                if llr < 0
+            ]
+        return lines
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that a vector depends on: the front end and the encoder."""
+        digest = hashlib.sha256(self._front_end().encode())
+        for module in (self.model.front_end, self.model.encoder):
+            for name, tensor in module.state_dict().items():
+                digest.update(f"{name} {list(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _front_end(self) -> str:
+        p = self.model.config.front_end
+        keys = ("sample_rate", "window_size", "hop_size", "n_fft", "num_mels")
+        keys += ("preemphasis", "normalization")
+        return json.dumps({key: getattr(p, key) for key in keys})
+
+    def _nobody(self) -> People:
+        size = self.model.encoder.embedding_size
+        texts, numbers = np.empty(0, "U1"), np.empty(0)
+        vectors = np.empty((0, size), np.float32)
+        rows = (texts, texts, texts, numbers, vectors)
+        return People(self.name, self.digest, self._front_end(), *rows)
+
+    def _own(self, people: People) -> People:
+        """The people, if this model heard them."""
+        if people.digest != self.digest:
+            raise VoiceError(
+                f"expected people enrolled with {self.name} ({self.digest[:8]}), got "
+                f"those of {people.model} ({people.digest[:8]}); vectors of two models "
+                "do not compare"
+            )
+        return people
+
+    def _samples(self, name: str, sound: Sound) -> tuple[NDArray[np.int16], str | None]:
+        """int16 [N], and a warning if the file was cut short."""
+        try:
+            if isinstance(sound, np.ndarray):
+                samples, warning = _as_int16(sound), None
+                if len(samples) < round(self.min_seconds * self.sample_rate):
+                    seconds = len(samples) / self.sample_rate
+                    raise AudioError(
+                        f"expected at least {self.min_seconds:g} s, "
+                        f"found {seconds:.4f} s"
+                    )
+            else:
+                recording = load_recording(
+                    Path(sound), self.sample_rate, self.min_seconds
+                )
+                samples, warning = recording.samples, recording.warning
+            if max(samples.max(), -int(samples.min())) < MIN_PEAK * FULL_SCALE:
+                raise AudioError("expected speech, found silence")
+        except AudioError as error:
+            raise VoiceError(f"{name}: {error}") from None
+        return samples, warning
+
+    def _vectors(self, samples: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
+        lengths = [len(one) for one in samples]
+        offsets = [0, *itertools.accumulate(lengths)][:-1]
+        entries = [
+            Entry("", "", None, None, None, offset, length)
+            for offset, length in zip(offsets, lengths, strict=True)
+        ]
+        joined = torch.from_numpy(np.concatenate(samples))
+        packed = Pack(joined, entries, self.sample_rate, warnings=[], digests={})
+        seconds = self.model.config.evaluation.batch_seconds
+        batches = UtteranceBatches(
+            packed, range(len(entries)), seconds, self.model.device
+        )
+        return _unit(embed(self.model, batches).numpy())
+
+
+def _unit(vectors: NDArray) -> NDArray:
+    """Rows scaled to length 1."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def _named(sounds: Sequence[Sound]) -> list[tuple[str, Sound]]:
+    """Files by their paths, arrays by their places."""
+    return [
+        (f"array {place}" if isinstance(sound, np.ndarray) else str(sound), sound)
+        for place, sound in enumerate(sounds)
+    ]
+
+
+def _as_int16(samples: np.ndarray) -> NDArray[np.int16]:
+    if samples.ndim != 1 or samples.dtype.kind not in "fi":
+        raise AudioError(
+            "expected samples [N], int16 or floating point, "
+            f"got {samples.dtype} {list(samples.shape)}"
+        )
+    if samples.dtype == np.int16:
+        return samples
+    if samples.dtype.kind == "i":
+        raise AudioError(f"expected int16 or floating point, got {samples.dtype}")
+    if not np.isfinite(samples).all():
+        raise AudioError("expected finite samples, found NaN or infinity")
+    peak = np.abs(samples).max(initial=0)
+    if peak > 2:  # slightly above 1 is clipped, as in files
+        raise AudioError(f"expected samples in [-1, 1], got {peak:g}")
+    scaled = (samples * FULL_SCALE).round()
+    return scaled.clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+@cache
+def _detector() -> tuple[Any, Any]:
+    """Silero's network, and the function that applies it."""
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its network's format is deprecated
+        from silero_vad import get_speech_timestamps, load_silero_vad
+
+        network = load_silero_vad()
+    torch.set_num_threads(threads)  # the import has set the process's to one
+    return network, get_speech_timestamps
+
+
+def speech_stretches(
+    samples: NDArray[np.int16], sample_rate: int
+) -> list[tuple[float, float]]:
+    """Begin and end in seconds of each stretch of speech in [N] samples, found by
+    silero-vad."""
+    network, stretches = _detector()
+    waveform = torch.from_numpy(samples).float() / FULL_SCALE
+    waveform = resampled(waveform, sample_rate, DETECTOR_RATE)
+    return [
+        (stretch["start"] / DETECTOR_RATE, stretch["end"] / DETECTOR_RATE)
+        for stretch in stretches(waveform, network, sampling_rate=DETECTOR_RATE)
+    ]
+
+
+def _faults(
+    samples: NDArray[np.int16], rate: int, seconds: float, speech: float
+) -> list[str]:
+    """What makes a verdict less sure."""
+    faults = []
+    if not speech:
+        faults.append("no speech was found")
+    elif speech < FEW_SECONDS:
+        faults.append(f"{speech:.1f} s of speech, below {FEW_SECONDS:g} s is little")
+    if 0 < speech < seconds / 2 and seconds - speech > FEW_SECONDS:
+        faults.append(f"long pauses, {seconds - speech:.1f} of {seconds:.1f} s")
+    clipped = np.isin(samples, (-FULL_SCALE, FULL_SCALE - 1)).mean()
+    if clipped > CLIPPED:
+        faults.append(f"clipped, {100 * clipped:.1f} % of the samples at full scale")
+    if rate >= 14_000:
+        power = np.abs(np.fft.rfft(samples[: 60 * rate])) ** 2  # a minute will do
+        hertz = np.fft.rfftfreq(len(samples[: 60 * rate]), 1 / rate)
+        high = power[(hertz >= 5000) & (hertz < 7000)].mean()
+        if high < NARROW * power[(hertz >= 2000) & (hertz < 3500)].mean():
+            faults.append("narrow band, as of 8 kHz")
+    return faults
+
+
+def _checked_name(name: str) -> str:
+    """A person's name in Unicode's composed form; raise `VoiceError` if it is none."""
+    name = unicodedata.normalize("NFC", name.strip())
+    if not name or set(name) & set("/\\=") or not name.isprintable():
+        raise VoiceError(
+            f"{name!r}: expected a name of printable characters without /, \\ and ="
+        )
+    return name
+
+
+def read_people(arguments: Sequence[str]) -> dict[str, list[Path]]:
+    """Files by name from folders of a folder for each person, and `NAME=file,file`.
+
+    Raises `VoiceError` for what holds no audio, and for two people with one name.
+    """
+    people: dict[str, list[Path]] = {}
+
+    def add(name: str, files: list[Path]) -> None:
+        name = _checked_name(name)
+        if name in people:
+            raise VoiceError(f"{name}: expected a name of one person, got two")
+        people[name] = files
+
+    for argument in arguments:
+        folder = Path(argument)
+        name, equals, files = argument.partition("=")
+        if equals and not folder.is_dir():
+            add(name, [Path(file) for file in files.split(",") if file])
+            if not files.strip(","):
+                raise VoiceError(f"{name}: expected files such as {name}=a.wav,b.wav")
+            continue
+        try:
+            of_people = folders_in(folder)
+            files_of = {home: sorted(audio_files(home)) for home in of_people}
+        except OSError as error:
+            raise VoiceError(
+                f"{folder}: expected a folder of people or NAME=file,file: "
+                f"{error.strerror}"
+            ) from None
+        if not of_people:
+            raise VoiceError(f"{folder}: expected a folder for each person, found none")
+        for home, paths in files_of.items():
+            if not paths:
+                raise VoiceError(
+                    f"{home}: expected {', '.join(EXTENSIONS)} files, found none"
+                )
+            add(home.name, paths)
+    return people
+
+
+def _print(results: Sequence[Any], as_json: bool) -> None:
+    """Results as sentences after what is wrong with their clips, or as JSON."""
+    if as_json:
+        print(json.dumps([_as_dict(result) for result in results], indent=2))
+        return
+    for warning in dict.fromkeys(w for result in results for w in result.warnings):
+        print(f"warning: {warning}", file=sys.stderr)
+    for result in results:
+        print(result)
+
+
+def _as_dict(result: Comparison | Identification) -> dict[str, Any]:
+    kind = type(result)
+    derived = [key for key, value in vars(kind).items() if isinstance(value, property)]
+    return asdict(result) | {key: getattr(result, key) for key in derived}
+
+
+def _compare(options: argparse.Namespace) -> None:
+    if len(options.sounds) < 2:
+        raise VoiceError(f"expected two files or more, got {len(options.sounds)}")
+    voices = Voices.load(options.checkpoint)
+    pairs = itertools.combinations(voices.listen(options.sounds), 2)
+    _print([voices.compare_clips(*pair) for pair in pairs], options.json)
+
+
+def _enrol(options: argparse.Namespace) -> None:
+    sounds = read_people(options.people)
+    enrolled = load_people(options.store) if options.store.exists() else None
+    voices = Voices.load(options.checkpoint)
+    people = voices.enrol(sounds, enrolled)
+    people.save(options.store)
+    for line in voices.disagreements(people, list(sounds)):
+        print(f"warning: {line}", file=sys.stderr)
+    before = 0 if enrolled is None else len(enrolled.names)
+    print(
+        f"{options.store}: {len(np.unique(people.names))} people, {len(people.names)} "
+        f"clips, {len(people.names) - before} of them new"
+    )
+
+
+def _identify(options: argparse.Namespace) -> None:
+    people = load_people(options.store)
+    voices = Voices.load(options.checkpoint)
+    clips = voices.listen(options.sounds)
+    _print([voices.identify_clip(clip, people) for clip in clips], options.json)
+
+
+def _forget(options: argparse.Namespace) -> None:
+    people = load_people(options.store)
+    left = people.without(_checked_name(options.name))
+    left.save(options.store)
+    print(
+        f"{options.store}: {len(people.names) - len(left.names)} clips forgotten, "
+        f"{len(np.unique(left.names))} people left"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="src/voices.py", description="Whose voice is this?"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Any, about: str, *shared: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(run=run)
+        if "checkpoint" in shared:
+            command.add_argument(
+                "--checkpoint",
+                type=Path,
+                default=RELEASED,
+                metavar="RUN_OR_FILE",
+                help="a run, checkpoint or .nemo file instead of init/titanet-s.pt",
+            )
+        if "store" in shared:
+            command.add_argument(
+                "--store", type=Path, required=True, metavar="people.npz"
+            )
+        if "json" in shared:
+            command.add_argument("--json", action="store_true", help="for programs")
+        return command
+
+    command = add(
+        "compare", _compare, "are recordings of one person?", "checkpoint", "json"
+    )
+    command.add_argument("sounds", nargs="+", metavar="a.wav")
+    people = "a folder with a folder for each person, or NAME=file,file"
+    command = add("enrol", _enrol, "learn voices", "checkpoint", "store")
+    command.add_argument("people", nargs="+", metavar="PEOPLE", help=people)
+    command = add(
+        "identify", _identify, "whose voice is this?", "checkpoint", "store", "json"
+    )
+    command.add_argument("sounds", nargs="+", metavar="x.wav")
+    command = add("forget", _forget, "remove a person", "store")
+    command.add_argument("name", metavar="NAME")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; the exit status is 2 for a mistake of the user's, and 0 whatever
+    the verdict."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

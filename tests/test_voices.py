@@ -1,0 +1,626 @@
+"""Comparing recordings, and finding enrolled people: decisions, stores, bad input."""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import voices as using
+from checkpoints import build_model, save_checkpoint
+from conftest import RATE, write
+from eval import embed
+from parameters import SyntheticParameters
+from scoring import Backend, Calibration
+from synthetic import synthetic_utterances
+from voices import (
+    Clip,
+    Threshold,
+    VoiceError,
+    Voices,
+    load_people,
+    main,
+    read_people,
+    speech_stretches,
+)
+
+CPU = torch.device("cpu")
+CALIBRATION = Calibration(40.0, -36.0, 1.5, 0.1, 0.01, 3.0)
+SPOKEN = SyntheticParameters(
+    num_speakers=4, utterances_per_speaker=4, min_seconds=2.6, max_seconds=3.4
+)
+
+
+def said(speaker: int, index: int, rate: int = RATE) -> np.ndarray:
+    """int16 [N], of one of four synthetic voices."""
+    (utterance,) = [
+        u
+        for u in synthetic_utterances(SPOKEN, seed=3)
+        if (u.speaker, u.index) == (speaker, index)
+    ]
+    return utterance.render(rate)
+
+
+@pytest.fixture
+def people(tmp_path) -> Path:
+    """Folders of Ann, Ben and Cy with three recordings each."""
+    for number, name in enumerate(("ann", "ben", "cy")):
+        for index in range(3):
+            write(tmp_path / "people" / name / f"{index}.wav", said(number, index))
+    return tmp_path / "people"
+
+
+@pytest.fixture
+def checkpoint(tmp_path, miniature) -> Callable[..., Path]:
+    """A file of an untrained model, with a calibration unless told otherwise."""
+
+    def build(*overrides: str, calibration=CALIBRATION):
+        model = build_model(miniature(*overrides), ["a", "b"], {"": "digest"}, CPU)
+        if calibration is not None:
+            calibrations = {"trained": calibration}
+            cohort = torch.eye(model.encoder.embedding_size)[:2]
+            model.backend = Backend(cohort, calibrations, ["development"])
+        save_checkpoint(tmp_path / "model.pt", model)
+        return tmp_path / "model.pt"
+
+    return build
+
+
+@pytest.fixture
+def voices(checkpoint) -> Voices:
+    return Voices.load(checkpoint())
+
+
+@pytest.fixture
+def command(checkpoint, capsys) -> Callable[..., tuple[int, str, str]]:
+    """src/voices.py with the model; its exit status, output and errors."""
+    model = checkpoint()
+
+    def run(name, *arguments):
+        ours = [] if name == "forget" else ["--checkpoint", str(model)]
+        status = main([name, *map(str, arguments), *ours])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def refused(found: tuple[int, str, str], *words: str) -> None:
+    """Exit status 2 and one line that has these words."""
+    status, out, err = found
+    lines = [line.rpartition("\r")[2] for line in err.split("\n")]  # bars are erased
+    lines = [line for line in lines if line.strip()]
+    assert (status, out, len(lines)) == (2, "", 1)
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+# Comparing
+
+
+def test_files_are_compared_as_the_model_hears_them(voices, tmp_path):
+    paths = [write(tmp_path / f"{n}.wav", said(n, 0)) for n in (0, 1)]
+    with torch.inference_mode():
+        vectors = [
+            voices.model(torch.from_numpy(said(n, 0))[None] / 32768) for n in (0, 1)
+        ]
+    cosine = torch.cosine_similarity(*vectors).item()
+    found = voices.compare(*paths)
+    assert found.cosine == pytest.approx(cosine, abs=1e-5)
+    assert found.llr == pytest.approx(40 * found.cosine - 36)
+    assert found.speech == pytest.approx([3, 3], abs=1)
+    assert found.warnings == ()
+    assert voices.compare(paths[0], paths[0]).cosine == pytest.approx(1)
+    assert voices.compare(*map(str, paths)) == found
+    arrays = voices.compare(said(0, 0), said(1, 0) / 32768)
+    assert (arrays.cosine, arrays.first) == (found.cosine, "array 0")
+
+
+@pytest.mark.parametrize(
+    ("llr", "verdict", "same"),
+    [
+        (3.5, "the same person", True),
+        (2.0, "probably the same person", True),
+        (1.0, "undecided", False),
+        (-1.0, "different people", False),
+    ],
+)
+def test_verdicts(checkpoint, llr, verdict, same):
+    calibration = Calibration(0.0, llr, 1.5, 0.1, 0.01, 3.0)
+    found = Voices.load(checkpoint(calibration=calibration)).compare(
+        said(0, 0), said(1, 0)
+    )
+    assert (found.verdict, found.same_speaker) == (verdict, same)
+    assert str(found).startswith(f"array 0 and array 1: {verdict}; cosine ")
+    assert (
+        f"log likelihood ratio {llr:+.1f}, threshold +1.5 (1 % false alarms on "
+        "development speakers of synthetic)" in str(found)
+    )
+
+
+@pytest.mark.parametrize(
+    ("calibrated_on", "origin"),
+    [
+        (["development"], "development speakers of synthetic"),
+        (["development/a", "development/b"], "development speakers of a, b"),
+        (["test"], "test speakers of synthetic"),
+        ([], "trials that it does not name"),
+    ],
+)
+def test_a_threshold_says_where_it_comes_from(voices, calibrated_on, origin):
+    backend = replace(voices.model.backend, calibrated_on=calibrated_on)
+    voices.model.backend = backend
+    assert voices.threshold.origin == origin
+
+
+def test_no_verdict_without_a_calibration(checkpoint):
+    voices = Voices.load(checkpoint(calibration=None))
+    found = voices.compare(said(0, 0), said(1, 0))
+    assert found.llr is found.same_speaker is found.threshold is None
+    assert "no verdict" in str(found)
+    with pytest.raises(VoiceError, match="expected a calibrated model"):
+        voices.identify(said(0, 0), voices.enrol({"ann": [said(0, 1)]}))
+
+
+def test_calibration_without_a_strict_threshold(checkpoint):
+    calibration = Calibration(0.0, 9.0, 1.5, 0.1, 0.01)
+    found = Voices.load(checkpoint(calibration=calibration)).compare(
+        said(0, 0), said(1, 0)
+    )
+    assert found.verdict == "probably the same person"
+
+
+def test_every_pair_has_a_line(command, people):
+    files = sorted(people.glob("*/0.wav"))
+    status, out, _ = command("compare", *files)
+    assert status == 0
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        f"{files[i]} and {files[j]}" for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+
+
+def test_comparisons_for_programs(command, people, voices):
+    files = [people / "ann" / "0.wav", people / "ben" / "0.wav"]
+    status, out, _ = command("compare", *files, "--json")
+    (found,) = json.loads(out)
+    expected = voices.compare(*files)
+    assert status == 0
+    assert found["cosine"] == pytest.approx(expected.cosine)
+    assert found["verdict"] == expected.verdict
+    assert found["same_speaker"] == expected.same_speaker
+    assert found["threshold"] == asdict(expected.threshold)
+
+
+def test_the_released_encoder_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert using.RELEASED.parents[1] == Path(using.__file__).parents[1]
+    assert using.RELEASED.name == "titanet-s.pt"
+
+
+def test_long_sound_has_the_mean_of_its_windows(voices, monkeypatch):
+    import dataset
+
+    sound = np.concatenate([said(0, 0), said(1, 0)])
+    with torch.inference_mode():
+        halves = [said(0, 0), said(1, 0)]
+        size = min(map(len, halves))
+        vectors = [
+            voices.model(torch.from_numpy(part.copy())[None] / 32768)
+            for part in (sound[:size], sound[-size:])
+        ]
+    monkeypatch.setattr(dataset, "LONGEST", 1.1 * size / RATE)
+    monkeypatch.setattr(dataset, "WINDOW", size / RATE)
+    monkeypatch.setattr(dataset, "WINDOW_HOP", len(sound) / RATE)
+    mean = sum(vectors)[0].numpy()
+    assert voices.embed([sound])[0] == pytest.approx(
+        mean / np.linalg.norm(mean), abs=1e-5
+    )
+
+
+# What is wrong with a clip
+
+
+def warned(voices: Voices, sound: np.ndarray) -> str:
+    return "; ".join(voices.listen([sound])[0].warnings)
+
+
+def test_no_warning_without_a_cause(voices):
+    assert warned(voices, said(0, 0)) == ""
+
+
+def test_warnings(voices):
+    speech = said(0, 0)
+    assert "s of speech, below 2 s" in warned(voices, speech[: 3 * RATE // 2])
+    loud = (speech.astype(np.int32) * 20).clip(-32768, 32767).astype(np.int16)
+    assert "clipped" in warned(voices, loud)
+    pause = np.random.default_rng(0).integers(-9, 9, 5 * RATE).astype(np.int16)
+    long = np.concatenate([speech, pause])
+    assert "long pauses" in warned(voices, long)
+    hiss = np.random.default_rng(0).integers(-500, 500, 3 * RATE).astype(np.int16)
+    assert "no speech was found" in warned(voices, hiss)
+
+
+def test_sound_of_8_khz_is_noticed(voices, tmp_path):
+    path = write(tmp_path / "a.wav", said(0, 0, 8000), 8000)
+    assert "narrow band" in "; ".join(voices.listen([path])[0].warnings)
+
+
+def test_cut_file_is_noticed(voices, tmp_path):
+    path = write(tmp_path / "a.wav", said(0, 0))
+    path.write_bytes(path.read_bytes()[:-RATE])
+    (warning,) = voices.listen([path])[0].warnings
+    assert warning.startswith(f"{path}: cut short: ")
+
+
+def test_warnings_stand_before_the_verdicts(command, people, tmp_path):
+    short = write(tmp_path / "short.wav", said(0, 0)[: RATE // 2])
+    status, out, err = command("compare", short, people / "ann" / "0.wav")
+    assert status == 0
+    assert f"warning: {short}: 0." in err
+    assert out.startswith(f"{short} and ")
+
+
+def test_speech_is_found_at_any_rate_and_threads_stay():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    using._detector.cache_clear()
+    pause = np.zeros(2 * RATE, np.int16)
+    (begin, end), *_ = found = speech_stretches(
+        np.concatenate([pause, said(0, 0), pause]), RATE
+    )
+    assert 1.9 < begin < 2.5 < end
+    assert found[-1][1] < 2.5 + len(said(0, 0)) / RATE
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    other = speech_stretches(said(0, 0, 22_050), 22_050)
+    assert other[0][0] == pytest.approx(found[0][0] - 2, abs=0.1)
+
+
+def test_speech_in_real_recordings(shared):
+    files = sorted((shared / "data" / "speechocean762" / "test").glob("*/*.opus"))[
+        ::200
+    ]
+    for path in files:
+        samples, rate = soundfile.read(path, dtype="int16")
+        seconds = sum(end - begin for begin, end in speech_stretches(samples, rate))
+        assert 0.2 * len(samples) / rate < seconds < len(samples) / rate
+
+
+# Enrolling and identifying
+
+
+def enrolled(voices: Voices, count: int = 2):
+    return voices.enrol(
+        {
+            name: [said(number, index) for index in range(count)]
+            for number, name in enumerate(("ann", "ben", "cy"))
+        }
+    )
+
+
+def test_a_person_is_the_mean_direction_of_its_clips(voices):
+    vectors = voices.embed([said(0, 0), said(0, 1)]).astype(np.float64)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
+    names, centroids = enrolled(voices).centroids()
+    assert names == ["ann", "ben", "cy"]
+    mean = vectors.sum(0)
+    assert centroids[0] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
+
+
+def test_identification_by_hand(voices):
+    people = enrolled(voices)
+    (clip,) = voices.listen([said(1, 3)])
+    _, centroids = people.centroids()
+    cosines = centroids @ clip.vector
+    best = int(cosines.argmax())
+    names = ["ann", "ben", "cy"]
+    for threshold, known in ((-9.0, True), (40 * cosines[best] - 36 - 1, False)):
+        calibration = Calibration(40.0, -36.0, threshold, 0.1, 0.01, threshold + 1)
+        voices.model.backend.calibrations["trained"] = calibration
+        found = voices.identify_clip(clip, people)
+        assert found.nearest[0].name == names[best]
+        assert found.nearest[0].llr == pytest.approx(40 * cosines[best] - 36)
+        assert sorted(c.name for c in found.nearest) == names
+        first, second, _ = sorted(cosines)[::-1]
+        assert found.margin == pytest.approx(40 * (first - second))
+        # three people are three chances of a false alarm
+        assert found.threshold.llr == pytest.approx(threshold + math.log(3))
+        assert found.name == (names[best] if known else None)
+        assert str(found).startswith(f"{clip.name}: {names[best] if known else 'unk'}")
+
+
+def test_one_person_has_no_margin(voices):
+    people = voices.enrol({"ann": [said(0, 0)]})
+    found = voices.identify(said(0, 0), people)
+    assert (found.name, found.margin) == ("ann", None)
+    assert found.threshold == Threshold(
+        1.5, 3, 0.01, "development speakers of synthetic"
+    )
+    assert "margin" not in str(found)
+
+
+def test_store_survives_reading_and_writing(voices, tmp_path):
+    people = enrolled(voices)
+    people.save(tmp_path / "p.npz")
+    read = load_people(tmp_path / "p.npz")
+    for key, value in vars(people).items():
+        assert np.array_equal(value, getattr(read, key)), key
+    assert json.loads(read.front_end)["sample_rate"] == RATE
+    assert voices.identify(said(0, 3), read) == voices.identify(said(0, 3), people)
+
+
+def test_enrolling_more_adds_and_a_recording_counts_once(voices):
+    one = voices.enrol({"ann": [said(0, 0)]})
+    two = voices.enrol({"ann": [said(0, 0), said(0, 1)], "ben": [said(1, 0)]}, one)
+    assert two.names.tolist() == ["ann", "ann", "ben"]
+    together = voices.enrol({"ann": [said(0, 0), said(0, 1)]}).centroids()[1]
+    assert two.centroids()[1][0] == pytest.approx(together[0], abs=1e-5)
+    left = two.without("ann")
+    assert left.names.tolist() == ["ben"]
+    with pytest.raises(VoiceError, match="ann: expected one of the enrolled"):
+        left.without("ann")
+
+
+def test_clips_that_do_not_agree_are_named(checkpoint):
+    def clip(name: str, *places: int) -> Clip:
+        vector = np.zeros(24, np.float32)
+        vector[list(places)] = len(places) ** -0.5
+        return Clip(name, vector, 3.0, 3.0, name, ())
+
+    voices = Voices.load(checkpoint())
+    people = voices.enrol({"cy": [said(2, 1)]})
+    agreeing = [clip("a", 0, 1, 2, 3), clip("b", 0, 1, 2), clip("c", 0, 1, 2, 3, 4)]
+    calibration = Calibration(10.0, -6.0, 1.5, 0.1, 0.01)  # 0 at a cosine of 0.6
+    voices.model.backend.calibrations["trained"] = calibration
+    people = people.with_clips("ann", agreeing)
+    assert voices.disagreements(people, ["ann", "cy"]) == []
+    people = people.with_clips("ann", [clip("d", 9)])
+    assert voices.disagreements(people, ["ann", "cy"]) == [
+        "ann: d does not sound like the person's other clips, log likelihood ratio -6.0"
+    ]
+    voices.model.backend = None
+    assert voices.disagreements(people, ["ann"]) == []
+
+
+def test_people_from_the_command_line(command, people, tmp_path):
+    store = tmp_path / "people.npz"
+    status, out, _ = command("enrol", people, "--store", store)
+    assert (status, out) == (0, f"{store}: 3 people, 9 clips, 9 of them new\n")
+    extra = write(tmp_path / "d.wav", said(3, 0)), write(tmp_path / "e.wav", said(3, 1))
+    more = f"Dé={extra[0]},{extra[1]}", f"ann={write(tmp_path / 'f.wav', said(0, 3))}"
+    status, out, _ = command("enrol", *more, "--store", store)
+    assert (status, out) == (0, f"{store}: 4 people, 12 clips, 3 of them new\n")
+    status, out, _ = command("identify", extra[0], "--store", store)
+    assert status == 0
+    assert out.startswith(f"{extra[0]}: ")
+    status, out, _ = command("identify", *extra, "--store", store, "--json")
+    found = json.loads(out)
+    assert [one["clip"] for one in found] == list(map(str, extra))
+    assert found[0]["num_people"] == 4
+    assert len(found[0]["nearest"]) == 3
+    assert found[0]["margin"] >= 0
+    status, out, _ = command("forget", "Dé", "--store", store)
+    assert (status, out) == (0, f"{store}: 2 clips forgotten, 3 people left\n")
+    assert "Dé" not in load_people(store).names
+
+
+def test_names_are_compared_as_they_look(people):
+    composed, decomposed = "Zo\u00eb", "Zoe\u0308"
+    with pytest.raises(VoiceError, match="expected a name of one person, got two"):
+        read_people([f"{composed}=a.wav", f"{decomposed}=b.wav"])
+    assert list(read_people([f"{decomposed}=a.wav"])) == [composed]
+
+
+# Bad input: one line, and the store that was there is still there
+
+
+BAD_SOUNDS = {
+    "text": ("a.wav", lambda path: path.write_text("not audio"), "not readable"),
+    "empty": ("a.wav", lambda path: path.write_bytes(b""), "a.wav"),
+    "nothing": ("a.wav", lambda path: None, "expected a file, found none"),
+    "folder": ("a.wav", lambda path: path.mkdir(), "expected a file"),
+    "no samples": ("a.wav", lambda path: write(path, np.zeros(0)), "no samples"),
+    "silence": ("a.wav", lambda path: write(path, np.zeros(RATE)), "silence"),
+    "0.1 s": ("a.wav", lambda path: write(path), "at least 0.3 s, found 0.1000 s"),
+    "NaN": (
+        "a.wav",
+        lambda path: write(path, np.full(RATE, np.nan), subtype="FLOAT"),
+        "NaN",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SOUNDS)
+@pytest.mark.parametrize("name", ["compare", "enrol", "identify"])
+def test_bad_sounds(command, people, tmp_path, kind, name):
+    store = tmp_path / "people.npz"
+    command("enrol", people, "--store", store)
+    before = store.read_bytes()
+    file, spoil, words = BAD_SOUNDS[kind]
+    spoil(tmp_path / file)
+    arguments = {
+        "compare": [people / "ann" / "0.wav", tmp_path / file],
+        "enrol": [f"dan={tmp_path / file}", "--store", store],
+        "identify": [tmp_path / file, "--store", store],
+    }
+    refused(command(name, *arguments[name]), str(tmp_path / file), words)
+    assert store.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (np.zeros((2, RATE)), r"expected samples \[N\].* got float64 \[2, 16000\]"),
+        (np.zeros(RATE, np.int32), "expected int16 or floating point, got int32"),
+        (np.zeros(RATE, complex), "expected samples"),
+        (np.full(RATE, np.nan), "found NaN"),
+        (np.full(RATE, 300.0), r"expected samples in \[-1, 1\], got 300"),
+        (np.zeros(RATE), "found silence"),
+        (np.ones(100), "expected at least 0.3 s"),
+        (np.ones(0), "expected at least 0.3 s"),
+    ],
+)
+def test_bad_arrays(voices, samples, words):
+    with pytest.raises(VoiceError, match=f"array 1: .*{words}"):
+        voices.embed([said(0, 0), samples])
+
+
+def test_a_file_too_short_for_the_front_end(checkpoint, tmp_path):
+    coarse = "window_seconds=0.64", "hop_seconds=0.32", "n_fft=10240"
+    model = checkpoint(*(f"front_end.{setting}" for setting in coarse))
+    path = write(tmp_path / "a.wav", said(0, 0)[: RATE // 2])
+    with pytest.raises(VoiceError, match=r"a\.wav: expected at least 0\.64 s"):
+        Voices.load(model).compare(path, path)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b", " ", "a\nb"])
+def test_bad_names(command, people, tmp_path, name):
+    store = tmp_path / "people.npz"
+    found = command("enrol", f"{name}={people / 'ann' / '0.wav'}", "--store", store)
+    refused(found, "expected a name of printable characters")
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["ann=PEOPLE/ann/0.wav", "ann=PEOPLE/ben/0.wav"],
+            "ann: expected a name of one",
+        ),
+        (["PEOPLE", "ben=PEOPLE/ann/0.wav"], "ben: expected a name of one person"),
+        (["PEOPLE/ann"], "expected a folder for each person, found none"),
+        (["EMPTY"], "expected .wav"),
+        (["PEOPLE/nobody"], "expected a folder of people or NAME=file,file"),
+        (["dan="], "expected files such as dan=a.wav,b.wav"),
+    ],
+)
+def test_bad_people(command, people, tmp_path, arguments, words):
+    (tmp_path / "empty" / "dan").mkdir(parents=True)
+    (tmp_path / "empty" / "dan" / "notes.txt").write_text("none")
+    store = tmp_path / "people.npz"
+    command("enrol", people, "--store", store)
+    before = store.read_bytes()
+    given = [
+        word.replace("PEOPLE", str(people)).replace("EMPTY", str(tmp_path / "empty"))
+        for word in arguments
+    ]
+    refused(command("enrol", *given, "--store", store), words)
+    assert store.read_bytes() == before
+
+
+def spoiled_stores(content: bytes, tmp_path: Path) -> dict[str, bytes]:
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    np.savez(tmp_path / "pickled.npz", version=np.array([{}], object))
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    return {
+        "half": content[: len(content) // 2],
+        "empty": b"",
+        "text": b"people",
+        "flipped": bytes(flipped),
+        "other": (tmp_path / "other.npz").read_bytes(),
+        "pickled": (tmp_path / "pickled.npz").read_bytes(),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["half", "empty", "text", "flipped", "other", "pickled"]
+)
+def test_damaged_stores(command, people, tmp_path, kind):
+    store = tmp_path / "people.npz"
+    command("enrol", people, "--store", store)
+    spoiled = spoiled_stores(store.read_bytes(), tmp_path)[kind]
+    store.write_bytes(spoiled)
+    clip = people / "ann" / "0.wav"
+    for arguments in (["enrol", people], ["identify", clip], ["forget", "ann"]):
+        found = command(*arguments, "--store", store)
+        refused(found, str(store), "not a readable store of people")
+        assert store.read_bytes() == spoiled
+
+
+def test_store_of_another_version_or_missing(command, people, tmp_path):
+    store = tmp_path / "people.npz"
+    refused(
+        command("identify", people / "ann" / "0.wav", "--store", store), "found none"
+    )
+    command("enrol", people, "--store", store)
+    with np.load(store) as file:
+        np.savez(store, **{**file, "version": 99})
+    refused(command("forget", "ann", "--store", store), "version 1, got 99")
+
+
+def test_store_with_rows_that_do_not_fit(command, people, tmp_path):
+    store = tmp_path / "people.npz"
+    command("enrol", people, "--store", store)
+    with np.load(store) as file:
+        rows = dict(file)
+    for key, value in (
+        ("names", rows["names"][:-1]),
+        ("vectors", rows["vectors"][0]),
+        ("vectors", np.full_like(rows["vectors"], np.nan)),
+        ("vectors", rows["names"]),
+        ("names", rows["seconds"]),
+    ):
+        np.savez(store, **{**rows, key: value})
+        refused(command("forget", "ann", "--store", store), "not a readable store")
+
+
+def test_store_of_another_model(command, checkpoint, people, tmp_path):
+    store = tmp_path / "people.npz"
+    command("enrol", people, "--store", store)
+    before = store.read_bytes()
+    checkpoint("seed=2")
+    for arguments in (["enrol", people], ["identify", people / "ann" / "0.wav"]):
+        found = command(*arguments, "--store", store)
+        refused(
+            found, "expected people enrolled with model.pt", "got those of model.pt"
+        )
+    assert store.read_bytes() == before
+
+
+def test_another_calibration_is_the_same_model(checkpoint):
+    one = Voices.load(checkpoint())
+    other = Voices.load(checkpoint(calibration=None))
+    assert one.digest == other.digest
+    assert one.digest != Voices.load(checkpoint("front_end.hop_seconds=0.02")).digest
+
+
+def test_a_disk_that_is_full(command, people, tmp_path, monkeypatch):
+    store, real_open = tmp_path / "people.npz", open
+    command("enrol", people, "--store", store)
+    before = store.read_bytes()
+
+    def full_open(file, *arguments, **options):
+        if str(file) == f"{store}.partial":
+            Path(file).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_open(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", full_open)
+    for arguments in (["enrol", people], ["forget", "ann"]):
+        found = command(*arguments, "--store", store)
+        refused(found, f"{store}: cannot be written", os.strerror(errno.ENOSPC))
+    assert store.read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_one_file_is_no_pair(command, people):
+    refused(command("compare", people / "ann" / "0.wav"), "expected two files or more")
+
+
+def test_no_such_checkpoint(people, tmp_path, capsys):
+    files = map(str, sorted(people.glob("*/0.wav")))
+    status = main(["compare", *files, "--checkpoint", str(tmp_path / "none.pt")])
+    refused((status, *capsys.readouterr()), "none.pt: expected a checkpoint")
+
+
+def test_embedding_is_that_of_eval(voices):
+    assert using.embed is embed
