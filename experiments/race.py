@@ -2,7 +2,7 @@
 
     python experiments/race.py run --train FOLDER --test FOLDER [--second FOLDER]
         [--noise FOLDER --rooms FOLDER] [--device cuda --workers 12] RESULTS.jsonl
-    python experiments/race.py table RESULTS.jsonl [RESULTS.md]
+    python experiments/race.py table assets/race.jsonl [docs/results.md]
     python experiments/race.py list
 
 Every run sees `--steps` x 32 x 2 s of the training speakers. The phases of `run`:
@@ -41,6 +41,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from blocks import as_table, write_block
 
 from losses import AngularMarginLoss, CrossEntropyLoss, angles_between, monotone_cosine
 from metrics import equal_error_rate
@@ -1058,34 +1060,29 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.2f} ± {stdev(values) / math.sqrt(len(values)):.2f}"
 
 
+VARIANTS = {  # shown, of those measured in every run
+    "last": "EER %",
+    "last, less the mean": "less the mean embedding",
+    "average 0.98": "averaged weights",
+}
+
+
 def table(records: Sequence[dict]) -> str:
-    """Markdown, a table for development and one for the test, best first."""
-    lines = []
+    """Markdown, a table for development and one for the test, best first; means and
+    standard errors over the seeds."""
+    text = ""
     for title, phases in (
-        ("Development speakers", ("develop", "combine")),
-        ("Test speakers", ("test",)),
+        ("Development speakers:", ("develop", "combine")),
+        ("Test speakers:", ("test",)),
     ):
-        found = by_name(records, *phases)
-        if not found:
-            continue
-        variants = list(next(iter(found.values()))[0]["eer"])
-        titles = ["configuration", "seeds", *(f"EER %, {name}" for name in variants)]
-        titles += ["loss", "accuracy %", "seconds"]
-        lines += [f"{title}:", "", "| " + " | ".join(titles) + " |"]
-        lines.append("|---" * len(titles) + "|")
-        for name, runs in found.items():
-            cells = [name, str(len(runs))]
-            cells += [spread([r["eer"][v] for r in runs]) for v in variants]
-            cells += [
-                f"{mean(r['loss'] for r in runs):.2f}",
-                f"{100 * mean(r['accuracy'] for r in runs):.0f}",
-                f"{mean(r['seconds'] for r in runs):.0f}",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        everything = [r for runs in found.values() for r in runs]
-        means = (f"{v} {mean_eer(everything, v):.2f}" for v in variants)
-        lines += ["", f"Mean of all {len(everything)} runs: {', '.join(means)}.", ""]
-    return "\n".join(lines)
+        rows = [["recipe", "seeds", *VARIANTS.values(), "training accuracy"]]
+        for name, runs in by_name(records, *phases).items():
+            eers = [spread([run["eer"][v] for run in runs]) for v in VARIANTS]
+            accuracy = f"{100 * mean(run['accuracy'] for run in runs):.0f} %"
+            rows.append([name, str(len(runs)), *eers, accuracy])
+        if rows[1:]:
+            text += f"{title}\n\n{as_table(rows)}\n"
+    return text
 
 
 def main() -> None:
@@ -1114,7 +1111,7 @@ def main() -> None:
         command = commands.add_parser(name)
         if name == "table":
             command.add_argument("results", type=Path)
-            command.add_argument("markdown", type=Path, nargs="?")
+            command.add_argument("document", type=Path, nargs="?")
     options = parser.parse_args()
     if options.command == "run":
         race(options)
@@ -1123,8 +1120,8 @@ def main() -> None:
     else:
         found = table(read_records(options.results))
         print(found)
-        if options.markdown is not None:
-            options.markdown.write_text(found)
+        if options.document is not None:
+            write_block(options.document, "race.py", found)
 
 
 if __name__ == "__main__":

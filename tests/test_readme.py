@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 from parameters import load_parameters
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
+import race
 import soak
 import study
 from blocks import DOCS, split_at_block
@@ -68,6 +69,11 @@ def test_the_map_names_every_module():
     modules = {path.name for path in (REPOSITORY / "src").glob("*.py")}
     _, _, table = README.read_text().partition("## What is in `src`")
     assert set(re.findall(r"`(\w+\.py)`", table.partition("\n## ")[0])) == modules
+
+
+def test_the_race_is_as_it_was_run():
+    records = race.read_records(ASSETS / "race.jsonl")
+    assert split_at_block(DOCS / "results.md", "race.py")[1] == race.table(records)
 
 
 def test_gpu_speed_is_as_measured():
