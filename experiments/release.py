@@ -2,11 +2,13 @@
 
     python experiments/release.py make RUN init/titanet-s.pt
     python experiments/release.py measure init/titanet-s.pt assets/titanet-s.json
+    python experiments/release.py card assets/titanet-s.json init/titanet-s.md
 
-Both read the corpora of the run below `data`, as init/titanet-s.yml names them; of
-LibriSpeech test-other is tested too. `make` fits the calibrations on the development
-speakers and keeps weights in float16, without the optimizer. `measure` evaluates the
-file that was made on each test, and by language where Common Voice has speakers enough.
+All are called from the folder that has the corpora below `data`, as init/titanet-s.yml
+names them; of LibriSpeech test-other is tested too. `make` fits the calibrations on the
+development speakers and keeps weights in float16, without the optimizer. `measure`
+evaluates the file that was made on each test, and by language where Common Voice has
+speakers enough. `card` writes the tables of the model card.
 """
 
 import argparse
@@ -22,6 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from blocks import as_table, write_block
+
 from checkpoints import load_model, save_checkpoint
 from dataset import Splits, prepare
 from eval import evaluate_checkpoint, fit_backend, verify
@@ -30,7 +34,8 @@ from parameters import (
     UserError,
     load_parameters,
 )
-from report import Verification, as_report, as_table, print_table
+from report import Verification, as_report, print_table
+from report import as_table as table_of
 
 CPU = torch.device("cpu")
 TEST_OTHER = (
@@ -39,6 +44,11 @@ TEST_OTHER = (
     "dataset.librispeech.train=[]",
     "dataset.librispeech.test=[test-other]",
 )
+TESTS = {
+    "test/speechocean762": "speechocean762",
+    "test/commonvoice": "Common Voice",
+    "test": "LibriSpeech test-other",
+}
 FEW = 8  # speakers, of a language that is left out
 
 
@@ -57,7 +67,7 @@ def measure(released: Path, figures: Path) -> None:
     found = {}
     for name, overrides in (("mixture", ()), ("librispeech", TEST_OTHER)):
         evaluation = evaluate_checkpoint(released, overrides)
-        print_table(as_table(evaluation))
+        print_table(table_of(evaluation))
         found[name] = as_report(evaluation)
         if name == "mixture":
             splits = prepare(load_model(released, CPU).config)
@@ -86,17 +96,59 @@ def by_language(test: Verification, splits: Splits) -> dict[str, dict]:
     return found
 
 
+def interval(report: dict, name: str, scale: float, digits: int) -> str:
+    """A figure with its 95 % interval."""
+    text = f"{scale * report[name]:.{digits}f}"
+    if bounds := report[f"{name}_interval"]:
+        low, high = (f"{scale * bounds[end]:.{digits}f}" for end in ("low", "high"))
+        text += f" [{low}, {high}]"
+    return text
+
+
+def as_markdown(found: dict) -> str:
+    """The tables of the model card."""
+    names = {"trained": "this encoder", "trained, AS-norm": "this encoder, AS-norm"}
+    systems = [["test", "system", "EER %", "minDCF", "misses %", "false alarms %"]]
+    kinds = [["test", "trials", "targets", "non-targets", "EER %"]]
+    for name, test in TESTS.items():
+        where = "librispeech" if name == "test" else "mixture"
+        reports = found[where]["verification"][name]
+        for system, report in reports["systems"].items():
+            rates = [
+                "" if report[rate] is None else f"{100 * report[rate]:.2f}"
+                for rate in ("miss", "false_alarm")
+            ]
+            eer, dcf = (
+                interval(report, "eer", 100, 2),
+                interval(report, "min_dcf", 1, 3),
+            )
+            systems.append([test, names.get(system, system), eer, dcf, *rates])
+        of_kinds = dict(reports["conditions"])
+        if name == "test/commonvoice":
+            of_kinds |= {f"both {k}": r for k, r in found["languages"].items()}
+        for kind, report in of_kinds.items():
+            counts = str(report["num_targets"]), str(report["num_non_targets"])
+            kinds.append([test, kind, *counts, interval(report, "eer", 100, 2)])
+    return f"{as_table(systems)}\n{as_table(kinds)}"
+
+
+def card(figures: Path, document: Path) -> None:
+    """Write the tables into the model card."""
+    write_block(document, "release.py", as_markdown(json.loads(figures.read_text())))
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("command", choices=["make", "measure"])
-    parser.add_argument("source", type=Path, help="a run, or the released encoder")
+    parser.add_argument("command", choices=["make", "measure", "card"])
+    parser.add_argument(
+        "source", type=Path, help="a run, the released encoder or its figures"
+    )
     parser.add_argument("target", type=Path, help="what is written")
     options = parser.parse_args()
     try:
-        {"make": make, "measure": measure}[options.command](
-            options.source, options.target
-        )
+        command = {"make": make, "measure": measure, "card": card}[options.command]
+        command(options.source, options.target)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
