@@ -211,7 +211,9 @@ def restore_model(
         with (meta := torch.device("meta")):
             outline = build_model(parameters, state["speakers"], {}, meta)
         for name, module in outline.named_children():
-            module.load_state_dict(state[name], assign=True)
+            # As a plain dict: torch notes `assign` in the state's metadata, and would
+            # also assign below, where float16 is to become float32.
+            module.load_state_dict(dict(state[name]), assign=True)
         model = build_model(parameters, state["speakers"], state["digests"], device)
         for name, module in model.named_children():
             module.load_state_dict(state[name])

@@ -34,6 +34,16 @@ def test_checkpoint_brings_the_model_back(tmp_path, model):
     assert load_checkpoint(tmp_path / "x.pt")["epoch"] == 3
 
 
+def test_weights_of_sixteen_bits_become_float32(tmp_path, model):
+    expected = {name: t.half() for name, t in model.encoder.state_dict().items()}
+    model.encoder.half()
+    save_checkpoint(tmp_path / "x.pt", model)
+    for name, tensor in load_model(tmp_path / "x.pt", CPU).encoder.state_dict().items():
+        if tensor.is_floating_point():
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor, expected[name].float())
+
+
 def test_a_run_stands_for_its_best_checkpoint(tmp_path, model):
     save_checkpoint(tmp_path / "best.pt", model)
     assert load_model(tmp_path, CPU).speakers == SPEAKERS
