@@ -649,7 +649,7 @@ class UtteranceBatches:
         rows = [
             (end - begin, begin, index)
             for index in self.indices
-            for begin, end in _windows(packed.entries[index], packed.sample_rate)
+            for begin, end in windows(packed.entries[index], packed.sample_rate)
         ]
         largest = batch_seconds * packed.sample_rate
         self.parts: list[list[tuple[int, int, int]]] = []
@@ -679,7 +679,7 @@ class UtteranceBatches:
             )
 
 
-def _windows(entry: Entry, sample_rate: int) -> list[tuple[int, int]]:
+def windows(entry: Entry, sample_rate: int) -> list[tuple[int, int]]:
     """Begin and end, in the pack, of an utterance or of each window of a long one."""
     size = entry.samples
     if size <= LONGEST * sample_rate:

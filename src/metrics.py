@@ -2,7 +2,7 @@
 
 scores [K], targets [K] -> `error_rates` -> `equal_error_rate`, `min_dcf`, `det_points`
 log likelihood ratios [K], targets [K] -> `actual_dcf`, `cllr`, `min_cllr`
-scores, targets, speakers [K] -> `bootstrap_speakers` -> `Interval`
+scores, targets, speakers [K] -> `bootstrap_speakers`, `bootstrap_rates` -> `Interval`
 
 K trials. A trial is accepted when its score reaches the threshold; a miss is a target
 trial (same speaker) rejected, a false alarm a non-target trial accepted. No metric
@@ -11,7 +11,8 @@ together. The cost is that of the NIST speaker recognition evaluations; Cllr is 
 and du Preez, Computer Speech and Language 20 (2006).
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -252,19 +253,53 @@ def bootstrap_speakers(
     enrolled, tested = (np.asarray(side)[order] for side in speakers)
     # Where runs of equal scores end.
     ends = np.flatnonzero(np.append(np.diff(scores) > 0, True))
+    weights_of_trials = _speaker_weights(targets, enrolled, tested, seed)
+    resampled = []  # EER and minDCF
+    for weight in itertools.islice(weights_of_trials, num_resamples):
+        missed = np.cumsum(weight * targets)[ends]
+        rejected = np.cumsum(weight * ~targets)[ends]
+        miss = np.append(0, missed / missed[-1])
+        false_alarm = np.append(1, 1 - rejected / rejected[-1])
+        resampled.append(
+            (_crossing(miss, false_alarm), _least_cost(miss, false_alarm, *weights))
+        )
+    return _intervals(resampled)
+
+
+def bootstrap_rates(
+    accepted: ArrayLike,
+    targets: ArrayLike,
+    speakers: tuple[ArrayLike, ArrayLike],
+    num_resamples: int,
+    seed: int,
+) -> tuple[Interval, Interval]:
+    """95 % confidence intervals of the miss and false-alarm rate of decisions [K],
+    true for accepted trials, by resampling speakers as `bootstrap_speakers` does."""
+    accepted, targets = _checked(accepted, targets)
+    enrolled, tested = map(np.asarray, speakers)
+    weights_of_trials = _speaker_weights(targets, enrolled, tested, seed)
+    rates = []
+    for weight in itertools.islice(weights_of_trials, num_resamples):
+        right, wrong = weight * targets, weight * ~targets
+        missed = (right * (1 - accepted)).sum() / right.sum()
+        rates.append((missed, (wrong * accepted).sum() / wrong.sum()))
+    return _intervals(rates)
+
+
+def _speaker_weights(
+    targets: NDArray[np.bool_], enrolled: NDArray, tested: NDArray, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """How often each trial [K] counts in each of endless resamples of the speakers."""
     num_speakers = 1 + int(max(enrolled.max(), tested.max()))
     generator = np.random.default_rng(seed)
-    resampled = []  # EER and minDCF
-    while len(resampled) < num_resamples:
+    while True:
         drawn = generator.integers(num_speakers, size=num_speakers)
         counts = np.bincount(drawn, minlength=num_speakers)
-        weight = counts[enrolled]
-        missed = np.cumsum(weight * targets)[ends]
-        rejected = np.cumsum(weight * counts[tested] * ~targets)[ends]
-        if missed[-1] and rejected[-1]:
-            miss = np.append(0, missed / missed[-1])
-            false_alarm = np.append(1, 1 - rejected / rejected[-1])
-            dcf = _least_cost(miss, false_alarm, *weights)
-            resampled.append((_crossing(miss, false_alarm), dcf))
-    low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
+        weight = np.where(targets, counts[enrolled], counts[enrolled] * counts[tested])
+        if weight[targets].any() and weight[~targets].any():
+            yield weight
+
+
+def _intervals(pairs: Sequence[tuple[float, float]]) -> tuple[Interval, Interval]:
+    low, high = np.quantile(pairs, (0.025, 0.975), axis=0).tolist()
     return Interval(low[0], high[0]), Interval(low[1], high[1])

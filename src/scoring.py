@@ -71,6 +71,9 @@ class Calibration:
     Thresholds are log likelihood ratios. Miss and false alarm are rates of `threshold`
     on the trials that it was chosen on. `strict` is the threshold of a tenth of its
     false-alarm rate; calibrations had none at first.
+
+    One fitted to somebody's own recordings says of how many people; its rates are then
+    of people whom the threshold was not found on, with intervals of 95 %, low and high.
     """
 
     scale: float
@@ -79,6 +82,9 @@ class Calibration:
     miss: float
     false_alarm: float
     strict: float | None = None
+    num_people: int | None = None
+    miss_interval: tuple[float, float] | None = None
+    false_alarm_interval: tuple[float, float] | None = None
 
     def llrs(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Natural logarithms of likelihood ratios, [K] -> [K]."""

@@ -8,12 +8,19 @@ sound, `People` -> `Voices.identify` -> `Identification`
     python src/voices.py enrol PEOPLE --store people.npz
     python src/voices.py identify x.wav [...] --store people.npz
     python src/voices.py forget NAME --store people.npz
+    python src/voices.py calibrate PEOPLE mine.pt
+    python src/voices.py embed FOLDER out.npz
 
 U clips, N samples, E embedding size. A sound is an audio file or samples. Without
 `--checkpoint` the encoder is the one that comes with the repository. A cosine becomes a
 log likelihood ratio by the encoder's calibration: above 0 the clips are more likely one
 person's, and by how much is in natural units, so that 2.3 is ten to one. Its thresholds
 are for a rate of false alarms, which are different people taken for one.
+
+`calibrate` finds a threshold for one's own recordings and writes it into a copy of the
+encoder, beside the encoder's own: `--checkpoint mine.pt` then decides by it. `embed`
+writes a row for each recording, or for each minute of one longer than two: path, begin
+and end in seconds, vector. Called again it goes on where it was stopped.
 
 Where there are P enrolled people, a stranger has P chances of being taken for one of
 them. The threshold of `identify` is therefore higher by log P.
@@ -25,26 +32,32 @@ import itertools
 import json
 import math
 import sys
+import time
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from audio import AudioError, load_recording, resampled
-from checkpoints import SpeakerModel, atomic_write
+from checkpoints import SpeakerModel, atomic_write, save_checkpoint
 from corpora import EXTENSIONS, audio_files, folders_in
-from dataset import FULL_SCALE, Entry, Pack, UtteranceBatches
+from dataset import FULL_SCALE, Entry, Pack, UtteranceBatches, windows
 from eval import embed
+from metrics import bootstrap_rates, rates_at
 from nemo_checkpoint import load_any_model
 from parameters import UserError
-from scoring import Calibration
+from report import FEW_SPEAKERS
+from scoring import Backend, Calibration, calibrate, cosine_scores
+from trials import make_trials
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
 STORE_VERSION = 1
@@ -55,6 +68,12 @@ CLIPPED = 0.001  # share of samples at full scale
 NARROW = 1e-4  # power at 5 to 7 kHz beside that at 2 to 3.5 kHz; 8 kHz sound has less
 DETECTOR_RATE = 16_000  # Hz
 NUM_NEAREST = 3
+OWN = "own recordings"  # a calibration's name, beside those of the training
+MIN_PEOPLE = 4  # to calibrate on; two of them to find a threshold, two to measure it
+MAX_TRIALS = 10**6
+NUM_RESAMPLES = 1000
+EMBEDDED_AT_ONCE = 64  # files
+SAVED_EVERY = 60.0  # seconds
 
 Sound = str | Path | np.ndarray
 
@@ -231,39 +250,64 @@ class People:
             np.savez(file, version=STORE_VERSION, **vars(self))
 
 
-ROWS = ("names", "clips", "clip_digests", "seconds", "vectors")
+# Kind and number of axes of what a file holds.
+STORED = {
+    "model": "U0",
+    "digest": "U0",
+    "front_end": "U0",
+    "names": "U1",
+    "clips": "U1",
+    "clip_digests": "U1",
+    "seconds": "f1",
+    "vectors": "f2",
+}
+ROWS = [key for key, kind in STORED.items() if kind[1] != "0"]
+EMBEDDED = {
+    "model": "U0",
+    "digest": "U0",
+    "path": "U1",
+    "begin": "f1",
+    "end": "f1",
+    "vector": "f2",
+}
 
 
 def load_people(path: Path) -> People:
     """What `People.save` wrote; nothing in the file is executed. Raises `VoiceError`
     if it cannot be read."""
+    arrays = _load_arrays(path, STORED, "store of people")
+    return People(
+        **{key: array if array.ndim else str(array) for key, array in arrays.items()}
+    )
+
+
+def _load_arrays(
+    path: Path, kinds: Mapping[str, str], what: str
+) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             if file["version"] != STORE_VERSION:
                 raise VoiceError(
-                    f"{path}: expected a store of version {STORE_VERSION}, "
+                    f"{path}: expected a {what} of version {STORE_VERSION}, "
                     f"got {file['version']}"
                 )
-            texts = {key: str(file[key]) for key in ("model", "digest", "front_end")}
-            rows = {key: file[key] for key in ROWS}
-        count = len(rows["names"])
-        kinds = {key: "fU"[rows[key].dtype.kind == "U"] for key in ROWS}
+            arrays = {key: file[key] for key in kinds}
+        rows = [array for array in arrays.values() if array.ndim]
         if (
-            {len(row) for row in rows.values()} != {count}
-            or [kinds[key] for key in ROWS] != ["U", "U", "U", "f", "f"]
-            or rows["vectors"].ndim != 2
-            or not np.isfinite(rows["vectors"]).all()
+            any(f"{a.dtype.kind}{a.ndim}" != kinds[key] for key, a in arrays.items())
+            or len({len(array) for array in rows}) > 1
+            or not all(np.isfinite(a).all() for a in rows if a.dtype.kind == "f")
         ):
-            raise ValueError("other rows than were written")
-        return People(**texts, **rows)
+            raise ValueError("other arrays than were written")
+        return arrays
     except VoiceError:
         raise
     except FileNotFoundError:
-        raise VoiceError(f"{path}: expected a store of people, found none") from None
+        raise VoiceError(f"{path}: expected a {what}, found none") from None
     # What NumPy raises depends on where foreign bytes stop looking like an archive.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VoiceError(f"{path}: not a readable store of people: {reason}") from None
+        raise VoiceError(f"{path}: not a readable {what}: {reason}") from None
 
 
 class Voices:
@@ -288,9 +332,9 @@ class Voices:
 
     @property
     def calibration(self) -> Calibration | None:
-        """From cosines to log likelihood ratios."""
-        backend = self.model.backend
-        return backend and backend.calibrations.get("trained")
+        """From cosines to log likelihood ratios; one's own, if there is one."""
+        calibrations = self.model.backend.calibrations if self.model.backend else {}
+        return calibrations.get(OWN, calibrations.get("trained"))
 
     @property
     def threshold(self) -> Threshold | None:
@@ -298,6 +342,7 @@ class Voices:
         calibration, config = self.calibration, self.model.config
         if calibration is None:
             return None
+        people = calibration.num_people
         corpora: dict[str, list[str]] = {}  # by split
         for name in self.model.backend.calibrated_on:
             split, _, label = name.partition("/")
@@ -305,6 +350,8 @@ class Voices:
         origins = [
             f"{s} speakers of {', '.join(names)}" for s, names in corpora.items()
         ]
+        if people is not None:
+            origins = [f"your own recordings of {people} people"]
         return Threshold(
             calibration.threshold,
             calibration.strict,
@@ -408,6 +455,54 @@ class Voices:
             clip.warnings,
         )
 
+    def calibrate(self, sounds: Mapping[str, Sequence[Sound]]) -> Calibration:
+        """Find the threshold for one's own people, from now on the model's.
+
+        Its rates are measured on each half of the people with a threshold found on the
+        other half. Raises `VoiceError` for too few people.
+        """
+        several = [name for name, of_person in sounds.items() if len(of_person) > 1]
+        if len(several) < MIN_PEOPLE:
+            raise VoiceError(
+                f"expected at least {MIN_PEOPLE} people with two recordings or more, "
+                f"got {len(several)}"
+            )
+        speakers = np.repeat(list(sounds), [len(files) for files in sounds.values()])
+        vectors = torch.from_numpy(self.embed([*itertools.chain(*sounds.values())]))
+        rate = self.model.config.evaluation.false_alarm_rate
+        rng = np.random.default_rng(0)
+        alone = [name for name in sounds if name not in several]
+        dealt = [*rng.permutation(several), *rng.permutation(alone)]
+        halves = [
+            _scored(vectors, speakers, np.isin(speakers, dealt[start::2]))
+            for start in (0, 1)
+        ]
+        accepted = []
+        for (scores, *_), (others, targets, _) in (halves, halves[::-1]):
+            fitted = calibrate([(others, targets)], rate)
+            accepted.append(fitted.llrs(scores) >= fitted.threshold)
+        accepted = np.concatenate(accepted)
+        targets = np.concatenate([half[1] for half in halves])
+        sides = np.concatenate([half[2] for half in halves], axis=1)
+        miss, false_alarm = rates_at(1, accepted, targets)
+        intervals = bootstrap_rates(accepted, targets, sides, NUM_RESAMPLES, seed=0)
+        everybody = np.ones(len(speakers), bool)
+        own = replace(
+            calibrate([_scored(vectors, speakers, everybody)[:2]], rate),
+            miss=miss,
+            false_alarm=false_alarm,
+            num_people=len(sounds),
+            miss_interval=(intervals[0].low, intervals[0].high),
+            false_alarm_interval=(intervals[1].low, intervals[1].high),
+        )
+        backend = self.model.backend
+        if backend is None:  # such as NeMo's models have none
+            cohort = [vectors[speakers == name].mean(0) for name in sounds]
+            backend = Backend(F.normalize(torch.stack(cohort)), {}, [])
+        calibrations = {**backend.calibrations, OWN: own}
+        self.model.backend = replace(backend, calibrations=calibrations)
+        return own
+
     def disagreements(self, people: People, names: Sequence[str]) -> list[str]:
         """A line for each clip of these people that is more likely somebody else's than
         of the person of their other clips; none without a calibration."""
@@ -496,6 +591,17 @@ class Voices:
             packed, range(len(entries)), seconds, self.model.device
         )
         return _unit(embed(self.model, batches).numpy())
+
+
+def _scored(
+    vectors: torch.Tensor, speakers: NDArray[np.str_], chosen: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Cosines [K] of the pairs of chosen clips, whether they are targets [K], and the
+    numbers of their speakers [2, K]."""
+    _, codes = np.unique(speakers, return_inverse=True)
+    trials = make_trials(speakers[chosen], MAX_TRIALS, seed=0)
+    sides = np.stack([codes[chosen][trials.enrolment], codes[chosen][trials.test]])
+    return cosine_scores(vectors[chosen], trials), trials.targets, sides
 
 
 def _unit(vectors: NDArray) -> NDArray:
@@ -688,6 +794,129 @@ def _forget(options: argparse.Namespace) -> None:
     )
 
 
+def _calibrate(options: argparse.Namespace) -> None:
+    if options.target.exists():
+        raise VoiceError(f"{options.target}: expected a new file, this one exists")
+    sounds = read_people(options.people)
+    voices = Voices.load(options.checkpoint)
+    own = voices.calibrate(sounds)
+    save_checkpoint(options.target, voices.model)
+    counts = [len(files) for files in sounds.values()]
+    num_targets = sum(math.comb(count, 2) for count in counts)
+    num_others = math.comb(sum(counts), 2) - num_targets
+    rate = voices.threshold.false_alarm_rate
+    miss, false_alarm = (
+        f"{name} {100 * measured:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        for name, measured, (low, high) in (
+            ("misses", own.miss, own.miss_interval),
+            ("false alarms", own.false_alarm, own.false_alarm_interval),
+        )
+    )
+    print(
+        f"{options.target}: threshold {own.threshold:+.1f} for {100 * rate:g} % false "
+        f"alarms, found on {len(counts)} people, {num_targets} pairs of one person and "
+        f"{num_others} of two\n"
+        f"measured on people that it was not found on: {miss}, {false_alarm}"
+    )
+    if len(counts) < FEW_SPEAKERS:
+        print(f"fewer than {FEW_SPEAKERS} people: the intervals are rough")
+    if rate * num_others < 10:
+        print(f"{num_others} pairs of two people are few to find {100 * rate:g} % of")
+
+
+def _embed(options: argparse.Namespace) -> None:
+    folder, out = options.folder, options.out
+    if out.suffix != ".npz":
+        raise VoiceError(f"{out}: expected a file named .npz")
+    try:
+        files = sorted(audio_files(folder))
+    except OSError as error:
+        raise VoiceError(f"{folder}: cannot be read: {error.strerror}") from None
+    if not files:
+        raise VoiceError(
+            f"{folder}: expected {', '.join(EXTENSIONS)} files, found none"
+        )
+    voices = Voices.load(options.checkpoint)
+    rows = _nothing_embedded(voices)
+    if out.exists():
+        rows = _load_arrays(out, EMBEDDED, "file of vectors")
+        if rows["digest"] != voices.digest:
+            raise VoiceError(
+                f"{out}: expected vectors of {voices.name}, got those of "
+                f"{rows['model']}; name another file"
+            )
+    finished = set(rows["path"])
+    names = {file: str(file.relative_to(folder)) for file in files}
+    left = [file for file in files if names[file] not in finished]
+    parts, saved, num_skipped = [rows], time.monotonic(), 0
+    with tqdm(total=len(left), desc="recordings", unit="file", leave=False) as progress:
+        for start in range(0, len(left), EMBEDDED_AT_ONCE):
+            chosen = left[start : start + EMBEDDED_AT_ONCE]
+            part, faults = _embed_files(voices, {file: names[file] for file in chosen})
+            parts.append(part)
+            num_skipped += len(faults)
+            for fault in faults:
+                progress.write(f"skipped {fault}", file=sys.stderr)
+            progress.update(len(chosen))
+            if time.monotonic() - saved > SAVED_EVERY:
+                parts = [_save_embedded(out, parts)]
+                saved = time.monotonic()
+    if num_skipped == len(files):
+        raise VoiceError(f"{folder}: expected speech, none of its files can be used")
+    rows = _save_embedded(out, parts)
+    skipped = f", {num_skipped} files skipped" if num_skipped else ""
+    print(
+        f"{out}: {len(rows['path'])} vectors of {len(set(rows['path']))} recordings, "
+        f"{len(left) - num_skipped} recordings new{skipped}"
+    )
+
+
+def _nothing_embedded(voices: Voices) -> dict[str, np.ndarray]:
+    size = voices.model.encoder.embedding_size
+    return {
+        "model": np.array(voices.name),
+        "digest": np.array(voices.digest),
+        "path": np.empty(0, "U1"),
+        "begin": np.empty(0),
+        "end": np.empty(0),
+        "vector": np.empty((0, size), np.float32),
+    }
+
+
+def _embed_files(
+    voices: Voices, names: Mapping[Path, str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The rows of some files, and a line for each that cannot be used."""
+    rows, pieces, faults, rate = [], [], [], voices.sample_rate
+    for file, name in names.items():
+        try:
+            samples, _ = voices._samples(str(file), file)
+        except VoiceError as error:
+            faults.append(str(error))
+            continue
+        whole = Entry(name, "", None, None, None, 0, len(samples))
+        for begin, end in windows(whole, rate):
+            rows.append((name, begin / rate, end / rate))
+            pieces.append(samples[begin:end])
+    if not rows:
+        return _nothing_embedded(voices), faults
+    columns = map(np.array, zip(*rows, strict=True))
+    part = dict(zip(("path", "begin", "end"), columns, strict=True))
+    return part | {"vector": voices._vectors(pieces)}, faults
+
+
+def _save_embedded(
+    out: Path, parts: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """All parts in one file; if it cannot be written, an old one stays."""
+    rows = dict(parts[0])
+    for key in ("path", "begin", "end", "vector"):
+        rows[key] = np.concatenate([part[key] for part in parts])
+    with atomic_write(out) as file:
+        np.savez(file, version=STORE_VERSION, **rows)
+    return rows
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="src/voices.py", description="Whose voice is this?"
@@ -726,6 +955,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("sounds", nargs="+", metavar="x.wav")
     command = add("forget", _forget, "remove a person", "store")
     command.add_argument("name", metavar="NAME")
+    command = add(
+        "calibrate", _calibrate, "find a threshold for own recordings", "checkpoint"
+    )
+    command.add_argument("people", nargs="+", metavar="PEOPLE", help=people)
+    command.add_argument(
+        "target", type=Path, metavar="mine.pt", help="the encoder and its new threshold"
+    )
+    command = add("embed", _embed, "vectors of all recordings", "checkpoint")
+    command.add_argument("folder", type=Path, metavar="FOLDER")
+    command.add_argument("out", type=Path, metavar="out.npz")
     return parser
 
 

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_curve
 
 from metrics import (
     actual_dcf,
+    bootstrap_rates,
     bootstrap_speakers,
     cllr,
     det_points,
@@ -239,6 +240,29 @@ def test_intervals_of_two_speakers_and_one_resample():
     for seed in range(20):  # half of all draws have no non-target trial
         eer, _ = bootstrap_speakers(*trials, sides, 0.01, 1, 1, 1, seed)
         assert (eer.low, eer.high) == (0, 0)
+
+
+def test_intervals_of_rates_by_resampling_written_out():
+    rng = np.random.default_rng(0)
+    enrolled, tested = rng.integers(6, size=(2, 400))
+    targets = enrolled == tested
+    accepted = rng.random(400) < np.where(targets, 0.8, 0.1)
+    found = bootstrap_rates(accepted, targets, (enrolled, tested), 2000, 1)
+    rates, rng = [], np.random.default_rng(2)
+    for _ in range(2000):
+        drawn = rng.integers(6, size=6).tolist()
+        weights = [
+            drawn.count(i) * (1 if i == j else drawn.count(j))
+            for i, j in zip(enrolled, tested, strict=True)
+        ]
+        rows = np.repeat(np.arange(400), weights)
+        if 0 < targets[rows].sum() < len(rows):
+            same = targets[rows]
+            decided = accepted[rows]
+            rates.append((1 - decided[same].mean(), decided[~same].mean()))
+    low, high = np.quantile(rates, (0.025, 0.975), axis=0)
+    for interval, *expected in zip(found, low, high, strict=True):
+        assert [interval.low, interval.high] == pytest.approx(expected, abs=0.02)
 
 
 # Refusals

@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,10 +17,10 @@ import torch
 
 import voices as using
 from checkpoints import build_model, save_checkpoint
-from conftest import RATE, write
+from conftest import RATE, REPOSITORY, write
 from eval import embed
 from parameters import SyntheticParameters
-from scoring import Backend, Calibration
+from scoring import Backend, Calibration, calibrate
 from synthetic import synthetic_utterances
 from voices import (
     Clip,
@@ -416,6 +418,213 @@ def test_names_are_compared_as_they_look(people):
     with pytest.raises(VoiceError, match="expected a name of one person, got two"):
         read_people([f"{composed}=a.wav", f"{decomposed}=b.wav"])
     assert list(read_people([f"{decomposed}=a.wav"])) == [composed]
+
+
+# Calibrating on own recordings
+
+
+def four_people(count: int = 4) -> dict[str, list[np.ndarray]]:
+    return {
+        f"person {speaker}": [said(speaker, index) for index in range(count)]
+        for speaker in range(4)
+    }
+
+
+def test_own_threshold_is_that_of_all_pairs_and_rates_are_of_others(voices):
+    sounds = four_people()
+    own = voices.calibrate(sounds)
+    assert voices.calibration is own
+    assert own.num_people == 4
+    speakers = np.repeat(list(sounds), 4)
+    vectors = voices.embed([sound for files in sounds.values() for sound in files])
+    first, second = np.triu_indices(16, 1)
+    vectors = vectors.astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # beyond float32's digits
+    cosines = (vectors[first] * vectors[second]).sum(1)
+    targets = speakers[first] == speakers[second]
+    expected = calibrate([(cosines, targets)], 0.01)
+    assert own.scale == pytest.approx(expected.scale, rel=1e-3)
+    assert own.threshold == pytest.approx(expected.threshold, abs=1e-2)
+    for rate, (low, high) in (
+        (own.miss, own.miss_interval),
+        (own.false_alarm, own.false_alarm_interval),
+    ):
+        assert 0 <= low <= rate <= high <= 1
+    assert voices.threshold.origin == "your own recordings of 4 people"
+    assert voices.model.backend.calibrations["trained"] == CALIBRATION
+
+
+def test_rates_are_measured_on_people_the_threshold_was_not_found_on(
+    voices, monkeypatch
+):
+    found = []
+
+    def noted(parts, rate):
+        ((scores, targets),) = parts
+        found.append((len(scores), int(targets.sum())))
+        return calibrate(parts, rate)
+
+    monkeypatch.setattr(using, "calibrate", noted)
+    sounds = four_people() | {"once": [said(0, 0)], "and again": [said(1, 0)]}
+    voices.calibrate(sounds)
+    half = (36, 12)  # pairs of 9 recordings of three people, one with a single one
+    assert found == [half, half, (153, 24)]
+
+
+def test_own_threshold_from_the_command_line(command, people, tmp_path, checkpoint):
+    files = [write(tmp_path / f"d{index}.wav", said(3, index)) for index in range(3)]
+    mine = tmp_path / "mine.pt"
+    given = [people, f"dan={files[0]},{files[1]},{files[2]}", mine]
+    status, out, _ = command("calibrate", *given)
+    assert status == 0
+    assert "found on 4 people, 12 pairs of one person and 54 of two" in out
+    assert "measured on people that it was not found on: misses " in out
+    assert "fewer than 20 people" in out
+    assert "54 pairs of two people are few to find 1 % of" in out
+    voices = Voices.load(mine)
+    before = Voices.load(checkpoint())
+    assert voices.digest == before.digest
+    assert voices.calibration.num_people == 4
+    assert voices.calibration.miss_interval is not None
+    assert voices.model.backend.calibrations["trained"] == CALIBRATION
+    assert "your own recordings of 4 people" in str(voices.compare(*files[:2]))
+    content = mine.read_bytes()
+    refused(command("calibrate", *given), f"{mine}: expected a new file")
+    assert mine.read_bytes() == content
+
+
+def test_a_model_without_a_backend_is_calibrated(checkpoint, tmp_path):
+    voices = Voices.load(checkpoint(calibration=None))
+    voices.calibrate(four_people(2))
+    save_checkpoint(tmp_path / "mine.pt", voices.model)
+    again = Voices.load(tmp_path / "mine.pt")
+    assert again.calibration == voices.calibration
+    assert again.model.backend.cohort.shape == (4, 24)
+    assert again.compare(said(0, 0), said(0, 1)).llr is not None
+
+
+def test_too_few_people_to_calibrate_on(command, people, tmp_path):
+    found = command("calibrate", people, tmp_path / "mine.pt")
+    refused(found, "expected at least 4 people with two recordings or more, got 3")
+    assert not (tmp_path / "mine.pt").exists()
+
+
+# Vectors of many recordings
+
+
+def rows_of(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_vectors_of_a_folder(command, people, tmp_path, voices):
+    (people / "ben" / "bad.wav").write_text("none")
+    out = tmp_path / "out.npz"
+    status, printed, err = command("embed", people, out)
+    assert status == 0
+    assert printed == (
+        f"{out}: 9 vectors of 9 recordings, 9 recordings new, 1 files skipped\n"
+    )
+    assert f"skipped {people / 'ben' / 'bad.wav'}: not readable" in err
+    rows = rows_of(out)
+    files = sorted(set(people.glob("*/*.wav")) - {people / "ben" / "bad.wav"})
+    assert rows["path"].tolist() == [str(f.relative_to(people)) for f in files]
+    assert rows["begin"].tolist() == [0] * 9
+    assert rows["end"].tolist() == [soundfile.info(f).duration for f in files]
+    assert rows["vector"] == pytest.approx(voices.embed(files), abs=1e-5)
+    assert (rows["model"], rows["digest"]) == ("model.pt", voices.digest)
+
+
+def test_a_long_recording_has_a_row_for_each_window(
+    command, tmp_path, monkeypatch, voices
+):
+    import dataset
+
+    monkeypatch.setattr(dataset, "LONGEST", 4.0)
+    monkeypatch.setattr(dataset, "WINDOW", 2.0)
+    monkeypatch.setattr(dataset, "WINDOW_HOP", 1.5)
+    sound = np.concatenate([said(0, 0), said(1, 0)])[: 5 * RATE]
+    write(tmp_path / "long" / "a.wav", sound)
+    command("embed", tmp_path / "long", tmp_path / "out.npz")
+    rows = rows_of(tmp_path / "out.npz")
+    assert rows["begin"].tolist() == [0, 1.5, 3]
+    assert rows["end"].tolist() == [2, 3.5, 5]
+    parts = [sound[24_000 * n : 24_000 * n + 32_000] for n in range(3)]
+    assert rows["vector"] == pytest.approx(voices.embed(parts), abs=1e-5)
+
+
+def test_embedding_goes_on_where_it_was_stopped(command, people, tmp_path, monkeypatch):
+    out, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
+    command("embed", people, whole)
+    monkeypatch.setattr(using, "EMBEDDED_AT_ONCE", 2)
+    monkeypatch.setattr(using, "SAVED_EVERY", -1.0)
+    embed_files, embedded = using._embed_files, []
+
+    def stopped(voices, names):
+        if len(embedded) == 2:
+            raise KeyboardInterrupt
+        embedded.append(list(names.values()))
+        return embed_files(voices, names)
+
+    monkeypatch.setattr(using, "_embed_files", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        command("embed", people, out)
+    assert len(rows_of(out)["path"]) == 4
+    monkeypatch.setattr(using, "_embed_files", embed_files)
+    status, printed, _ = command("embed", people, out)
+    assert (status, "5 recordings new" in printed) == (0, True)
+    rows, expected = rows_of(out), rows_of(whole)
+    assert rows["path"].tolist() == expected["path"].tolist()
+    assert rows["vector"] == pytest.approx(expected["vector"], abs=1e-5)
+    status, printed, _ = command("embed", people, out)
+    assert (status, " 0 recordings new" in printed) == (0, True)
+
+
+def test_vectors_of_two_models_do_not_mix(command, checkpoint, people, tmp_path):
+    out = tmp_path / "out.npz"
+    command("embed", people, out)
+    before = out.read_bytes()
+    checkpoint("seed=2")
+    refused(command("embed", people, out), f"{out}: expected vectors of model.pt")
+    assert out.read_bytes() == before
+
+
+def test_what_cannot_be_embedded(command, people, tmp_path):
+    refused(command("embed", people, tmp_path / "out.txt"), "expected a file named")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out.npz"
+    refused(command("embed", tmp_path / "empty", out), "files, found none")
+    refused(command("embed", tmp_path / "nothing", out), "cannot be read")
+    (tmp_path / "empty" / "a.wav").write_text("none")
+    status, _, err = command("embed", tmp_path / "empty", out)
+    assert status == 2
+    assert "error: " in err.splitlines()[-1]
+    assert not out.exists()
+    out.write_bytes(b"half")
+    refused(command("embed", people, out), f"{out}: not a readable file of vectors")
+    assert out.read_bytes() == b"half"
+
+
+# torch.hub
+
+HUB = """
+import sys, types, torch
+mine = sys.modules["models"] = types.ModuleType("models")
+model = torch.hub.load(sys.argv[1], "titanet", source="local", checkpoint=sys.argv[2])
+assert sys.modules["models"] is mine
+assert not {"dataset", "losses", "checkpoints", "audio"} & set(sys.modules)
+assert not any(path.endswith("src") for path in sys.path)
+with torch.inference_mode():
+    print(model(torch.ones(2, 16000)).shape, model(torch.ones(1, 4800)).shape)
+"""
+
+
+def test_torch_hub_loads_the_encoder_beside_other_modules(checkpoint, tmp_path):
+    (tmp_path / "hub.py").write_text(HUB)
+    words = [sys.executable, "hub.py", str(REPOSITORY), str(checkpoint())]
+    found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "torch.Size([2, 24]) torch.Size([1, 24])\n"
 
 
 # Bad input: one line, and the store that was there is still there
