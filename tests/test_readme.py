@@ -4,12 +4,14 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from conftest import REPOSITORY
 from parameters import load_parameters
+from voices import Candidate, Comparison, Identification, Threshold
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import race
@@ -120,6 +122,19 @@ def test_reliability_is_that_of_the_soak():
     assert sum(found["kills"].values()) >= 50
     assert len(found["kills"]) == 4
     assert sum(kind["tried"] for kind in found["inputs"].values()) >= 20_000
+
+
+def test_verdicts():
+    def again(kind: type, record: dict) -> str:
+        record["threshold"] = Threshold(**record["threshold"])
+        record["nearest"] = [Candidate(**one) for one in record.get("nearest", [])]
+        return str(kind(**{field.name: record[field.name] for field in fields(kind)}))
+
+    found, text = results("voices"), (DOCS / "voices.md").read_text().splitlines()
+    compared = [again(Comparison, record) for record in found["compare"]]
+    identified = [again(Identification, record) for record in found["identify"]]
+    assert set(compared + identified) <= set(text)
+    assert compared[0] in README.read_text().splitlines()
 
 
 def test_robustness():
