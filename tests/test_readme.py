@@ -15,6 +15,7 @@ from voices import Candidate, Comparison, Identification, Threshold
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import race
+import release
 import soak
 import study
 from blocks import DOCS, split_at_block
@@ -76,6 +77,11 @@ def test_the_map_names_every_module():
 def test_the_race_is_as_it_was_run():
     records = race.read_records(ASSETS / "race.jsonl")
     assert split_at_block(DOCS / "results.md", "race.py")[1] == race.table(records)
+
+
+def test_the_model_card_is_as_measured():
+    written = split_at_block(REPOSITORY / "init" / "titanet-s.md", "release.py")[1]
+    assert written == release.as_markdown(results("titanet-s"))
 
 
 def test_gpu_speed_is_as_measured():
