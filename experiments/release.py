@@ -3,12 +3,13 @@
     python experiments/release.py make RUN init/titanet-s.pt
     python experiments/release.py measure init/titanet-s.pt assets/titanet-s.json
     python experiments/release.py card assets/titanet-s.json init/titanet-s.md
+    python experiments/release.py draw init/titanet-s.pt assets/embeddings.png
 
 All are called from the folder that has the corpora below `data`, as init/titanet-s.yml
 names them; of LibriSpeech test-other is tested too. `make` fits the calibrations on the
 development speakers and keeps weights in float16, without the optimizer. `measure`
 evaluates the file that was made on each test, and by language where Common Voice has
-speakers enough. `card` writes the tables of the model card.
+speakers enough. `card` writes the tables of the model card, `draw` README's figure.
 """
 
 import argparse
@@ -27,15 +28,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from blocks import as_table, write_block
 
 from checkpoints import load_model, save_checkpoint
-from dataset import Splits, prepare
-from eval import evaluate_checkpoint, fit_backend, verify
-from parameters import (
-    SHIPPED,
-    UserError,
-    load_parameters,
-)
+from dataset import Splits, UtteranceBatches, prepare
+from eval import embed, evaluate_checkpoint, fit_backend, verify
+from figures import draw_embeddings
+from metrics import equal_error_rate
+from parameters import SHIPPED, UserError, load_parameters
 from report import Verification, as_report, print_table
 from report import as_table as table_of
+from scoring import cosine_scores
+from trials import make_trials
 
 CPU = torch.device("cpu")
 TEST_OTHER = (
@@ -137,18 +138,33 @@ def card(figures: Path, document: Path) -> None:
     write_block(document, "release.py", as_markdown(json.loads(figures.read_text())))
 
 
+def draw(released: Path, figure: Path) -> None:
+    """Draw the embeddings of speechocean762's test speakers, with their EER."""
+    model = load_model(released, CPU).eval()
+    splits = prepare(model.config)
+    indices = splits.by_corpus("test")["test/speechocean762"]
+    speakers = [s.rpartition("/")[2] for s in splits.speakers_of(indices)]
+    seconds = model.config.evaluation.batch_seconds
+    embeddings = embed(model, UtteranceBatches(splits.pack, indices, seconds, CPU))
+    trials = make_trials(speakers, model.config.evaluation.max_trials, seed=1)
+    eer = equal_error_rate(cosine_scores(embeddings, trials), trials.targets)
+    title = f"speechocean762, never heard in training, EER {eer:.1%}"
+    systems = {"TitaNet-S": embeddings.numpy()}
+    draw_embeddings(systems, speakers, title, model.config.seed).savefig(figure)
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("command", choices=["make", "measure", "card"])
+    parser.add_argument("command", choices=["make", "measure", "card", "draw"])
     parser.add_argument(
         "source", type=Path, help="a run, the released encoder or its figures"
     )
     parser.add_argument("target", type=Path, help="what is written")
     options = parser.parse_args()
     try:
-        command = {"make": make, "measure": measure, "card": card}[options.command]
-        command(options.source, options.target)
+        commands = {"make": make, "measure": measure, "card": card, "draw": draw}
+        commands[options.command](options.source, options.target)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
