@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -211,7 +210,6 @@ def main() -> int:
     curves.savefig(ASSETS / "curves.png")
     models = {name: load_model(run, device).eval() for name, run in own.items()}
     draw(models, corpora[OWN], corpora[UNSEEN])
-    shutil.copy(runs[UNSEEN, "TitaNet, ArcFace"] / "embeddings.png", ASSETS)
     draw_augmentation()
     unseen = {
         name: as_report(evaluate(model, corpora[UNSEEN]))["verification"]["test"]

@@ -106,19 +106,46 @@ def test_results_are_those_of_the_study():
     assert written == study.as_markdown(results("results"))
 
 
-def test_readmes_results_are_those_of_the_study():
-    text, rows = README.read_text(), 0
-    for run in results("results")["runs"]:
-        if run["model"] == "TitaNet, ArcFace":
-            names = "trained", "untrained", "mean log-mel"
-            cells = [study.cells(run["systems"][name])[0] for name in names]
-            assert (
-                f"{run['corpus']}, {run['hours']:.1f} h | {' | '.join(cells)} |" in text
-            )
-            rows += 1
-            if run["corpus"] == "speechocean762":
-                assert f"EER {100 * run['systems']['trained']['eer']:.1f} %." in text
-    assert rows == 3
+def percent(report: dict, name: str) -> str:
+    bounds = report[f"{name}_interval"]
+    low, high = bounds.values() if isinstance(bounds, dict) else bounds
+    return f"{report[name]:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def test_the_released_encoder_is_as_measured():
+    text, found = " ".join(README.read_text().split()), results("titanet-s")
+    for name, test in release.TESTS.items():
+        where = "librispeech" if name == "test" else "mixture"
+        systems = found[where]["verification"][name]["systems"]
+        trained = systems["trained"]
+        references = systems["untrained"], systems["mean log-mel"]
+        eers = [percent(report, "eer") for report in (trained, *references)]
+        assert f"| {test}, {trained['num_speakers']} | {' | '.join(eers)} |" in text
+        miss, false_alarm = f"{trained['miss']:.1%}", f"{trained['false_alarm']:.1%}"
+        assert f"| {test} | {miss} | {false_alarm} |" in sentences("voices")
+        if test == "Common Voice":
+            assert f"accepts {false_alarm.replace('%', ' %')} of the pairs" in text
+            assert f"misses {miss.replace('%', ' %')} of the pairs" in text
+
+
+def test_identification_is_as_measured():
+    text, found = sentences("voices"), results("open_set")
+    shares = []
+    for row, name in (
+        ("one recording", "one clip"),
+        ("three recordings", "three clips, mean direction"),
+    ):
+        system = found["identification"]["systems"][name]
+        rates = system["identify"]
+        rates["identified_interval"] = rates["interval"]
+        identified, wrong = percent(rates, "identified"), percent(rates, "false_alarm")
+        assert f"| {row} | {identified} | {wrong} |" in text
+        shares.append(f"{100 * system['0.05']['identified']:.1f} %")
+    assert f"identifies {' and '.join(shares)}." in text
+    for row, name in (("the encoder's", "encoder"), ("their own", "own")):
+        rates = found["calibration"][name]
+        miss, false_alarm = percent(rates, "miss"), percent(rates, "false_alarm")
+        assert f"| {row} | {miss} | {false_alarm} |" in text
 
 
 def test_reliability_is_that_of_the_soak():
