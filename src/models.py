@@ -4,14 +4,16 @@ features [B, M, T], frames [B] -> encoder -> embeddings [B, E], not normalised
 
 TitaNet is arXiv 2110.04410 as its authors' NeMo recipes build it:
 
-    features                    [B, T, M]
+    features, transposed        [B, T, M]
     prolog                      [B, T, C]    kernel 3, one sub-block
     mega blocks 1, 2, 3         [B, T, C]    kernels 7, 11, 15, three sub-blocks, skip
     epilog                      [B, T, P]    kernel 1, one sub-block
     attentive statistics        [B, 2P]      mean and deviation over time
     batch norm, linear          [B, E]
 
-    size    C      P      weights with M = 80, E = 192
+    A block ends in squeeze-and-excitation; mega blocks have dropout.
+
+    size    C      P      parameters with M = 80, E = 192, without a classifier
     s       256    1536    3,275,568
     m       512    3072   10,220,336
     l       1024   3072   22,122,288
@@ -44,7 +46,7 @@ from parameters import DVectorParameters, ModelParameters, TitaNetParameters
 SIZES = {"s": (256, 1536), "m": (512, 3072), "l": (1024, 3072)}  # C, P
 MEGA_KERNELS = (7, 11, 15)  # frames
 SUB_BLOCKS = 3  # of a mega block
-SQUEEZE = 8  # channels of a block to one of its bottleneck
+SQUEEZE = 8  # channels for each of squeeze-and-excitation's hidden ones
 ATTENTION_CHANNELS = 128
 VARIANCE_FLOOR = 1e-10
 EPSILON = 1e-3  # of the blocks' batch norms; the others have torch's 1e-5
@@ -136,8 +138,8 @@ def _deviation(variance: Tensor) -> Tensor:
 def _squares(x: Tensor, mean: Tensor) -> Tensor:
     """Squared distances of frames [B, T, P] from their weighted mean [B, P].
 
-    Only for a sum with the same weights. Its derivative by the mean is zero, so the
-    mean is detached, which spares the backward pass a sum over time.
+    Only for a sum with the same weights: the derivative of that sum by the mean is
+    zero, so the mean is detached, which spares the backward pass a sum over time.
     """
     return (x - mean.detach()[:, None]).square()
 
@@ -145,10 +147,10 @@ def _squares(x: Tensor, mean: Tensor) -> Tensor:
 class AttentiveStatisticsPooling(nn.Module):
     """Attention-weighted mean and standard deviation over the valid frames.
 
-    scores = W2 tanh(norm(relu(W1 [x; mean; deviation] + b1))) + b2, for each channel
+    scores [B, T, P] = W2 tanh(norm(relu(W1 [x; mean; deviation] + b1))) + b2
 
     The mean and the deviation of the utterance are constant over time: their share of
-    the first product is computed once an utterance, not once a frame.
+    W1's product is computed once an utterance, not once a frame.
     """
 
     def __init__(self, channels: int) -> None:
@@ -214,20 +216,20 @@ class TitaNet(nn.Module):
         return self.embedding(self.norm(self.pooling(x, valid)))
 
     def layers(self) -> "list[Layer]":
-        """Its parts from features to embedding, with what a block's convolutions see;
-        squeeze-and-excitation reads the whole utterance."""
+        """Its parts from features to embedding, with the frames of features that the
+        convolutions up to there see; squeeze-and-excitation sees the utterance."""
         names = ["prolog", *(f"mega block, kernel {k}" for k in MEGA_KERNELS), "epilog"]
-        layers, frames = [], 1
+        layers, seen = [], 1
         for name, block in zip(names, self.blocks, strict=True):
             convolutions = [m for m in block.modules() if isinstance(m, DepthwiseConv)]
-            frames += sum(m.kernel_size[0] - 1 for m in convolutions)
+            seen += sum(m.kernel_size[0] - 1 for m in convolutions)
             channels = block.sub_blocks[-1].pointwise.out_features
-            layers.append(_layer(name, channels, block, sees=f"{frames} frames"))
-        pooled, rest = self.embedding.in_features, "the utterance"
+            layers.append(_layer(name, channels, block, sees=f"{seen} frames"))
+        statistics, rest = self.embedding.in_features, "the utterance"
         pooling = self.pooling, self.norm
         return [
             *layers,
-            _layer("attentive statistics", pooled, *pooling, sees=rest),
+            _layer("attentive statistics", statistics, *pooling, sees=rest),
             _layer("embedding", self.embedding_size, self.embedding, sees=rest),
         ]
 
@@ -235,9 +237,10 @@ class TitaNet(nn.Module):
 class DVector(nn.Module):
     """The d-vector: an LSTM's last output in windows of 160 frames, half overlapping.
 
-    A shorter utterance is one window. The embedding is the mean of the windows'
-    normalised embeddings times their mean length: a classifier trained on single
-    windows then reads whole utterances at the scale that it knows.
+    A shorter utterance is one window; frames after the last whole window are dropped.
+    The embedding is the mean of the windows' normalised embeddings times their mean
+    norm: a classifier trained on single windows then reads whole utterances at the
+    scale that it knows.
     """
 
     WINDOW = 160  # frames
@@ -290,9 +293,9 @@ class DVector(nn.Module):
         )
         outputs = outputs.gather(2, index)[:, :, 0]  # the last, [B, W, projection]
         embeddings = at_least_float32(self.embedding(outputs)) * valid  # [B, W, E]
-        lengths = embeddings.norm(dim=2, keepdim=True)  # [B, W, 1]
+        norms = embeddings.norm(dim=2, keepdim=True)  # [B, W, 1]
         mean_direction = F.normalize(embeddings, dim=2).sum(1) / count[:, None]
-        return mean_direction * lengths.sum(1) / count[:, None]
+        return mean_direction * norms.sum(1) / count[:, None]
 
     def layers(self) -> "list[Layer]":
         """Its parts from features to embedding."""
@@ -304,7 +307,7 @@ class DVector(nn.Module):
                     f"LSTM, {self.lstm.hidden_size} cells",
                     self.lstm.proj_size,
                     sum(w.numel() for n, w in weights if n.endswith(f"_l{number}")),
-                    "the frames before",
+                    "this frame and those before",
                 )
                 for number in range(self.lstm.num_layers)
             ),
