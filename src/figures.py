@@ -8,6 +8,7 @@ losses [K, 2] by name, on a circle -> `draw_margins` -> Figure
 metrics of epochs by run -> `draw_curves` -> Figure
 miss and false-alarm rates by system -> `draw_det` -> Figure
 scores [K] by system, targets [K] -> `draw_scores` -> Figure
+turns -> `draw_turns` -> Figure
 embeddings [U, E] by system, speakers [U] -> `draw_embeddings` -> Figure
 plane [U, 2], speakers [U], sounds -> `map_embeddings` -> HTML
 
@@ -481,6 +482,27 @@ def draw_det(
             aspect="equal",
         )
         axes.legend(frameon=False)
+    return figure
+
+
+def draw_turns(turns: Sequence[tuple[float, float, str | None]]) -> Figure:
+    """Who speaks when, a row for each: turns are begin and end in seconds and a name,
+    None for somebody unknown."""
+    names = sorted({name for *_, name in turns if name is not None})
+    rows = [*names, *([None] if any(name is None for *_, name in turns) else [])]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 1 + 0.35 * len(rows)))
+        axes = figure.subplots()
+        for row, (name, colour) in enumerate(
+            zip(rows, itertools.cycle(PALETTE), strict=False)
+        ):
+            spans = [(begin, end - begin) for begin, end, n in turns if n == name]
+            axes.broken_barh(
+                spans, (row - 0.4, 0.8), color="0.7" if name is None else colour
+            )
+        axes.set_yticks(range(len(rows)), [name or "unknown" for name in rows])
+        axes.set(title="Who speaks when", xlabel="time (s)")
+        axes.invert_yaxis()
     return figure
 
 

@@ -3,6 +3,7 @@
 sounds -> `Voices.listen` -> `Clip`s -> `Voices.compare` -> `Comparison`
 sounds by name -> `Voices.enrol` -> `People` <-> people.npz
 sound, `People` -> `Voices.identify` -> `Identification`
+sound, `People` -> `Voices.who` -> `Turn`s
 
     python src/voices.py compare a.wav b.wav [...]
     python src/voices.py enrol PEOPLE --store people.npz
@@ -10,6 +11,7 @@ sound, `People` -> `Voices.identify` -> `Identification`
     python src/voices.py forget NAME --store people.npz
     python src/voices.py calibrate PEOPLE mine.pt
     python src/voices.py embed FOLDER out.npz
+    python src/voices.py who MEETING.wav --store people.npz [--rttm out.rttm]
 
 U clips, N samples, E embedding size. A sound is an audio file or samples. Without
 `--checkpoint` the encoder is the one that comes with the repository. A cosine becomes a
@@ -21,6 +23,10 @@ are for a rate of false alarms, which are different people taken for one.
 encoder, beside the encoder's own: `--checkpoint mine.pt` then decides by it. `embed`
 writes a row for each recording, or for each minute of one longer than two: path, begin
 and end in seconds, vector. Called again it goes on where it was stopped.
+
+`who` says who of the enrolled speaks when, or that somebody unknown does. It listens to
+windows of 1.5 s, so turns below a second are lost, and it does not take overlapping
+speech apart: of two who speak at once it names one, or none.
 
 Where there are P enrolled people, a stranger has P chances of being taken for one of
 them. The threshold of `identify` is therefore higher by log P.
@@ -52,6 +58,7 @@ from checkpoints import SpeakerModel, atomic_write, save_checkpoint
 from corpora import EXTENSIONS, audio_files, folders_in
 from dataset import FULL_SCALE, Entry, Pack, UtteranceBatches, windows
 from eval import embed
+from figures import draw_turns
 from metrics import bootstrap_rates, rates_at
 from nemo_checkpoint import load_any_model
 from parameters import UserError
@@ -68,6 +75,8 @@ CLIPPED = 0.001  # share of samples at full scale
 NARROW = 1e-4  # power at 5 to 7 kHz beside that at 2 to 3.5 kHz; 8 kHz sound has less
 DETECTOR_RATE = 16_000  # Hz
 NUM_NEAREST = 3
+WINDOW, HOP = 1.5, 0.75  # seconds, in which `who` listens
+PAUSE = 1.0  # seconds; a shorter pause does not end a stretch of speech
 OWN = "own recordings"  # a calibration's name, beside those of the training
 MIN_PEOPLE = 4  # to calibrate on; two of them to find a threshold, two to measure it
 MAX_TRIALS = 10**6
@@ -191,6 +200,20 @@ class Identification:
             f"{nearest}{lead}; {self.threshold}, of {self.num_people} people; "
             f"{self.speech:.1f} s of speech"
         )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Speech of one enrolled person, or of somebody unknown, None; in seconds."""
+
+    begin: float
+    end: float
+    name: str | None
+    llr: float  # that of the nearest person
+
+    def __str__(self) -> str:
+        name = self.name or "unknown"
+        return f"{self.begin:8.2f} {self.end:8.2f}  {self.llr:+5.1f}  {name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,27 +445,12 @@ class Voices:
     def identify_clip(self, clip: Clip, people: People) -> Identification:
         """Which of the enrolled people a clip is of, if any; raise `VoiceError` without
         a calibration."""
-        names, centroids = self._own(people).centroids()
-        if not names:
-            raise VoiceError("expected enrolled people, the store has none")
-        calibration, own = self.calibration, self.threshold
-        if calibration is None:
-            raise VoiceError(
-                f"{self.name}: expected a calibrated model, for without a threshold "
-                "nobody is unknown"
-            )
+        names, centroids, threshold = self._candidates(people)
         cosines = centroids @ clip.vector
-        llrs = calibration.llrs(cosines)
+        llrs = self.calibration.llrs(cosines)
         order = np.argsort(-llrs, kind="stable")[:NUM_NEAREST].tolist()
         nearest = tuple(
             Candidate(names[i], float(cosines[i]), float(llrs[i])) for i in order
-        )
-        higher = math.log(len(names))  # a stranger has as many chances
-        threshold = Threshold(
-            own.llr + higher,
-            None if own.strict is None else own.strict + higher,
-            own.false_alarm_rate,
-            own.origin,
         )
         known = nearest[0].llr >= threshold.llr
         return Identification(
@@ -454,6 +462,54 @@ class Voices:
             clip.speech,
             clip.warnings,
         )
+
+    def who(self, sound: Sound, people: People) -> list[Turn]:
+        """Who of the enrolled people speaks when, in order of time.
+
+        Windows of speech, smoothed with their neighbours, go to the nearest person. As
+        many as follow one another are a turn, and a turn's mean decides whether the
+        person is known. Raises what `identify` does.
+        """
+        names, centroids, threshold = self._candidates(people)
+        (named,) = _named([sound])
+        samples, _ = self._samples(*named)
+        seconds = len(samples) / self.sample_rate
+        stretches = _joined(speech_stretches(samples, self.sample_rate))
+        centres = [_window_centres(*stretch) for stretch in stretches]
+        pieces = []
+        for (begin, end), of_stretch in zip(stretches, centres, strict=True):
+            size = max(min(WINDOW, end - begin), self.min_seconds)
+            for centre in of_stretch:
+                start = np.clip(centre - size / 2, 0, seconds - size)
+                first = round(start * self.sample_rate)
+                pieces.append(samples[first : first + round(size * self.sample_rate)])
+        if not pieces:
+            return []
+        vectors = self._vectors(pieces).astype(np.float64)
+        turns: list[Turn] = []
+        for stretch, of_stretch, own in zip(
+            stretches,
+            centres,
+            np.split(vectors, np.cumsum(list(map(len, centres)))[:-1]),
+            strict=True,
+        ):
+            padded = np.pad(own, ((1, 1), (0, 0)))
+            smoothed = padded[:-2] + padded[1:-1] + padded[2:]
+            nearest = (smoothed @ centroids.T).argmax(1)
+            changes = np.flatnonzero(np.diff(nearest)) + 1
+            limits = [0, *changes.tolist(), len(own)]
+            middles = (of_stretch[changes - 1] + of_stretch[changes]) / 2
+            times = [stretch[0], *middles.tolist(), stretch[1]]
+            for turn, (first, last) in enumerate(itertools.pairwise(limits)):
+                person = nearest[first]
+                mean = _unit(own[first:last].sum(0, keepdims=True))[0]
+                llr = float(self.calibration.llrs(mean @ centroids[person]))
+                name = names[person] if llr >= threshold.llr else None
+                begin, end = times[turn], times[turn + 1]
+                if turn and name is None is turns[-1].name:  # unknown goes on
+                    begin, llr = turns[-1].begin, max(llr, turns.pop().llr)
+                turns.append(Turn(begin, end, name, llr))
+        return turns
 
     def calibrate(self, sounds: Mapping[str, Sequence[Sound]]) -> Calibration:
         """Find the threshold for one's own people, from now on the model's.
@@ -544,6 +600,23 @@ class Voices:
         vectors = np.empty((0, size), np.float32)
         rows = (texts, texts, texts, numbers, vectors)
         return People(self.name, self.digest, self._front_end(), *rows)
+
+    def _candidates(
+        self, people: People
+    ) -> tuple[list[str], NDArray[np.float64], Threshold]:
+        """Names and mean directions, and the threshold for so many people."""
+        names, centroids = self._own(people).centroids()
+        if not names:
+            raise VoiceError("expected enrolled people, the store has none")
+        own = self.threshold
+        if own is None:
+            raise VoiceError(
+                f"{self.name}: expected a calibrated model, for without a threshold "
+                "nobody is unknown"
+            )
+        higher = math.log(len(names))  # a stranger has as many chances
+        strict = None if own.strict is None else own.strict + higher
+        return names, centroids, replace(own, llr=own.llr + higher, strict=strict)
 
     def _own(self, people: People) -> People:
         """The people, if this model heard them."""
@@ -662,6 +735,33 @@ def speech_stretches(
         (stretch["start"] / DETECTOR_RATE, stretch["end"] / DETECTOR_RATE)
         for stretch in stretches(waveform, network, sampling_rate=DETECTOR_RATE)
     ]
+
+
+def _joined(stretches: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Stretches with short pauses between them as one."""
+    joined: list[tuple[float, float]] = []
+    for begin, end in stretches:
+        if joined and begin - joined[-1][1] < PAUSE:
+            begin, _ = joined.pop()
+        joined.append((begin, end))
+    return joined
+
+
+def _window_centres(begin: float, end: float) -> NDArray[np.float64]:
+    """Centres in seconds of the windows that cover a stretch."""
+    size = min(WINDOW, end - begin)
+    count = 1 + math.ceil((end - begin - size) / HOP)
+    return np.linspace(begin + size / 2, end - size / 2, count)
+
+
+def as_rttm(turns: Sequence[Turn], recording: str) -> str:
+    """Turns in NIST's Rich Transcription Time Marked format, a line for each."""
+    recording = "_".join(recording.split())
+    return "".join(
+        f"SPEAKER {recording} 1 {turn.begin:.3f} {turn.end - turn.begin:.3f} <NA> <NA> "
+        f"{'_'.join((turn.name or 'unknown').split())} <NA> <NA>\n"
+        for turn in turns
+    )
 
 
 def _faults(
@@ -792,6 +892,20 @@ def _forget(options: argparse.Namespace) -> None:
         f"{options.store}: {len(people.names) - len(left.names)} clips forgotten, "
         f"{len(np.unique(left.names))} people left"
     )
+
+
+def _who(options: argparse.Namespace) -> None:
+    people = load_people(options.store)
+    voices = Voices.load(options.checkpoint)
+    turns = voices.who(options.sound, people)
+    if options.rttm:
+        with atomic_write(options.rttm) as file:
+            file.write(as_rttm(turns, options.sound.stem).encode())
+    if options.picture:
+        figure = draw_turns([(t.begin, t.end, t.name) for t in turns])
+        with atomic_write(options.picture) as file:
+            figure.savefig(file)
+    print("\n".join(map(str, turns)) or "no speech was found")
 
 
 def _calibrate(options: argparse.Namespace) -> None:
@@ -953,6 +1067,12 @@ def _parser() -> argparse.ArgumentParser:
         "identify", _identify, "whose voice is this?", "checkpoint", "store", "json"
     )
     command.add_argument("sounds", nargs="+", metavar="x.wav")
+    command = add(
+        "who", _who, "who of the enrolled speaks when?", "checkpoint", "store"
+    )
+    command.add_argument("sound", type=Path, metavar="MEETING.wav")
+    command.add_argument("--rttm", type=Path, metavar="out.rttm", help="turns, RTTM")
+    command.add_argument("--picture", type=Path, metavar="out.png", help="turns, drawn")
     command = add("forget", _forget, "remove a person", "store")
     command.add_argument("name", metavar="NAME")
     command = add(

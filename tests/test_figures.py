@@ -29,6 +29,7 @@ from figures import (
     draw_margins,
     draw_scores,
     draw_sounds,
+    draw_turns,
     map_embeddings,
     project_svd,
     project_tsne,
@@ -339,3 +340,19 @@ def test_scores_are_drawn_as_densities():
     assert not [*other.get_lines(), *third.get_lines()]
     names = [text.get_text() for text in one.get_legend().get_texts()]
     assert set(names) == {"non-target trials", "target trials", "threshold"}
+
+
+def test_turns_have_a_row_for_each_person():
+    turns = [(0.0, 2.0, "ben"), (2.0, 5.0, None), (6.0, 7.0, "ann"), (8.0, 9.0, "ben")]
+    (axes,) = draw_turns(turns).axes
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ["ann", "ben", "unknown"]
+    spans = [
+        [
+            (path.vertices[:, 0].min(), path.vertices[:, 0].max())
+            for path in row.get_paths()
+        ]
+        for row in axes.collections
+    ]
+    assert spans == [[(6, 7)], [(0, 2), (8, 9)], [(2, 5)]]
+    draw_turns([])  # nobody spoke

@@ -25,6 +25,7 @@ from synthetic import synthetic_utterances
 from voices import (
     Clip,
     Threshold,
+    Turn,
     VoiceError,
     Voices,
     load_people,
@@ -418,6 +419,102 @@ def test_names_are_compared_as_they_look(people):
     with pytest.raises(VoiceError, match="expected a name of one person, got two"):
         read_people([f"{composed}=a.wav", f"{decomposed}=b.wav"])
     assert list(read_people([f"{decomposed}=a.wav"])) == [composed]
+
+
+# Who speaks when
+
+
+def sounds_like(pieces) -> np.ndarray:
+    """The share of each level of thousands in each piece, as a vector of length 1."""
+    vectors = np.stack([np.bincount(p // 1000, minlength=24)[:24] for p in pieces])
+    return (vectors / np.linalg.norm(vectors, axis=1)[:, None]).astype(np.float32)
+
+
+@pytest.fixture
+def levels(voices, monkeypatch) -> Callable[..., list[Turn]]:
+    """Turns of a made recording, (level, seconds) after (level, seconds), where ann has
+    level 1, ben has level 2 and 0 is silence."""
+    people = voices.enrol({"cy": [said(2, 1)]}).without("cy")
+    for level, name in ((1, "ann"), (2, "ben")):
+        (vector,) = sounds_like([np.full(9, 1000 * level)])
+        people = people.with_clips(name, [Clip(name, vector, 3.0, 3.0, name, ())])
+    calibration = Calibration(10.0, -6.0, 1.5, 0.1, 0.01)
+    voices.model.backend.calibrations["trained"] = calibration
+    monkeypatch.setattr(voices, "_vectors", sounds_like)
+
+    def turns(*parts: tuple[int, float]) -> list[Turn]:
+        ends = np.cumsum([seconds for _, seconds in parts]).tolist()
+        spoken = [
+            (end - seconds, end)
+            for (level, seconds), end in zip(parts, ends, strict=True)
+            if level
+        ]
+        monkeypatch.setattr(using, "speech_stretches", lambda *_: spoken)
+        levels = [np.full(round(s * RATE), 1000 * n, np.int16) for n, s in parts]
+        return voices.who(np.concatenate(levels), people)
+
+    return turns
+
+
+def test_turns_of_two_people_and_a_stranger(levels):
+    found = levels((1, 6), (2, 6), (0, 3), (9, 4), (0, 2), (1, 5))
+    assert [turn.name for turn in found] == ["ann", "ben", None, "ann"]
+    times = [(turn.begin, turn.end) for turn in found]
+    expected = [(0, 6), (6, 12), (15, 19), (21, 26)]
+    for one, other in zip(times, expected, strict=True):
+        assert one == pytest.approx(other, abs=using.HOP)
+    assert found[0].begin == 0
+    assert found[-1].end == pytest.approx(26)
+    assert found[0].end == found[1].begin
+
+
+def test_a_short_pause_ends_no_turn(levels):
+    ((begin, end),) = [(t.begin, t.end) for t in levels((1, 3), (0, 0.5), (1, 3))]
+    assert (begin, end) == pytest.approx((0, 6.5))
+    assert len(levels((1, 3), (0, 1.5), (1, 3))) == 2
+
+
+def test_a_word_is_a_turn_too(levels):
+    (turn,) = levels((0, 2), (2, 0.4), (0, 2))
+    assert (turn.begin, turn.end, turn.name) == (2, pytest.approx(2.4), "ben")
+    (turn,) = levels((2, 0.1), (0, 2))  # a window of 0.3 s reaches beyond it
+    assert turn.begin == 0
+
+
+def test_windows_cover_a_stretch():
+    for seconds in (0.2, 1.5, 1.6, 7.0):
+        centres = using._window_centres(3.0, 3.0 + seconds)
+        size = min(using.WINDOW, seconds)
+        assert centres[0] - size / 2 == pytest.approx(3)
+        assert centres[-1] + size / 2 == pytest.approx(3 + seconds)
+        assert (np.diff(centres) <= using.HOP + 1e-9).all()
+
+
+def test_rttm():
+    turns = [Turn(0.5, 2.0, "Ann Lee", 3.0), Turn(2.0, 4.25, None, -1.0)]
+    assert using.as_rttm(turns, "the meeting") == (
+        "SPEAKER the_meeting 1 0.500 1.500 <NA> <NA> Ann_Lee <NA> <NA>\n"
+        "SPEAKER the_meeting 1 2.000 2.250 <NA> <NA> unknown <NA> <NA>\n"
+    )
+
+
+def test_who_from_the_command_line(command, people, tmp_path):
+    store, rttm, picture = (tmp_path / n for n in ("p.npz", "m.rttm", "m.png"))
+    meeting = write(tmp_path / "m.wav", np.concatenate([said(0, 3), said(1, 3)]))
+    command("enrol", people, "--store", store)
+    wanted = [meeting, "--store", store, "--rttm", rttm, "--picture", picture]
+    status, out, _ = command("who", *wanted)
+    assert status == 0
+    lines = rttm.read_text().splitlines()
+    assert len(out.splitlines()) == len(lines) > 0
+    assert all(line.startswith("SPEAKER m 1 ") for line in lines)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    hiss = np.random.default_rng(0).integers(-500, 500, 3 * RATE).astype(np.int16)
+    quiet = write(tmp_path / "quiet.wav", hiss)
+    status, out, _ = command("who", quiet, *wanted[1:])
+    assert (status, out) == (0, "no speech was found\n")
+    assert rttm.read_text() == ""
+    refused(command("who", tmp_path / "none.wav", *wanted[1:]), "expected a file")
 
 
 # Calibrating on own recordings
