@@ -237,7 +237,7 @@ def training_step(
     num_steps: int,
 ) -> StepReading:
     """One step of the optimizer; a loss or gradient that is not finite leaves weights
-    and batch statistics as they were.
+    and buffers, such as batch statistics, as they were.
 
     `encoder` is the model's, as `fast_encoder` returns it.
     """
@@ -246,7 +246,7 @@ def training_step(
     set_learning_rate(state.optimizer, p.optimizer, progress)
     model.criterion.schedule(progress)
     torch.manual_seed(batch.seed)
-    statistics = [buffer.clone() for buffer in model.encoder.buffers()]
+    buffers = [buffer.clone() for buffer in model.buffers()]
     state.optimizer.zero_grad()
     loss, hits = torch.zeros(2, device=batch.waveforms.device)
     for number, part in enumerate(batch.parts(p.accumulation), 1):
@@ -263,7 +263,7 @@ def training_step(
         loss += part_loss.detach()
         hits += (output.predictions == speakers).sum()
     norm = clip_gradient(state)
-    step_where_finite(state, statistics, (loss + norm).isfinite())
+    step_where_finite(state, buffers, (loss + norm).isfinite())
     return StepReading(loss, norm, hits, batch.size)
 
 
@@ -287,14 +287,12 @@ def clip_gradient(state: State) -> Tensor:
     return nn.utils.clip_grad_norm_(weights, clip_norm)
 
 
-def step_where_finite(
-    state: State, statistics: Sequence[Tensor], finite: Tensor
-) -> None:
-    """Step, or put back the batch statistics from before; `finite` [] is not read, so
+def step_where_finite(state: State, buffers: Sequence[Tensor], finite: Tensor) -> None:
+    """Step, or put back the model's buffers from before; `finite` [] is not read, so
     nothing waits for the device."""
     state.optimizer.found_inf = 1 - finite.float()
     state.optimizer.step()
-    for buffer, before in zip(state.model.encoder.buffers(), statistics, strict=True):
+    for buffer, before in zip(state.model.buffers(), buffers, strict=True):
         buffer.copy_(torch.where(finite, buffer, before))
     state.step += 1
 

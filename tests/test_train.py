@@ -425,6 +425,16 @@ def poisoned(criterion, steps):
     criterion.forward = forward
 
 
+def keeps_a_mean(criterion):
+    """A criterion with a state of its own, a mean of its losses."""
+    criterion.register_buffer("mean", torch.tensor(0.0))
+
+    def follow(criterion, _, output):
+        criterion.mean.lerp_(output.loss.detach(), 0.1)
+
+    criterion.register_forward_hook(follow)
+
+
 @pytest.fixture
 def unwritten_memory_is_nan():
     """torch fills tensors that it would leave unwritten."""
@@ -445,6 +455,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(
     model = build_model(p, splits.speakers, splits.pack.digests, CPU)
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     poisoned(model.criterion, {bad_step})
+    keeps_a_mean(model.criterion)
     modules = model.encoder, model.criterion
 
     def tensors() -> list[torch.Tensor]:
