@@ -412,8 +412,9 @@ def training_epoch(
                         "finite loss and gradient"
                     )
                 progress.set_postfix_str(
-                    "loss {:.3f}, accuracy {:.1%}, {:.0f} audio s/s".format(
-                        *tally.metrics().values()
+                    "loss {train/loss:.3f}, accuracy {train/accuracy:.1%}, "
+                    "{train/audio_seconds_per_second:.0f} audio s/s".format_map(
+                        tally.metrics()
                     )
                 )
             if stop.agreed and number < len(batches):
