@@ -342,8 +342,8 @@ class SphereFaceParameters(MarginParameters):
     margin: Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
-class GE2EParameters(Section):
-    """GE2E and the batches it needs."""
+class GroupParameters(Section):
+    """The batches of a loss that compares the utterances of speakers."""
 
     speakers_per_batch: Annotated[int, Field(ge=2)]
     utterances_per_speaker: Annotated[int, Field(ge=2)]
@@ -356,12 +356,13 @@ class LossParameters(Section):
     arcface: MarginParameters
     cosface: MarginParameters
     sphereface: SphereFaceParameters
-    ge2e: GE2EParameters
+    ge2e: GroupParameters
 
     @property
-    def groups(self) -> GE2EParameters | None:
+    def groups(self) -> GroupParameters | None:
         """How batches group the utterances of a speaker, where the loss needs that."""
-        return self.ge2e if self.name == "ge2e" else None
+        chosen = getattr(self, self.name, None)
+        return chosen if isinstance(chosen, GroupParameters) else None
 
 
 class OptimizerParameters(Section):
@@ -671,7 +672,7 @@ def _check_together(parameters: Parameters) -> None:
             "training.accumulation",
             parameters.training.accumulation,
             not parameters.loss.groups or parameters.training.accumulation == 1,
-            "1 with ge2e, which compares all of a batch",
+            f"1 with {parameters.loss.name}, which compares all of a batch",
         ),
         (
             "dataset.synthetic.min_seconds",
@@ -690,7 +691,8 @@ def _check_together(parameters: Parameters) -> None:
             "dataset.mixture",
             weights,
             not parameters.loss.groups or all(w % 1 == 0 for w in weights),
-            "whole weights with ge2e, which groups a speaker's utterances",
+            f"whole weights with {parameters.loss.name}, which groups a speaker's "
+            "utterances",
         ),
         (
             "evaluation.trials",

@@ -89,7 +89,10 @@ def test_bounds_and_choices_are_named(shipped):
     for override, expected in (
         ("training.epochs=0", "training.epochs: expected at least 1, got 0"),
         ("seed=-1", "seed: expected at least 0, got -1"),
-        ("model.name=x", "model.name: expected 'titanet' or 'dvector', got 'x'"),
+        (
+            "training.on_nonfinite=x",
+            "training.on_nonfinite: expected 'stop' or 'skip', got 'x'",
+        ),
     ):
         with pytest.raises(ParameterError) as caught:
             shipped(override)
