@@ -85,12 +85,9 @@ MAY_CHANGE = (  # without another result
     "wandb",
 )
 MAY_CHANGE_ON_RESUME = (*MAY_CHANGE, "training.epochs")
-MAY_DIFFER = (  # between an encoder and one that starts from its weights
-    "front_end.dither",
-    "model.titanet.dropout",
-    "model.titanet.crop_seconds",
-    "model.dvector.crop_seconds",
-)
+# Keys of the front end and the encoder that may be others than those of the model whose
+# weights training starts from.
+MAY_DIFFER = ("dither", "dropout", "crop_seconds")
 
 
 class TrainingError(UserError):
@@ -643,17 +640,21 @@ def _refuse_other_audio(
 
 
 def _architecture(parameters: Parameters) -> dict[str, Any]:
-    """All that a front end's and an encoder's weights depend on, and little else."""
+    """All that a front end's and an encoder's weights depend on."""
+
+    def kept(section: dict[str, Any]) -> dict[str, Any]:
+        return {k: value for k, value in section.items() if k not in MAY_DIFFER}
+
     values, name = parameters.as_dict(), parameters.model.name
-    model = {"name": name, name: values["model"][name]}
-    return {"front_end": values["front_end"], "model": model}
+    model = {"name": name, name: kept(values["model"][name])}
+    return {"front_end": kept(values["front_end"]), "model": model}
 
 
 def _start_from(source: Path, model: SpeakerModel) -> None:
     """Take over the front end and the encoder of another model, not its classifier."""
     other = load_any_model(source, torch.device("cpu"))
     old, new = _architecture(other.config), _architecture(model.config)
-    _refuse_changes(source, old, new, MAY_DIFFER)
+    _refuse_changes(source, old, new, ())
     model.front_end.load_state_dict(other.front_end.state_dict())
     model.encoder.load_state_dict(other.encoder.state_dict())
     model.ancestors = other.heard

@@ -27,7 +27,7 @@ from losses import AngularMarginLoss
 from metrics import equal_error_rate
 from models import Block
 from optimizers import build_optimizer, learning_rate
-from parameters import ParameterError, load_parameters
+from parameters import ModelParameters, ParameterError, load_parameters
 from report import as_report
 from train import (
     State,
@@ -690,6 +690,17 @@ def test_real_speech(tmp_path, miniature, shared):
         report["verification"]["test"]["systems"]["trained"]["num_non_targets"] == 4500
     )
     assert report["identification"]["num_classes"] == 251
+
+
+@pytest.mark.parametrize("name", sorted({*ModelParameters.model_fields} - {"name"}))
+def test_fine_tuning_may_crop_otherwise(shipped, name):
+    p, other = (
+        shipped(f"model.name={name}", f"model.{name}.{change}")
+        for change in ("crop_seconds=[9.0]", "embedding_size=7")
+    )
+    whole = training._architecture(shipped(f"model.name={name}"))
+    assert training._architecture(p) == whole
+    assert training._architecture(other) != whole
 
 
 def test_whom_an_ancestor_has_heard_is_never_tested(miniature, capsys):
