@@ -54,6 +54,7 @@ from parameters import (
     override_values,
 )
 from report import (
+    REPORT_COLUMNS,
     Evaluation,
     IdentificationReport,
     Verification,
@@ -539,7 +540,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = joint_table(tables, "checkpoint")
         else:
             report = evaluate_scores(*files, overrides)
-            rows = [["EER", "minDCF", "Cllr", "on"], report_cells(report)]
+            rows = [[*REPORT_COLUMNS], report_cells(report)]
         print_table(rows)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

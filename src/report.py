@@ -32,6 +32,7 @@ from metrics import Interval, det_points
 from trials import Trials, hardest_trials, write_scores, write_table, write_trials
 
 FEW_SPEAKERS = 20  # with fewer, an interval over speakers is rough
+REPORT_COLUMNS = ("EER", "minDCF", "Cllr", "on")  # as `report_cells` fills them
 MIN_DRAWN = 10  # utterances; with fewer, UMAP has nothing to show
 NUM_HARDEST = 25  # trials of each kind that are listed
 UNHEARD = "Utterances of speakers never heard in training"  # a figure's title
@@ -238,14 +239,14 @@ def as_errors(test: Verification, splits: Splits) -> list[list]:
 
 def as_table(evaluation: Evaluation) -> list[list[str]]:
     """Rows of text, the first naming the columns; intervals of 95 % in brackets."""
-    rows = [["split", "system", "EER", "minDCF", "Cllr", "on"]]
+    rows = [["split", "system", *REPORT_COLUMNS]]
     for split, report in evaluation.identification.items():
         system = f"accuracy {report.accuracy:.2%}, top 5 {report.top_5_accuracy:.2%}"
         on = (
             f"{report.num_utterances} utterances of {report.num_speakers} speakers, "
             f"among {report.num_classes}"
         )
-        rows.append([split, system, "", "", "", on])
+        rows.append([split, system, *[""] * (len(REPORT_COLUMNS) - 1), on])
     for split, verification in evaluation.verification.items():
         of_conditions = {
             f"  {name}": report for name, report in verification.conditions.items()
@@ -266,7 +267,7 @@ def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[
 
 
 def report_cells(report: VerificationReport) -> list[str]:
-    """EER, minDCF, Cllr and what they are of, as a table shows them."""
+    """A table's cells below `REPORT_COLUMNS`: metrics, and what they are of."""
     eer, dcf = f"{report.eer:.2%}", f"{report.min_dcf:.3f}"
     if report.eer_interval is not None:
         low, high = report.eer_interval.low, report.eer_interval.high

@@ -28,7 +28,7 @@ import wandb_mirror
 from checkpoints import build_model, save_checkpoint
 from conftest import MIXTURE, REPOSITORY
 from dataset import prepare
-from report import Evaluation
+from report import REPORT_COLUMNS, Evaluation
 from runs import Run
 
 CPU = torch.device("cpu")
@@ -232,7 +232,7 @@ def test_the_page_holds_all_that_a_run_leaves(
         for name, path in manifest.items():
             logged[name] = path
     table = json.loads(Path(logged["results.table.json"]).read_text())
-    assert table["columns"] == ["split", "system", "EER", "minDCF", "Cllr", "on"]
+    assert table["columns"] == ["split", "system", *REPORT_COLUMNS]
     assert len(table["data"]) == last["results"]["nrows"]
     table = json.loads(Path(logged["errors.table.json"]).read_text())
     rows = [row.split("\t") for row in (run / "errors.tsv").read_text().splitlines()]
