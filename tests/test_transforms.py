@@ -12,8 +12,10 @@ import torch
 import torchaudio
 
 import corpora
+from conftest import REPOSITORY
 from corpora import CorpusError
 from dataset import Clips, TrainingBatches, prepare
+from parameters import load_parameters
 from transforms import (
     Augmentation,
     FrontEnd,
@@ -323,11 +325,18 @@ def test_augmentation_is_a_function_of_seed_epoch_and_batch(augment):
 
 
 def test_all_is_switched_off(augment, miniature):
-    off = [f"augmentation.{k}.probability=0" for k in ("speed", "noise")]
-    off += ["augmentation.reverberation.probability=0"]
+    p = miniature()
+    kinds = [name for name, kind in p.augmentation if hasattr(kind, "probability")]
+    off = [f"augmentation.{name}.probability=0" for name in kinds]
     p = miniature(*off)
     batch = next(TrainingBatches(prepare(p), p, CPU).epoch(1))
     assert torch.equal(augment(*off), batch.waveforms)
+
+
+def test_unaugmented_switches_all_off():
+    files = REPOSITORY / "parameters.yml", REPOSITORY / "init" / "unaugmented.yml"
+    kinds = [kind for _, kind in load_parameters(*files).augmentation]
+    assert not any(getattr(kind, "probability", 0) for kind in kinds)
 
 
 def write_sounds(root, *names: str, seconds: float = 0.5, rate: int = 16_000, **kind):
