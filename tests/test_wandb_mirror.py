@@ -349,6 +349,7 @@ class WandbServer(ThreadingHTTPServer):
 @pytest.fixture
 def server(monkeypatch, tmp_path, no_key) -> Iterator[WandbServer]:
     """Where wandb finds it, and with a key in a file."""
+    wandb.teardown()  # a test without a server left wandb's own address behind
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (tmp_path / "key.txt").write_text(f"{KEY}\n")
     (tmp_path / "key.txt").chmod(0o600)
