@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints import load_checkpoint
 from conftest import REPOSITORY
-from parameters import load_parameters
+from parameters import SHIPPED, load_parameters, parse_yaml
 from voices import Candidate, Comparison, Identification, Threshold
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
@@ -82,6 +83,23 @@ def test_the_race_is_as_it_was_run():
 def test_the_model_card_is_as_measured():
     written = split_at_block(REPOSITORY / "init" / "titanet-s.md", "release.py")[1]
     assert written == release.as_markdown(results("titanet-s"))
+
+
+def leaves(values: dict, name: str = "") -> dict:
+    """Dotted name -> value of nested values."""
+    found = {}
+    for key, value in values.items():
+        more = isinstance(value, dict)
+        found |= leaves(value, f"{name}{key}.") if more else {f"{name}{key}": value}
+    return found
+
+
+def test_the_recipe_is_that_of_the_released_encoder():
+    path = REPOSITORY / "init" / "titanet-s.yml"
+    released = load_checkpoint(REPOSITORY / "init" / "titanet-s.pt")["parameters"]
+    recipe = leaves(load_parameters(SHIPPED, path).as_dict())
+    for key in leaves(parse_yaml(path.read_text(), str(path))):
+        assert leaves(released)[key] == recipe[key]
 
 
 def test_gpu_speed_is_as_measured():
