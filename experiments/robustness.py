@@ -1,10 +1,11 @@
-"""EER on a run's test speakers, as recorded and with rooms and noise added.
+"""EER on a run's test speakers, as recorded, degraded, and over a telephone.
 
     python experiments/robustness.py RUN [RUN ...] [key=value ...]
 
-Every test utterance is put into a room and gets noise at 5 dB, both of the recordings
-that `augmentation.reverberation.held_out` and `augmentation.noise.held_out` keep out of
-training; all runs hear the same.
+Degraded, every test utterance is put into a room and gets noise at 5 dB, both of the
+recordings that `augmentation.reverberation.held_out` and `augmentation.noise.held_out`
+keep out of training. Over a telephone it has the band and the coding of
+`augmentation.telephone`. All runs hear the same.
 """
 
 import argparse
@@ -25,47 +26,57 @@ from metrics import equal_error_rate
 from parameters import Parameters, UserError, check_parameters, override_values
 from report import print_table
 from scoring import cosine_scores
-from transforms import Noise, Reverberation, load_noise, load_responses
+from transforms import Noise, Reverberation, Telephone, load_noise, load_responses
 
 SNR_DB = 5.0
 
 
-def degraded(model: SpeakerModel, p: Parameters) -> Callable:
-    """The model, hearing every utterance in a room with noise."""
-    size = round(p.augmentation.reverberation.max_seconds * p.front_end.sample_rate)
-    room = Reverberation(1.0, load_responses(p, model.device, held_out=True), size)
-    noise = Noise(1.0, load_noise(p, model.device, held_out=True), (SNR_DB, SNR_DB))
-    torch.manual_seed(p.seed)
+def hearing(model: SpeakerModel, change: Callable[[Tensor], Tensor]) -> Callable:
+    """The model, hearing every utterance changed."""
 
     def embeddings(waveforms: Tensor, lengths: Tensor) -> Tensor:
         heard = torch.zeros_like(waveforms)
         for row, length in enumerate(lengths.tolist()):
-            heard[row, :length] = noise(room(waveforms[row : row + 1, :length]))
+            heard[row, :length] = change(waveforms[row : row + 1, :length])
         return model(heard, lengths)
 
     return embeddings
 
 
-def measure(run: Path, overrides: list[str]) -> dict[str, float]:
-    """EER of a run's best checkpoint, clean and degraded."""
+def in_a_noisy_room(p: Parameters, device: torch.device) -> Callable:
+    """With a room and noise that training never uses."""
+    size = round(p.augmentation.reverberation.max_seconds * p.front_end.sample_rate)
+    room = Reverberation(1.0, load_responses(p, device, held_out=True), size)
+    noise = Noise(1.0, load_noise(p, device, held_out=True), (SNR_DB, SNR_DB))
+    return lambda waveforms: noise(room(waveforms))
+
+
+def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
+    """EERs of a run's best checkpoint on each corpus, by what it hears."""
     model = load_model(run, torch.device("cpu"))
     values = override_values(model.config.as_dict(), overrides)
     p = check_parameters(values)
     device = choose_device(p)
     model = model.to(device).eval()
     splits = prepare(p)
-    trials = make_split_trials(splits, p)["test"]
-    batches = UtteranceBatches(
-        splits.pack, splits.test, p.evaluation.batch_seconds, device
-    )
-    models = {"clean": model, "degraded": degraded(model, p)}
-    return {
-        name: equal_error_rate(
-            cosine_scores(embed(heard, batches), trials),
-            trials.targets,
-        )
-        for name, heard in models.items()
+    trials = make_split_trials(splits, p)
+    models = {
+        "clean": model,
+        "degraded": hearing(model, in_a_noisy_room(p, device)),
+        "telephone": hearing(model, Telephone(1.0, p.front_end.sample_rate)),
     }
+    eers = {}
+    for name, indices in splits.by_corpus("test").items():
+        seconds = p.evaluation.batch_seconds
+        batches = UtteranceBatches(splits.pack, indices, seconds, device)
+        targets = trials[name].targets
+        key = f"{run} {name}" if len(splits.by_corpus("test")) > 1 else str(run)
+        eers[key] = {}
+        for condition, heard in models.items():
+            torch.manual_seed(p.seed)
+            scores = cosine_scores(embed(heard, batches), trials[name])
+            eers[key][condition] = equal_error_rate(scores, targets)
+    return eers
 
 
 def main() -> int:
@@ -76,14 +87,17 @@ def main() -> int:
     overrides = [argument for argument in arguments if "=" in argument]
     runs = [Path(argument) for argument in arguments if "=" not in argument]
     try:
-        found = {str(run): measure(run, overrides) for run in runs}
+        found = {}
+        for run in runs:
+            found |= measure(run, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     rows = [
         [run, *(f"{eer:.2%}" for eer in eers.values())] for run, eers in found.items()
     ]
-    print_table([["run", "clean", f"room and noise at {SNR_DB:g} dB"], *rows])
+    heads = ["run", "clean", f"room and noise at {SNR_DB:g} dB", "telephone"]
+    print_table([heads, *rows])
     print(json.dumps(found))
     return 0
 

@@ -50,6 +50,7 @@ class Recording:
     """Decoded mono speech."""
 
     samples: np.ndarray  # int16 [N]
+    rate: int  # Hz, of the source
     warning: str | None = None
 
 
@@ -70,7 +71,7 @@ def load_recording(
     if isinstance(source, SyntheticUtterance):
         samples = source.render(sample_rate)
         _refuse_short(len(samples), sample_rate, min_seconds)
-        return Recording(samples)
+        return Recording(samples, sample_rate)
     try:
         segment = Segment(source) if isinstance(source, Path) else source
         waveform, rate, warning = _decode(segment)
@@ -87,7 +88,7 @@ def load_recording(
     if not waveform.isfinite().all():
         raise AudioError("expected finite samples, found NaN or infinity")
     samples = waveform.mul_(32768).round_().clamp_(-32768, 32767)  # hours, in place
-    return Recording(samples.to(torch.int16).numpy(), warning)
+    return Recording(samples.to(torch.int16).numpy(), rate, warning)
 
 
 def _refuse_short(num_samples: int, sample_rate: int, min_seconds: float) -> None:

@@ -63,7 +63,9 @@ class Pack:
     samples: Tensor  # int16 [all samples]
     entries: list[Entry]
     sample_rate: int  # Hz
-    warnings: list[str]  # one line for each file skipped or cut short
+    warnings: list[
+        str
+    ]  # one line for each file skipped or cut short, one for low rates
     digests: dict[str, str]  # of each corpus by its label, the same on every machine
 
     @property
@@ -229,7 +231,7 @@ def _write_pack(
 ) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    entries, faults, offset = [], [], 0
+    entries, faults, offset, num_narrow = [], [], 0, 0
     corpora = dict.fromkeys(utterance.corpus for utterance in corpus)
     digests = {label: hashlib.sha256(f"{sample_rate}".encode()) for label in corpora}
     try:
@@ -247,6 +249,7 @@ def _write_pack(
                 recording, content = loaded
                 if recording.warning:
                     faults.append(f"{utterance.id}: {recording.warning}")
+                num_narrow += recording.rate < sample_rate
                 file.write(recording.samples.tobytes())
                 length = len(recording.samples)
                 u = utterance
@@ -269,6 +272,12 @@ def _write_pack(
             raise CorpusError(
                 f"none of the {len(ids)} files of {label or 'the corpus'} can be used; "
                 f"the first: {first}"
+            )
+        if num_narrow:
+            faults.append(
+                f"{num_narrow} of {len(entries)} files were recorded below "
+                f"{sample_rate} Hz and lack its upper band; training can be prepared "
+                "for that by augmentation.telephone"
             )
         index = {
             "fingerprint": fingerprint,
@@ -338,7 +347,7 @@ class Splits:
             )
         faults = self.pack.warnings
         if faults:
-            lines.append(f"warning: {len(faults)} files skipped or cut short:")
+            lines.append(f"{len(faults)} warnings:")
             lines += [f"  {line}" for line in faults[:MAX_WARNINGS]]
             lines += ["  ..."] * (len(faults) > MAX_WARNINGS)
         return "\n".join(lines)

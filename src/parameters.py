@@ -27,6 +27,7 @@ MIGRATIONS: tuple[dict[str, Any], ...] = (
     {"dataset.mixture": []},
     {"training.optimizer.muon_lr": 0.01},
     {"dataset.commonvoice": {"locales": [], "min_utterances": 2}},
+    {"augmentation.telephone": {"probability": 0.0}},
 )
 VERSION = 1 + len(MIGRATIONS)  # of the schema; files that do not say are of the first
 
@@ -283,13 +284,20 @@ class NoiseParameters(Section):
     snr_db: Range
 
 
+class TelephoneParameters(Section):
+    """A narrow band, in half of the cases with mu-law."""
+
+    probability: Fraction
+
+
 class AugmentationParameters(Section):
-    """What is done to training batches and to nothing else; each of the first three to
-    an utterance of its own `probability`."""
+    """What is done to training batches and to nothing else; all but SpecAugment to each
+    utterance with a probability."""
 
     speed: SpeedParameters
     reverberation: ReverberationParameters
     noise: NoiseParameters
+    telephone: TelephoneParameters
     spec_augment: SpecAugmentParameters
 
 

@@ -1,6 +1,6 @@
 """Waveforms to features: augmentation of training batches, and the log-mel front end.
 
-waveforms [B, N] -> `Speed`, `Reverberation`, `Noise` -> waveforms [B, N]
+waveforms [B, N] -> `Speed`, `Reverberation`, `Noise`, `Telephone` -> waveforms [B, N]
 waveforms [B, N], lengths [B] samples -> `FrontEnd` -> features [B, M, T], frames [B]
 features [B, M, T] -> `SpecAugment` -> features [B, M, T]
 
@@ -11,6 +11,7 @@ generator, which training seeds for every batch.
 """
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ from parameters import (
 LOG_FLOOR = 2.0**-24  # added to powers
 DEVIATION_FLOOR = 1e-5  # added to standard deviations
 NUM_COLOURS, COLOURED_SECONDS = 64, 10.0  # of simulated noise
+TELEPHONE_RATE = 8000  # Hz
+LOWEST, HIGHEST = (0.0, 300.0), (3400.0, 3900.0)  # Hz, ends of a telephone's band
+MU = 255
 
 
 def _hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
@@ -254,6 +258,50 @@ class Noise(nn.Module):
         return waveforms.index_copy(0, rows, speech + ratio.sqrt() * noise)
 
 
+class Telephone(nn.Module):
+    """Speech as a telephone or an 8 kHz recorder passes it.
+
+    Both ends of the band are drawn; the narrowest is ITU-T G.712's, 300 to 3,400 Hz.
+    Half of the utterances are also coded in the 8 bits of mu-law (ITU-T G.711).
+    """
+
+    def __init__(self, probability: float, sample_rate: int) -> None:
+        super().__init__()
+        self.probability, self.sample_rate = probability, sample_rate
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """[B, N] in [-1, 1] -> [B, N]"""
+        rows = _chosen(self.probability, len(waveforms))
+        uniform = torch.rand(3, len(rows), 1)
+        if len(rows) == 0:
+            return waveforms
+        rows, uniform = to_device(rows, waveforms.device), uniform.to(waveforms.device)
+        low, high = (
+            bottom + (top - bottom) * share
+            for (bottom, top), share in zip((LOWEST, HIGHEST), uniform, strict=False)
+        )
+        x = waveforms[rows]
+        size = x.shape[1]
+        narrow_size = size * TELEPHONE_RATE // self.sample_rate
+        hertz = torch.arange(narrow_size // 2 + 1, device=x.device)
+        hertz = hertz * (self.sample_rate / size)
+        # Cutting or padding the spectrum resamples; the scale follows the length.
+        spectrum = torch.fft.rfft(x)[:, : len(hertz)]
+        spectrum = spectrum * ((hertz >= low) & (hertz <= high))
+        x = torch.fft.irfft(spectrum, narrow_size) * (narrow_size / size)
+        x = torch.where(uniform[2] < 0.5, through_mu_law(x), x)
+        x = torch.fft.irfft(torch.fft.rfft(x), size) * (size / narrow_size)
+        return waveforms.index_copy(0, rows, x)
+
+
+def through_mu_law(waveforms: Tensor) -> Tensor:
+    """Samples in [-1, 1] as they come back from 256 levels of mu-law."""
+    x = waveforms.clamp(-1, 1)
+    levels = x.sign() * torch.log1p(MU * x.abs()) / math.log1p(MU)  # in [-1, 1]
+    levels = ((levels + 1) / 2 * MU + 0.5).floor() / MU * 2 - 1
+    return levels.sign() * torch.expm1(levels.abs() * math.log1p(MU)) / MU
+
+
 def _is_held_out(name: str, share: float) -> bool:
     """Whether a recording is held out; by its name alone, so that adding or removing
     others never moves it."""
@@ -347,12 +395,13 @@ def load_noise(
 
 class Augmentation(nn.Module):
     """All that is done to a training batch: to waveforms in the order of nature, where
-    a talker speaks, in a room, with noise around; then to features, `spec_augment`."""
+    a talker speaks, in a room, with noise around, into a telephone; then to features,
+    `spec_augment`."""
 
     def __init__(self, parameters: Parameters, device: torch.device) -> None:
         super().__init__()
         p = parameters.augmentation
-        self.speed = self.reverberation = self.noise = None
+        self.speed = self.reverberation = self.noise = self.telephone = None
         if p.speed.steps:
             self.speed = Speed(p.speed)
         if p.reverberation.probability:
@@ -363,6 +412,9 @@ class Augmentation(nn.Module):
         if p.noise.probability:
             recordings = load_noise(parameters, device)
             self.noise = Noise(p.noise.probability, recordings, p.noise.snr_db)
+        if p.telephone.probability:
+            rate = parameters.front_end.sample_rate
+            self.telephone = Telephone(p.telephone.probability, rate)
         self.spec_augment = SpecAugment(p.spec_augment)
         self.to(device)
 
@@ -375,6 +427,8 @@ class Augmentation(nn.Module):
             x = self.reverberation(x)
         if self.noise is not None:
             x = self.noise(x)
+        if self.telephone is not None:
+            x = self.telephone(x)
         return x
 
 

@@ -670,7 +670,8 @@ def test_bad_files_among_good_ones(tmp_path, capsys):
     folder = "dataset.name=folder", f"dataset.root={root}"
     assert command(tmp_path, *folder, "training.epochs=1", "run.name=mine") == 0
     shown = capsys.readouterr().out
-    assert "warning: 2 files skipped or cut short:" in shown
+    assert "3 warnings:" in shown
+    assert "5 of 17 files were recorded below 16000 Hz" in shown
     assert "bad.wav" in shown
     assert "0.flac" in shown
     assert (tmp_path / "runs" / "mine" / "report.json").exists()

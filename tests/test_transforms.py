@@ -23,10 +23,12 @@ from transforms import (
     Reverberation,
     SpecAugment,
     Speed,
+    Telephone,
     load_noise,
     load_responses,
     reverberate,
     slaney_filterbank,
+    through_mu_law,
 )
 
 CPU = torch.device("cpu")
@@ -261,6 +263,34 @@ def test_noise_has_the_ratio_that_was_drawn(snr, length):
     assert (found - snr).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
+def test_a_telephone_passes_its_band_alone(rate):
+    torch.manual_seed(0)
+    x = 0.1 * torch.randn(40, 2 * rate)
+    power = torch.fft.rfft(Telephone(1.0, rate)(x)).abs().square()  # [B, bins]
+    own = torch.fft.rfft(x).abs().square()
+    hertz = torch.arange(power.shape[1]) / 2
+    for low, high in ((400, 1000), (1000, 3300)):
+        band = (hertz > low) & (hertz < high)
+        assert power[:, band].mean() == pytest.approx(
+            own[:, band].mean().item(), rel=0.05
+        )
+    assert power[:, hertz > 4000].sum() < 1e-6 * power.sum()
+    kept = (power[:, (hertz > 50) & (hertz < 100)] > 1e-3 * own.mean()).float().mean(1)
+    assert 0.1 < (kept > 0.5).float().mean() < 0.9  # the band's lower end is drawn
+
+
+def test_mu_law_is_torchaudios():
+    x = torch.linspace(-1, 1, 10_001)
+    codes = torchaudio.functional.mu_law_encoding(x, 256)
+    expected = torchaudio.functional.mu_law_decoding(codes, 256)
+    found = through_mu_law(x)
+    # rounding decides at the edge of two levels
+    assert ((found - expected).abs() < 1e-6).float().mean() > 0.995
+    assert (found - x).abs().max() < 0.022  # half of the widest step
+    assert through_mu_law(torch.tensor([7.0, -7.0])).tolist() == [1.0, -1.0]
+
+
 def test_ratios_fill_their_range():
     speech = torch.randn(400, 2000)
     added = Noise(1.0, clips(0.1 * torch.randn(9000)), (0.0, 15.0))(speech) - speech
@@ -295,6 +325,7 @@ def test_each_utterance_is_changed_with_its_own_probability(shipped, probability
     for changed in (
         Noise(probability, noise, (0.0, 5.0))(x) != x,
         Reverberation(probability, room, 100)(x) != x,
+        Telephone(probability, 16_000)(x) != x,
     ):
         share = changed.any(1).float().mean()
         assert share == pytest.approx(probability, abs=0.08)
