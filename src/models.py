@@ -37,7 +37,9 @@ from layers import (
     BatchNorm,
     DepthwiseConv,
     Dropout,
+    Linear,
     at_least_float32,
+    linear,
     mean_over_time,
     valid_positions,
 )
@@ -61,7 +63,7 @@ class SubBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         self.depthwise = DepthwiseConv(in_channels, kernel)
-        self.pointwise = nn.Linear(in_channels, out_channels, bias=False)
+        self.pointwise = Linear(in_channels, out_channels, bias=False)
         self.norm = BatchNorm(out_channels, eps=EPSILON)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
@@ -110,7 +112,7 @@ class Block(nn.Module):
         self.squeeze_excitation = SqueezeExcitation(out_channels)
         self.skip = (
             nn.Sequential(
-                nn.Linear(in_channels, out_channels, bias=False),
+                Linear(in_channels, out_channels, bias=False),
                 BatchNorm(out_channels, eps=EPSILON),
             )
             if skip
@@ -157,13 +159,13 @@ class AttentiveStatisticsPooling(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(3 * channels, ATTENTION_CHANNELS)
         self.norm = BatchNorm(ATTENTION_CHANNELS)
-        self.scores = nn.Linear(ATTENTION_CHANNELS, channels)
+        self.scores = Linear(ATTENTION_CHANNELS, channels)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """[B, T, P], [B, T, 1] -> [B, 2P]"""
         channels = x.shape[2]
         of_frame, of_utterance = self.hidden.weight.split((channels, 2 * channels), 1)
-        hidden = F.linear(x, of_frame)  # [B, T, 128]
+        hidden = linear(x, of_frame)  # [B, T, 128]
         x = at_least_float32(x)
         mean = mean_over_time(x, valid)  # [B, P]
         deviation = _deviation(mean_over_time(_squares(x, mean), valid))

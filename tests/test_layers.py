@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from layers import Dropout, _Normalised
+from layers import Dropout, _Normalised, linear
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -47,3 +47,27 @@ def test_normalised_rows_and_gradients_are_those_of_torch(num_rows):
         strict=True,
     ):
         assert torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 7, 3), (16, 300, 64), (5, 77, 200)])
+def test_linear_and_its_gradients_are_those_of_torch(shape, bias):
+    torch.manual_seed(0)
+    x = torch.randn(shape, requires_grad=True)
+    weight = torch.randn(48, shape[-1], requires_grad=True)
+    leaves = [x, weight, *([torch.randn(48, requires_grad=True)] if bias else [])]
+    found, expected = linear(*leaves), F.linear(*(leaf.double() for leaf in leaves))
+    gradient = torch.randn_like(found)
+    pairs = zip(
+        (found, *torch.autograd.grad(found, leaves, gradient)),
+        (expected, *torch.autograd.grad(expected, leaves, gradient.double())),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+
+
+def test_linear_of_a_part_of_a_weight():
+    x, weight = torch.randn(4, 9, 6), torch.randn(5, 20)
+    part = weight.split((6, 14), 1)[0]  # not contiguous
+    assert torch.allclose(linear(x, part), x @ part.T, atol=1e-5)
