@@ -41,6 +41,6 @@ lint: .venv/requirements-dev.stamp
 	  { echo "expected Python 3.10 or later; name one with PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
-.venv/%.stamp: init/%.txt init/requirements.txt | .venv/bin/python
+.venv/%.stamp: init/%.txt $(wildcard init/requirements*.txt) | .venv/bin/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r $<
 	touch $@

@@ -11,6 +11,7 @@ scores [K] by system, targets [K] -> `draw_scores` -> Figure
 turns -> `draw_turns` -> Figure
 embeddings [U, E] by system, speakers [U] -> `draw_embeddings` -> Figure
 plane [U, 2], speakers [U], sounds -> `map_embeddings` -> HTML
+places [S, 2], [U, 2] by name, [2] -> `map_voices` -> plotly's Figure
 
 U utterances, K trials or angles, E embedding size, N samples, F bands, T frames. All
 figures share one style and one palette. Within a figure each speaker or system has one
@@ -646,3 +647,33 @@ def map_embeddings(
     if not offline:
         return drawn
     return PAGE.substitute(title=html.escape(title), script=script, map=drawn)
+
+
+def map_voices(
+    others: NDArray[np.float64],
+    people: Mapping[str, NDArray[np.float64]],
+    voice: NDArray[np.float64],
+) -> go.Figure:
+    """A voice [2], a star, among people [U, 2] by name and others [S, 2], in grey."""
+    figure = go.Figure()
+
+    def add(name: str, places: NDArray[np.float64], **marker: Any) -> None:
+        x, y = places.T
+        name = html.escape(name, quote=False)
+        figure.add_scatter(x=x, y=y, name=name, mode="markers", marker=marker)
+
+    add("training speakers", others, color="lightgrey", size=5)
+    looks = itertools.cycle(itertools.product(MARKERS.values(), PALETTE))
+    for (name, places), (symbol, colour) in zip(people.items(), looks, strict=False):
+        add(name, places, symbol=symbol, color=colour, size=10)
+    add("this voice", voice[None], symbol="star", color="black", size=18)
+    figure.update_layout(
+        template="simple_white",
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        legend={"orientation": "h", "y": -0.02},
+        xaxis={"visible": False},
+        yaxis={"visible": False, "scaleanchor": "x"},
+        hovermode="closest",
+    )
+    figure.update_traces(hovertemplate="%{fullData.name}<extra></extra>")
+    return figure

@@ -12,6 +12,7 @@ sound, `People` -> `Voices.who` -> `Turn`s
     python src/voices.py calibrate PEOPLE mine.pt
     python src/voices.py embed FOLDER out.npz
     python src/voices.py who MEETING.wav --store people.npz [--rttm out.rttm]
+    python src/voices.py demo
 
 U clips, N samples, E embedding size. A sound is an audio file or samples. Without
 `--checkpoint` the encoder is the one that comes with the repository. A cosine becomes a
@@ -230,7 +231,11 @@ class People:
     vectors: NDArray[np.float32]  # [U, E], of length 1
 
     def with_clips(self, name: str, clips: Sequence[Clip]) -> "People":
-        """These and more clips of a person; a recording that is there counts once."""
+        """These and more clips of a person; a recording that is there counts once.
+
+        Raises `VoiceError` for what is no name.
+        """
+        name = _checked_name(name)
         held = set(self.clip_digests[self.names == name])
         new = list({c.digest: c for c in clips if c.digest not in held}.values())
         if not new:
@@ -435,7 +440,7 @@ class Voices:
         """People by their sounds, beside those who are enrolled already."""
         enrolled = self._nobody() if people is None else self._own(people)
         for name, of_person in sounds.items():
-            enrolled = enrolled.with_clips(_checked_name(name), self.listen(of_person))
+            enrolled = enrolled.with_clips(name, self.listen(of_person))
         return enrolled
 
     def identify(self, sound: Sound, people: People) -> Identification:
@@ -1031,6 +1036,12 @@ def _save_embedded(
     return rows
 
 
+def _demo(options: argparse.Namespace) -> None:
+    from demo import serve  # stands on this module
+
+    serve(options.checkpoint, options.host)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="src/voices.py", description="Whose voice is this?"
@@ -1082,6 +1093,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "target", type=Path, metavar="mine.pt", help="the encoder and its new threshold"
     )
+    command = add("demo", _demo, "a page in the browser", "checkpoint")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on")
     command = add("embed", _embed, "vectors of all recordings", "checkpoint")
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument("out", type=Path, metavar="out.npz")

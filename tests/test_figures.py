@@ -31,6 +31,7 @@ from figures import (
     draw_sounds,
     draw_turns,
     map_embeddings,
+    map_voices,
     project_svd,
     project_tsne,
     project_umap,
@@ -356,3 +357,18 @@ def test_turns_have_a_row_for_each_person():
     ]
     assert spans == [[(6, 7)], [(0, 2), (8, 9)], [(2, 5)]]
     draw_turns([])  # nobody spoke
+
+
+def test_voices_are_mapped_among_others():
+    random = np.random.default_rng(0)
+    others, ann, voice = (random.normal(size=size) for size in ((9, 2), (3, 2), 2))
+    people = {"Ann": ann, "<b>&amp;": ann[:1]}
+    traces = map_voices(others, people, voice).data
+    names = ["training speakers", "Ann", "&lt;b&gt;&amp;amp;", "this voice"]
+    assert [trace.name for trace in traces] == names
+    for trace, places in zip(
+        traces, (others, *people.values(), voice[None]), strict=True
+    ):
+        assert np.column_stack([trace.x, trace.y]) == pytest.approx(places)
+    looks = {(t.marker.color, t.marker.symbol) for t in traces}
+    assert len(looks) == len(traces)

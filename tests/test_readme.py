@@ -60,8 +60,9 @@ def test_links_lead_somewhere(document):
 
 def test_every_figure_is_shown():
     text = "".join(path.read_text() for path in DOCUMENTS)
-    shown = set(re.findall(r"\]\((?:\.\./)?assets/([\w-]+\.png)\)", text))
-    assert shown == {path.name for path in ASSETS.glob("*.png")}
+    shown = set(re.findall(r"\]\((?:\.\./)?assets/([\w-]+\.(?:png|jpg))\)", text))
+    pictures = {".png", ".jpg"}
+    assert shown == {p.name for p in ASSETS.iterdir() if p.suffix in pictures}
 
 
 def test_readme_leads_to_every_document():
