@@ -52,7 +52,7 @@ from voices import (
 MAX_UPLOAD = "32mb"
 KEPT = 1800  # seconds, of an upload
 DRAWN = 20  # seconds of a recording
-POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+POLICY = b"default-src 'self' 'unsafe-inline' data: blob:"
 
 ABOUT = """\
 # Whose voice is this?
@@ -248,6 +248,7 @@ def _build_page(gr: ModuleType, voices: Voices, folder: Path) -> Any:
             type="filepath",
             label=label,
             min_width=320,
+            editable=False,
             buttons=["download"],  # gradio's default also has one that shares
         )
 
@@ -342,7 +343,7 @@ def open_page(voices: Voices, host: str, folder: Path) -> Any:
         ) from None
     page = _build_page(gradio, voices, folder)
     try:
-        socket.create_server((host, 0)).close()  # gradio would try for ever
+        socket.create_server((host, 0)).close()  # gradio would try for minutes
         page.launch(
             server_name=host,
             share=False,
