@@ -1,0 +1,150 @@
+"""How many people fine-tuning needs: EER before it, after it, and trained from scratch.
+
+    python experiments/fine_tune.py run WORK assets/fine-tuning.json
+    python experiments/fine_tune.py table assets/fine-tuning.json docs/training.md
+
+`run` is called from the folder that has the corpora below `data`, as init/titanet-s.yml
+names them. It trains an encoder on Common Voice and LibriSpeech, and tunes it by
+init/fine-tune.yml on 10, 40 and 125 training speakers of speechocean762; half of each
+batch is from the old corpora. It also trains on those speakers alone from scratch, for
+as many steps. All are tested on the test speakers of speechocean762 and, to see what
+tuning forgets, of Common Voice. Runs that WORK has already are not trained again.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from blocks import as_table, write_block
+
+from checkpoints import load_model
+from dataset import prepare
+from eval import evaluate_checkpoint
+from parameters import SHIPPED, UserError, load_parameters
+from report import as_report
+from train import train_once
+
+INIT = SHIPPED.parent / "init"
+OWN = Path("data/speechocean762")
+COUNTS = (10, 40, 125)  # speakers
+CROPS = 64 * 60  # of one's own speakers in an epoch, and as many of the old corpora
+OLD_EPOCHS, EPOCHS = 12, 2
+SEED = 0
+NAMES = {  # of tests; "test" is that of a corpus alone
+    "test": "speechocean762",
+    "test/own": "speechocean762",
+    "test/commonvoice": "Common Voice",
+}
+
+
+def make_folder(folder: Path, count: int) -> int:
+    """Link so many training speakers and all test speakers; return the number of
+    training utterances."""
+    speakers = sorted((OWN / "train").iterdir())
+    chosen = np.random.default_rng(SEED).permutation(len(speakers))[:count]
+    for home in (*(speakers[i] for i in chosen), *(OWN / "test").iterdir()):
+        link = folder / home.relative_to(OWN)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(home.resolve())
+    return sum(len(list(home.iterdir())) for home in (folder / "train").iterdir())
+
+
+def train(work: Path, name: str, corpora: list[dict], *overrides: str) -> Path:
+    """Train on a mixture by init/titanet-s.yml, or tune by init/fine-tune.yml."""
+    layers = [SHIPPED, INIT / "titanet-s.yml"]
+    if name.startswith("tuned"):
+        layers += [INIT / "fine-tune.yml"]
+    layers += [work / f"{name}.yml"]
+    layers[-1].write_text(yaml.safe_dump({"dataset": {"mixture": corpora}}))
+    fixed = [f"run.directory={work}", f"run.name={name}", "wandb.mode=disabled"]
+    fixed += ["training.batch_size=64", "model.titanet.crop_seconds=[2.0]"]
+    return train_once(load_parameters(*layers, overrides=[*fixed, *overrides]))
+
+
+def measure(work: Path) -> dict[str, dict[str, float]]:
+    """EERs by system and test."""
+    work.mkdir(parents=True, exist_ok=True)
+    recipe = load_parameters(SHIPPED, INIT / "titanet-s.yml").as_dict()
+    mixed = [c for c in recipe["dataset"]["mixture"] if c["label"] != OWN.name]
+    old = [corpus | {"weight": 1.0} for corpus in mixed]
+    before = train(work, "before", old, f"training.epochs={OLD_EPOCHS}")
+    splits = prepare(load_model(before, torch.device("cpu")).config)
+    num_old = len(splits.train)
+    found = {}
+    for count in COUNTS:
+        folder = work / f"people-{count}"
+        num_own = make_folder(folder, count) * 0.9  # others validate
+        own = {"label": "own", "name": "folder", "root": str(folder)}
+        if not found:
+            evaluation = evaluate_checkpoint(
+                before, ["dataset.name=folder", f"dataset.root={folder}"]
+            )
+            found["before"] = eers(as_report(evaluation)) | eers(read_report(before))
+        tuned = [
+            own | {"weight": CROPS / num_own},
+            *(corpus | {"weight": CROPS / num_old} for corpus in mixed),
+        ]
+        epochs = f"training.epochs={EPOCHS}"
+        start = f"training.init_from={before}"
+        run = train(work, f"tuned-{count}", tuned, epochs, start)
+        found[f"tuned on {count}"] = eers(read_report(run))
+        alone = [own | {"weight": 2 * CROPS / num_own}]
+        run = train(work, f"scratch-{count}", alone, epochs)
+        found[f"from scratch on {count}"] = eers(read_report(run))
+    return found
+
+
+def read_report(run: Path) -> dict:
+    """A finished run's report."""
+    return json.loads((run / "report.json").read_text())
+
+
+def eers(report: dict) -> dict[str, float]:
+    """The trained system's EER on each test that a table shows."""
+    return {
+        NAMES[test]: of_test["systems"]["trained"]["eer"]
+        for test, of_test in report["verification"].items()
+        if test in NAMES
+    }
+
+
+def as_markdown(found: dict) -> str:
+    """A row for each system."""
+    tests = list(dict.fromkeys(NAMES.values()))
+    rows = [["encoder", *(f"EER on {test}" for test in tests)]]
+    for system, of_test in found.items():
+        shown = (f"{of_test[t]:.1%}" if t in of_test else "" for t in tests)
+        rows.append([system, *shown])
+    return as_table(rows)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("source", type=Path, help="a folder for runs, or figures")
+    parser.add_argument("target", type=Path, help="what is written")
+    options = parser.parse_args()
+    try:
+        if options.command == "run":
+            found = measure(options.source)
+            options.target.write_text(json.dumps(found, indent=1))
+        else:
+            found = json.loads(options.source.read_text())
+            write_block(options.target, "fine_tune.py", as_markdown(found))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
