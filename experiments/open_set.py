@@ -110,10 +110,10 @@ def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
     known_clips = np.concatenate(list(probes.values()))
     unknown_clips = np.concatenate([vectors[name] for name in strangers])
     calibration = voices.calibration
-    higher = math.log(len(enrolled))
+    among = voices.threshold.among(len(enrolled))
     own = {
-        "identify": calibration.threshold + higher,
-        "identify, strict": calibration.strict + higher,
+        "identify": among.llr,
+        "identify, strict": among.strict,
         "not raised for 60 people": calibration.threshold,
     }
     systems = {}

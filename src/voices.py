@@ -30,7 +30,7 @@ windows of 1.5 s, so turns below a second are lost, and it does not take overlap
 speech apart: of two who speak at once it names one, or none.
 
 Where there are P enrolled people, a stranger has P chances of being taken for one of
-them. The threshold of `identify` is therefore higher by log P.
+them, so `identify` and `who` have a threshold for a P-th of the rate of false alarms.
 """
 
 import argparse
@@ -116,6 +116,19 @@ class Threshold:
     strict: float | None
     false_alarm_rate: float
     origin: str
+
+    def among(self, num_people: int) -> "Threshold":
+        """For the nearest of several people, any of whom may be a false alarm.
+
+        Each comparison has its share of the rate. The log of a rate falls in a straight
+        line from the threshold through `strict`; without `strict` the threshold grows
+        by the log of the number, which the rate of calibrated scores never exceeds.
+        """
+        higher = math.log(num_people)
+        if self.strict is not None and self.strict > self.llr:
+            higher = (self.strict - self.llr) * math.log10(num_people)
+        strict = None if self.strict is None else self.strict + higher
+        return replace(self, llr=self.llr + higher, strict=strict)
 
     def __str__(self) -> str:
         rate = 100 * self.false_alarm_rate
@@ -619,9 +632,7 @@ class Voices:
                 f"{self.name}: expected a calibrated model, for without a threshold "
                 "nobody is unknown"
             )
-        higher = math.log(len(names))  # a stranger has as many chances
-        strict = None if own.strict is None else own.strict + higher
-        return names, centroids, replace(own, llr=own.llr + higher, strict=strict)
+        return names, centroids, own.among(len(names))
 
     def _own(self, people: People) -> People:
         """The people, if this model heard them."""

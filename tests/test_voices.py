@@ -324,7 +324,7 @@ def test_identification_by_hand(voices):
     cosines = centroids @ clip.vector
     best = int(cosines.argmax())
     names = ["ann", "ben", "cy"]
-    for threshold, known in ((-9.0, True), (40 * cosines[best] - 36 - 1, False)):
+    for threshold, known in ((-9.0, True), (40 * cosines[best] - 36 - 0.3, False)):
         calibration = Calibration(40.0, -36.0, threshold, 0.1, 0.01, threshold + 1)
         voices.model.backend.calibrations["trained"] = calibration
         found = voices.identify_clip(clip, people)
@@ -334,9 +334,18 @@ def test_identification_by_hand(voices):
         first, second, _ = sorted(cosines)[::-1]
         assert found.margin == pytest.approx(40 * (first - second))
         # three people are three chances of a false alarm
-        assert found.threshold.llr == pytest.approx(threshold + math.log(3))
+        assert found.threshold.llr == pytest.approx(threshold + math.log10(3))
         assert found.name == (names[best] if known else None)
         assert str(found).startswith(f"{clip.name}: {names[best] if known else 'unk'}")
+
+
+def test_threshold_among_several_people():
+    one = Threshold(2.0, 4.0, 0.01, "")  # 1 % above 2, 0.1 % above 4
+    assert one.among(1) == one
+    assert one.among(10) == Threshold(4.0, 6.0, 0.01, "")  # 0.1 % for each
+    assert one.among(100) == Threshold(6.0, 8.0, 0.01, "")
+    alone = Threshold(2.0, None, 0.01, "")
+    assert alone.among(10) == Threshold(2 + math.log(10), None, 0.01, "")
 
 
 def test_one_person_has_no_margin(voices):
