@@ -1,6 +1,6 @@
 # make train      an environment in .venv, then a training run on the embedded corpus
-# make notebook   the same environment, then titanet.ipynb from top to bottom, in place;
-#                 with DATA in the environment on real speech below that folder
+# make notebook   the same environment, then titanet.ipynb from top to bottom, written to
+#                 runs/titanet.ipynb; STUDY in the environment chooses the speech
 # make study      the runs, figures and tables of docs/results.md; wants DATA
 # make soak       kills and damaged files by the thousand; writes docs/reliability.md's table
 # make test       the same environment with the test packages, then lint and tests
@@ -18,9 +18,9 @@ train: .venv/requirements.stamp
 	$(BIN)/python src/train.py -p parameters.yml $(ARGS)
 
 notebook: .venv/requirements.stamp
-	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute \
 	  --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.record_timing=False \
-	  titanet.ipynb
+	  --output-dir runs titanet.ipynb
 
 study: .venv/requirements.stamp
 	$(BIN)/python experiments/study.py $(DATA)

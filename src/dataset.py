@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
 from corpora import CorpusError, Utterance, pack_key, utterances, without_label
-from parallel import num_ranks, rank, share
+from parallel import num_ranks, progress_options, rank, share
 from parameters import DatasetParameters, Parameters
 from synthetic import SyntheticUtterance
 
@@ -238,7 +238,11 @@ def _write_pack(
         with (
             open(partial / "samples.int16", "wb") as file,
             tqdm(
-                total=len(corpus), desc="packing", unit="utt", leave=False
+                total=len(corpus),
+                desc="packing",
+                unit="utt",
+                leave=False,
+                **progress_options(),
             ) as progress,
         ):
             for utterance, loaded in _recordings(corpus, sample_rate, min_seconds):

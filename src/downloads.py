@@ -18,8 +18,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from parallel import progress_options
 from parameters import UserError
 
 TIMEOUT = 60  # seconds without an answer from the server
@@ -123,6 +124,7 @@ def _fetch(url: str, partial: Path, largest: int) -> None:
                     total=total,
                     unit="B",
                     unit_scale=True,
+                    **progress_options(),
                 ) as bar,
             ):
                 while chunk := response.read(CHUNK):

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from checkpoints import SpeakerModel, build_model, choose_device, make_directory
 from corpora import official_trials, people_key, without_label

@@ -3,8 +3,6 @@
 seconds [U], speakers [U], genders [U] -> `draw_corpus` -> Figure
 waveforms [N] by name -> `draw_sounds` -> Figure
 features [F, T] by name -> `draw_features` -> Figure
-layers by model -> `draw_architecture` -> Figure
-losses [K, 2] by name, on a circle -> `draw_margins` -> Figure
 metrics of epochs by run -> `draw_curves` -> Figure
 miss and false-alarm rates by system -> `draw_det` -> Figure
 scores [K] by system, targets [K] -> `draw_scores` -> Figure
@@ -13,9 +11,11 @@ embeddings [U, E] by system, speakers [U] -> `draw_embeddings` -> Figure
 plane [U, 2], speakers [U], sounds -> `map_embeddings` -> HTML
 places [S, 2], [U, 2] by name, [2] -> `map_voices` -> plotly's Figure
 
-U utterances, K trials or angles, E embedding size, N samples, F bands, T frames. All
-figures share one style and one palette. Within a figure each speaker or system has one
-colour; systems take theirs in order. UMAP is arXiv 1802.03426, t-SNE JMLR 9 (2008).
+U utterances, K trials, E embedding size, N samples, F bands, T frames. All figures
+share one style and one palette. A colour has one meaning throughout: the systems that
+are compared again and again have their own, and so have target and non-target trials;
+other systems take theirs in order, and so do speakers. UMAP is arXiv 1802.03426, t-SNE
+JMLR 9 (2008).
 """
 
 import base64
@@ -23,6 +23,7 @@ import hashlib
 import html
 import itertools
 import json
+import time
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,13 +36,11 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Wedge
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from sklearn.manifold import TSNE
-
-from models import Layer
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = (
@@ -54,6 +53,14 @@ PALETTE = (
     "#F0E442",
     "#000000",
 )
+BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW, BLACK = PALETTE
+SYSTEM_COLOURS = {
+    "d-vector, CE": ORANGE,
+    "TitaNet, CE": BLUE,
+    "TitaNet, ArcFace": GREEN,
+    "released encoder": BLACK,
+}
+TARGET, NON_TARGET = RED, "0.55"  # trials of one speaker, of two
 MARKERS = {  # matplotlib's names: plotly's
     "o": "circle",
     "^": "triangle-up",
@@ -179,6 +186,13 @@ def draw_embeddings(
     return figure
 
 
+def system_colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour of its own for each system; those without one take the palette's in
+    order."""
+    others = itertools.cycle(PALETTE)
+    return {name: SYSTEM_COLOURS.get(name) or next(others) for name in names}
+
+
 def draw_corpus(
     seconds: Sequence[float], speakers: Sequence[str], genders: Sequence[str | None]
 ) -> Figure:
@@ -191,7 +205,7 @@ def draw_corpus(
     minutes = np.bincount(owner, seconds) / 60  # of each speaker
     gender = dict(zip(speakers, genders, strict=True))
     kinds = {"f": "women", "m": "men", None: "gender unknown"}
-    colours = dict(zip(kinds, PALETTE, strict=False))
+    colours = dict(zip(kinds, ("0.25", "0.65", "0.85"), strict=True))
     order = np.argsort(-minutes, kind="stable")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3))
@@ -249,7 +263,7 @@ def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> 
     longest = max(map(len, sounds.values())) / sample_rate
     top_level = 20 * np.log10(loudest / 2)  # of the loudest possible sine, in dB
     with matplotlib.rc_context(STYLE), np.errstate(divide="ignore"):
-        figure = Figure(figsize=(4 * len(sounds), 3.6))
+        figure = Figure(figsize=(1 + 2.8 * len(sounds), 3.2))
         rows = figure.subplots(
             2,
             len(sounds),
@@ -260,7 +274,7 @@ def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> 
         )
         for (name, sound), (above, below) in zip(sounds.items(), rows.T, strict=True):
             seconds = np.arange(len(sound)) / sample_rate
-            above.plot(seconds, sound, color=PALETTE[0], linewidth=0.4)
+            above.plot(seconds, sound, color="0.3", linewidth=0.4)
             above.set(title=name, ylim=(-loudest, loudest))
             *_, image = below.specgram(
                 sound,
@@ -288,7 +302,7 @@ def draw_features(
     A second line of the name labels the colour bar.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 1.9 * len(steps)))
+        figure = Figure(figsize=(8.6, 1.6 * len(steps)))
         rows = figure.subplots(len(steps), sharex=True, squeeze=False)[:, 0]
         for (name, bands), axes in zip(steps.items(), rows, strict=True):
             title, _, unit = name.partition("\n")
@@ -309,109 +323,26 @@ def draw_features(
     return figure
 
 
-def draw_architecture(models: Mapping[str, Sequence[Layer]]) -> Figure:
-    """Models side by side, from features at the bottom to embeddings at the top.
-
-    A box for each layer, as wide as the square root of its channels, with its weights
-    and the stretch of speech that one output depends on.
-    """
-    widest = max(layer.channels for layers in models.values() for layer in layers)
-    most = max(map(len, models.values()))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5 * len(models), 0.7 + 0.55 * most))
-        columns = figure.subplots(1, len(models), squeeze=False)[0]
-        for (name, layers), axes, colour in zip(
-            models.items(), columns, itertools.cycle(PALETTE), strict=False
-        ):
-            for height, layer in enumerate(layers):
-                width = (layer.channels / widest) ** 0.5
-                axes.barh(height, width, 0.76, -width / 2, color=colour, alpha=0.5)
-                axes.text(
-                    0.55,
-                    height,
-                    f"{layer.name}: {layer.channels} channels\n"
-                    f"{layer.weights / 1e6:.2f} M weights, sees {layer.sees}",
-                    va="center",
-                    fontsize=8,
-                )
-            total = sum(layer.weights for layer in layers)
-            axes.set(
-                title=f"{name}: {total / 1e6:.2f} M weights",
-                xlim=(-0.5, 1.7),
-                ylim=(-0.5, most - 0.5),
-            )
-            axes.axis("off")
-    return figure
-
-
-def draw_margins(
-    angles: NDArray[np.float64],
-    losses: Mapping[str, NDArray[np.float64]],
-    class_vectors: NDArray[np.float32],
-) -> Figure:
-    """The losses of two speakers around a circle, [K, 2] by name at [K] radians.
-
-    Below, the losses; above, the arcs on which each is below ln 2, where its speaker is
-    the likelier one. The gap between the arcs is the margin. Arrows are the class
-    vectors [2, 2].
-    """
-    degrees = np.degrees(angles)
-    half_step = (degrees[1] - degrees[0]) / 2
-    arrows = 0.7 * class_vectors / np.linalg.norm(class_vectors, axis=1).max()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.7 * len(losses), 5))
-        circles, curves = figure.subplots(
-            2, len(losses), squeeze=False, height_ratios=(3, 2)
-        )
-        for (name, pair), circle, curve in zip(
-            losses.items(), circles, curves, strict=True
-        ):
-            content = (pair < np.log(2)).tolist()
-            pieces = zip(degrees, content, strict=True)
-            for (first, second), piece in itertools.groupby(pieces, lambda p: p[1]):
-                colour = PALETTE[0] if first else PALETTE[1] if second else "0.85"
-                within = [degree for degree, _ in piece]
-                ends = (within[0] - half_step, within[-1] + half_step)
-                circle.add_patch(Wedge((0, 0), 1, *ends, width=0.25, fc=colour, lw=0))
-            circle.set(title=name, xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
-            circle.axis("off")
-            for speaker, colour in enumerate(PALETTE[:2]):
-                circle.quiver(
-                    *(0, 0, *arrows[speaker]),
-                    color=colour,
-                    angles="xy",
-                    scale_units="xy",
-                    scale=1,
-                )
-                label = f"speaker {speaker + 1}"
-                curve.plot(degrees, pair[:, speaker], color=colour, label=label)
-            curve.axhline(np.log(2), color="0.6", linewidth=0.8, label="ln 2")
-            curve.set(xlabel="angle (degrees)", xticks=range(-180, 181, 90))
-        curves[0].set_ylabel("loss")
-        figure.legend(
-            *curve.get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=3,
-            frameon=False,
-        )
-    return figure
-
-
 def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Loss and accuracy over epochs, from the `metrics.jsonl` of runs by name.
+    """Loss and accuracy over epochs, from the `metrics.jsonl` of runs by name; over the
+    share of the training where runs have different numbers of epochs.
 
     Solid lines are training, dashed lines validation.
     """
+    lengths = {len(epochs) for epochs in metrics.values()}
+    in_shares = len(lengths) > 1
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.4))
         panels = dict(zip(("loss", "accuracy"), figure.subplots(1, 2), strict=True))
         for (key, axes), (split, line), ((name, epochs), colour) in itertools.product(
             panels.items(),
             {"train": "-", "validation": "--"}.items(),
-            zip(metrics.items(), itertools.cycle(PALETTE), strict=False),
+            zip(metrics.items(), system_colours(metrics).values(), strict=True),
         ):
             values = [epoch.get(f"{split}/{key}", np.nan) for epoch in epochs]
             numbers = [epoch["epoch"] for epoch in epochs]
+            if in_shares:
+                numbers = [number / len(epochs) for number in numbers]
             marker = "." if len(epochs) < 30 else ""
             axes.plot(
                 *(numbers, values, line),
@@ -419,8 +350,11 @@ def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
                 marker=marker,
                 label=f"{name}, {split}",
             )
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.set(xlabel="epoch", ylabel=key)
+            if in_shares:
+                axes.xaxis.set_major_formatter(PercentFormatter(1))
+            else:
+                axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set(xlabel="share of training" if in_shares else "epoch", ylabel=key)
         panels["accuracy"].yaxis.set_major_formatter(PercentFormatter(1))
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside right upper", frameon=False
@@ -436,12 +370,30 @@ class LiveCurves:
 
     def __init__(self, name: str, handle: Any) -> None:
         self.name, self.handle, self.epochs = name, handle, []
+        self.began, self.shown = time.perf_counter(), False
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
         """Take in what `train` reports of an epoch."""
-        self.epochs.append(metrics)
-        show = self.handle.update if len(self.epochs) > 1 else self.handle.display
+        self._show([*self.epochs, metrics])
+
+    def finish(self, epochs: Sequence[Mapping[str, float]]) -> str:
+        """Show all epochs of a run; whether they were trained now or found, in
+        words."""
+        now, minutes = len(self.epochs), (time.perf_counter() - self.began) / 60
+        self._show(epochs)
+        if now == 0:
+            return f"{self.name}: a finished run, loaded"
+        before = f", after {len(epochs) - now} of an earlier start"
+        return (
+            f"{self.name}: {now} epochs trained and tested in {minutes:.1f} min"
+            f"{before if now < len(epochs) else ''}"
+        )
+
+    def _show(self, epochs: Sequence[Mapping[str, float]]) -> None:
+        self.epochs = list(epochs)
+        show = self.handle.update if self.shown else self.handle.display
         show(draw_curves({self.name: self.epochs}))
+        self.shown = True
 
 
 DET_TICKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # rates
@@ -462,7 +414,7 @@ def draw_det(
         ends = deviate(np.array([DET_TICKS[0] / 2, DET_TICKS[-1]]))
         axes.plot(ends, ends, color="0.8", linewidth=0.8)
         for (name, (miss, false_alarm)), colour in zip(
-            curves.items(), itertools.cycle(PALETTE), strict=False
+            curves.items(), system_colours(curves).values(), strict=True
         ):
             inner = (miss < 1) & (false_alarm < 1)
             axes.plot(
@@ -520,8 +472,8 @@ def draw_scores(
         for (system, system_scores), axes in zip(scores.items(), panels, strict=True):
             edges = np.linspace(system_scores.min(), system_scores.max(), 101)
             for name, mask, colour in (
-                ("non-target trials", ~targets, PALETTE[0]),
-                ("target trials", targets, PALETTE[1]),
+                ("non-target trials", ~targets, NON_TARGET),
+                ("target trials", targets, TARGET),
             ):
                 axes.hist(
                     system_scores[mask],

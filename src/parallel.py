@@ -62,8 +62,9 @@ def rank() -> int:
 
 
 def progress_options() -> dict[str, bool]:
-    """Options for tqdm: only rank 0 shows progress, if TQDM_DISABLE allows it."""
-    return {"disable": True} if rank() > 0 else {}
+    """Options for tqdm: only rank 0 shows progress, if TQDM_DISABLE allows it, which
+    tqdm's bars in a notebook do not ask."""
+    return {"disable": True} if rank() > 0 or os.environ.get("TQDM_DISABLE") else {}
 
 
 @contextmanager

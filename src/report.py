@@ -3,10 +3,12 @@
 `Evaluation` -> `write_evaluation` -> trials.txt scores.txt errors.tsv det.png
 scores.png embeddings.png map.html report.json
 `Evaluation` -> `as_table` -> `print_table`
+`Evaluation`s by model -> `compare_models` -> HTML
 
 U utterances, K trials, E embedding size.
 """
 
+import html
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -289,3 +291,39 @@ def print_table(rows: list[list[str]]) -> None:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def html_table(rows: list[list[str]]) -> str:
+    """Rows of text, the first naming the columns, as an HTML table."""
+    header, *body = [[html.escape(cell) for cell in row] for row in rows]
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    name = '<td style="text-align: left">'
+    lines = [f"<tr>{name}{'</td><td>'.join(cells)}</td></tr>" for cells in body]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def compare_models(
+    evaluations: Mapping[str, Evaluation], references: Mapping[str, str]
+) -> str:
+    """A short HTML table of models on their test: accuracy where it is known, EER and
+    minDCF with intervals. All other rows of `as_table` are folded away below it.
+
+    `references` are systems of the last model's evaluation, with what to call them.
+    """
+    rows = [["", "accuracy", "EER", "minDCF"]]
+    for name, evaluation in evaluations.items():
+        found = evaluation.identification.get("validation")
+        accuracy = f"{found.accuracy:.1%}" if found else ""
+        report = evaluation.verification["test"].reports["trained"]
+        rows.append([name, accuracy, *report_cells(report)[:2]])
+    of_references = evaluation.verification["test"].reports
+    for system, label in references.items():
+        rows.append([label, "", *report_cells(of_references[system])[:2]])
+    if not any(row[1] for row in rows[1:]):
+        rows = [[name, *metrics] for name, _, *metrics in rows]
+    details = {name: as_table(e) for name, e in evaluations.items()}
+    return (
+        f"{html_table(rows)}<p>{report_cells(report)[-1]}</p>"
+        "<details><summary>All scorings, conditions and references</summary>"
+        f"{html_table(joint_table(details, 'model'))}</details>"
+    )

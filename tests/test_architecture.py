@@ -24,9 +24,11 @@ ORDER = [
     "dataset",
     "transforms",
     "models",
+    "anatomy",
     "losses",
     "scoring",
     "figures",
+    "lessons",
     "checkpoints",
     "report",
     "wandb_mirror",
@@ -41,7 +43,7 @@ OPENS = {"voices": {"demo"}}  # a command opens what stands on it, when it is ca
 KNOWS_NOTHING_OF_OURS = ("parameters", "metrics", "parallel")
 OWNERS = {
     "wandb": {"wandb_mirror"},
-    "matplotlib": {"figures"},
+    "matplotlib": {"figures", "lessons"},
     "umap": {"figures"},
     "plotly": {"figures"},
     "soundfile": {"audio"},

@@ -18,15 +18,13 @@ from sklearn.decomposition import TruncatedSVD
 from figures import (
     MARKERS,
     MAX_SPEAKERS,
-    PALETTE,
+    SYSTEM_COLOURS,
     LiveCurves,
-    draw_architecture,
     draw_corpus,
     draw_curves,
     draw_det,
     draw_embeddings,
     draw_features,
-    draw_margins,
     draw_scores,
     draw_sounds,
     draw_turns,
@@ -37,7 +35,6 @@ from figures import (
     project_umap,
 )
 from metrics import det_points
-from models import Layer
 
 
 @pytest.fixture
@@ -122,31 +119,6 @@ def test_features_share_their_time():
     assert [axes.get_ylabel() for axes in figure.axes[2:]] == ["nats", ""]
 
 
-def test_architecture_names_every_layer():
-    layers = [
-        Layer("below", 256, 1_230_000, "3 frames"),
-        Layer("top", 64, 10_000, "everything"),
-    ]
-    (axes,) = draw_architecture({"net": layers}).axes
-    assert axes.get_title(loc="left") == "net: 1.24 M weights"
-    texts = [text.get_text() for text in axes.texts]
-    assert texts[0] == "below: 256 channels\n1.23 M weights, sees 3 frames"
-    assert texts[1] == "top: 64 channels\n0.01 M weights, sees everything"
-    wide, narrow = axes.patches
-    assert wide.get_width() == 2 * narrow.get_width()
-
-
-def test_ring_is_grey_where_no_loss_is_content():
-    angles = np.radians(np.arange(-180, 180))
-    losses = np.stack([np.where(angles > 0.5, 0.1, 2), np.where(angles < 0, 0, 2)], 1)
-    vectors = np.array([[0.0, 1.0], [0.0, -2.0]], np.float32)
-    circle, curve = draw_margins(angles, {"loss": losses}, vectors).axes
-    ring = [(p.get_facecolor()[:3], p.theta2 - p.theta1) for p in circle.patches]
-    assert [round(width) for _, width in ring] == [180, 29, 151]
-    assert ring[1][0] == (0.85, 0.85, 0.85)
-    assert [line.get_color() for line in curve.get_lines()[:2]] == [*PALETTE[:2]]
-
-
 def test_curves_leave_out_what_was_not_measured():
     epochs = [
         {"epoch": n, "train/loss": 3.0 - n, "train/accuracy": 0.2} for n in (1, 2)
@@ -156,6 +128,19 @@ def test_curves_leave_out_what_was_not_measured():
     assert trained.get_xydata().tolist() == [[1, 2], [2, 1]]
     assert np.isnan(validated.get_ydata()).all()
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss", "accuracy")
+
+
+def test_runs_of_different_lengths_share_an_axis():
+    runs = {
+        name: [{"epoch": n + 1, "train/loss": 1.0} for n in range(length)]
+        for name, length in (("TitaNet, CE", 2), ("other", 4))
+    }
+    loss, _ = draw_curves(runs).axes
+    short, long, *_ = loss.get_lines()
+    assert short.get_xdata().tolist() == [0.5, 1]
+    assert long.get_xdata().tolist() == [0.25, 0.5, 0.75, 1]
+    assert short.get_color() == SYSTEM_COLOURS["TitaNet, CE"]
+    assert loss.get_xlabel() == "share of training"
 
 
 class Tags(HTMLParser):
