@@ -199,6 +199,8 @@ class DepthwiseConv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda and depthwise is not None:
             return depthwise(x, self.weight[:, 0])
+        if torch.compiler.is_exporting():
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
         if torch.compiler.is_compiling():
             # The sum over taps becomes one pass over memory, in any layout.
             frames, reach = x.shape[1], self.padding[0]

@@ -87,19 +87,23 @@ class FrontEnd(nn.Module):
         Features are zero beyond their frames. Without lengths nothing is padded, and
         frames are None too. Dither is added in training mode only.
         """
-        x = self.log_mel(waveforms, lengths)  # [B, M, T]
-        if lengths is None:
-            frames, count = None, x.shape[2]
+        frames = None if lengths is None else lengths // self.hop
+        return self.normalise(self.log_mel(waveforms, lengths), frames), frames
+
+    def normalise(self, x: Tensor, frames: Tensor | None) -> Tensor:
+        """Centre the bands of each utterance, and scale them where the configuration
+        says so: [B, M, T], [B] -> [B, M, T], zero beyond the frames."""
+        if frames is None:
+            count = x.shape[2]
             x = x - x.mean(2, keepdim=True)
         else:
-            frames = lengths // self.hop
             count = frames[:, None, None]
             valid = valid_positions(frames, x.shape[2])[:, None]  # [B, 1, T]
             x = (x - (x * valid).sum(2, keepdim=True) / count) * valid
         if self.config.normalization == "per_feature":
             variance = x.square().sum(2, keepdim=True) / (count - 1)
             x = x / (variance.sqrt() + DEVIATION_FLOOR)
-        return x, frames
+        return x
 
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Log power of mel bands, not normalised: [B, N], [B] samples -> [B, M, T]."""

@@ -11,6 +11,7 @@ sound, `People` -> `Voices.who` -> `Turn`s
     python src/voices.py forget NAME --store people.npz
     python src/voices.py calibrate PEOPLE mine.pt
     python src/voices.py embed FOLDER out.npz
+    python src/voices.py export model.onnx [--check FOLDER]
     python src/voices.py who MEETING.wav --store people.npz [--rttm out.rttm]
     python src/voices.py demo
 
@@ -62,9 +63,11 @@ from eval import embed
 from figures import draw_turns
 from metrics import bootstrap_rates, rates_at
 from nemo_checkpoint import load_any_model
+from onnx_checkpoint import save_onnx
 from parameters import UserError
 from report import FEW_SPEAKERS
 from scoring import Backend, Calibration, calibrate, cosine_scores
+from synthetic import SyntheticUtterance
 from trials import make_trials
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
@@ -84,6 +87,7 @@ MAX_TRIALS = 10**6
 NUM_RESAMPLES = 1000
 EMBEDDED_AT_ONCE = 64  # files
 SAVED_EVERY = 60.0  # seconds
+CHECKED = 60.0  # seconds of speech on which ONNX is compared with torch
 
 Sound = str | Path | np.ndarray
 
@@ -954,10 +958,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         print(f"{num_others} pairs of two people are few to find {100 * rate:g} % of")
 
 
-def _embed(options: argparse.Namespace) -> None:
-    folder, out = options.folder, options.out
-    if out.suffix != ".npz":
-        raise VoiceError(f"{out}: expected a file named .npz")
+def _audio_below(folder: Path) -> list[Path]:
     try:
         files = sorted(audio_files(folder))
     except OSError as error:
@@ -966,6 +967,14 @@ def _embed(options: argparse.Namespace) -> None:
         raise VoiceError(
             f"{folder}: expected {', '.join(EXTENSIONS)} files, found none"
         )
+    return files
+
+
+def _embed(options: argparse.Namespace) -> None:
+    folder, out = options.folder, options.out
+    if out.suffix != ".npz":
+        raise VoiceError(f"{out}: expected a file named .npz")
+    files = _audio_below(folder)
     voices = Voices.load(options.checkpoint)
     rows = _nothing_embedded(voices)
     if out.exists():
@@ -999,6 +1008,23 @@ def _embed(options: argparse.Namespace) -> None:
         f"{out}: {len(rows['path'])} vectors of {len(set(rows['path']))} recordings, "
         f"{len(left) - num_skipped} recordings new{skipped}"
     )
+
+
+def _export(options: argparse.Namespace) -> None:
+    voices = Voices.load(options.checkpoint)
+    rate, speech = voices.sample_rate, []
+    if options.check is None:
+        voice = SyntheticUtterance(speaker=0, index=0, seconds=CHECKED, seed=0)
+        speech = [voice.render(rate)]
+    else:
+        for file in _audio_below(options.check):
+            speech.append(voices._samples(str(file), file)[0])
+            if sum(map(len, speech)) > CHECKED * rate:
+                break
+    waveform = torch.from_numpy(np.concatenate(speech)) / FULL_SCALE
+    agreement = save_onnx(options.out, voices.model, voices.digest, waveform)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
+    print(f"against torch: {agreement}")
 
 
 def _nothing_embedded(voices: Voices) -> dict[str, np.ndarray]:
@@ -1109,6 +1135,14 @@ def _parser() -> argparse.ArgumentParser:
     command = add("embed", _embed, "vectors of all recordings", "checkpoint")
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument("out", type=Path, metavar="out.npz")
+    command = add("export", _export, "the encoder as ONNX", "checkpoint")
+    command.add_argument("out", type=Path, metavar="model.onnx")
+    command.add_argument(
+        "--check",
+        type=Path,
+        metavar="FOLDER",
+        help="compare with torch on its recordings, not on a synthetic voice",
+    )
     return parser
 
 

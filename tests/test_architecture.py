@@ -34,6 +34,7 @@ ORDER = [
     "wandb_mirror",
     "runs",
     "nemo_checkpoint",
+    "onnx_checkpoint",
     "eval",
     "voices",
     "demo",
