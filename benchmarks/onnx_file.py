@@ -30,7 +30,8 @@ from dataset import FULL_SCALE
 from metrics import equal_error_rate
 from onnx_checkpoint import INPUTS, OUTPUTS, save_onnx
 from parameters import UserError
-from voices import Voices, read_people
+from people import read_people
+from voices import Voices
 
 NUM_CLIPS, ROUNDS = 4, 15
 SHAPES = ((1, 1.0), (1, 3.0), (1, 10.0), (16, 3.0))  # utterances, seconds

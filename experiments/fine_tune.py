@@ -1,9 +1,8 @@
 """How many people fine-tuning needs: EER before it, after it, and trained from scratch.
 
-    python experiments/fine_tune.py run WORK assets/fine-tuning.json
-    python experiments/fine_tune.py table assets/fine-tuning.json docs/training.md
+    python experiments/fine_tune.py WORK assets/fine-tuning.json
 
-`run` is called from the folder that has the corpora below `data`, as init/titanet-s.yml
+It is called from the folder that has the corpora below `data`, as init/titanet-s.yml
 names them. It trains an encoder on Common Voice and LibriSpeech, and tunes it by
 init/fine-tune.yml on 10, 40 and 125 training speakers of speechocean762; half of each
 batch is from the old corpora. It also trains on those speakers alone from scratch, for
@@ -22,13 +21,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from blocks import as_table, write_block
-
 from checkpoints import load_model
 from dataset import prepare
 from eval import evaluate_checkpoint
 from parameters import SHIPPED, UserError, load_parameters
-from report import as_report
+from report import as_report, print_table
 from train import train_once
 
 INIT = SHIPPED.parent / "init"
@@ -108,7 +105,7 @@ def read_report(run: Path) -> dict:
 
 
 def eers(report: dict) -> dict[str, float]:
-    """The trained system's EER on each test that a table shows."""
+    """The trained system's EER on each test that the table shows."""
     return {
         NAMES[test]: of_test["systems"]["trained"]["eer"]
         for test, of_test in report["verification"].items()
@@ -116,33 +113,24 @@ def eers(report: dict) -> dict[str, float]:
     }
 
 
-def as_markdown(found: dict) -> str:
-    """A row for each system."""
-    tests = list(dict.fromkeys(NAMES.values()))
-    rows = [["encoder", *(f"EER on {test}" for test in tests)]]
-    for system, of_test in found.items():
-        shown = (f"{of_test[t]:.1%}" if t in of_test else "" for t in tests)
-        rows.append([system, *shown])
-    return as_table(rows)
-
-
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("source", type=Path, help="a folder for runs, or figures")
-    parser.add_argument("target", type=Path, help="what is written")
+    parser.add_argument("work", type=Path, metavar="WORK", help="a folder for runs")
+    parser.add_argument("out", type=Path, metavar="OUT.json")
     options = parser.parse_args()
     try:
-        if options.command == "run":
-            found = measure(options.source)
-            options.target.write_text(json.dumps(found, indent=1))
-        else:
-            found = json.loads(options.source.read_text())
-            write_block(options.target, "fine_tune.py", as_markdown(found))
+        found = measure(options.work)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    options.out.write_text(json.dumps(found, indent=1))
+    tests = list(dict.fromkeys(NAMES.values()))
+    rows = [
+        [system, *(f"{of[t]:.1%}" if t in of else "" for t in tests)]
+        for system, of in found.items()
+    ]
+    print_table([["encoder", *(f"EER on {test}" for test in tests)], *rows])
     return 0
 
 

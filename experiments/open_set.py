@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from checkpoints import atomic_write
 from metrics import bootstrap_rates, rates_at
 from parameters import UserError
+from people import read_people
 from report import print_table
-from voices import Voices, read_people
+from voices import Voices
 
 NUM_ENROLLED = 60
 NUM_CLIPS = 3

@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from audio import load_recording
 from checkpoints import atomic_write
 from parameters import UserError
+from people import read_people
 from report import print_table
-from voices import Turn, Voices, read_people, speech_stretches
+from sounds import speech_stretches
+from voices import Turn, Voices
 
 NUM_RECORDINGS = 20
 NUM_ENROLLED, NUM_CLIPS = 3, 3  # of a recording's people; clips of each

@@ -38,16 +38,9 @@ from corpora import EXTENSIONS
 from dataset import FULL_SCALE
 from figures import draw_sounds, map_voices
 from parameters import UserError
-from voices import (
-    Clip,
-    Comparison,
-    Identification,
-    People,
-    Threshold,
-    VoiceError,
-    Voices,
-    load_people,
-)
+from people import People, load_people
+from sounds import Clip, VoiceError
+from voices import Comparison, Identification, Threshold, Voices
 
 MAX_UPLOAD = "32mb"
 KEPT = 1800  # seconds, of an upload

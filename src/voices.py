@@ -10,7 +10,7 @@ sound, `People` -> `Voices.who` -> `Turn`s
     python src/voices.py identify x.wav [...] --store people.npz
     python src/voices.py forget NAME --store people.npz
     python src/voices.py calibrate PEOPLE mine.pt
-    python src/voices.py embed FOLDER out.npz
+    python src/voices.py embed FOLDER out.npz|out.parquet
     python src/voices.py export model.onnx [--check FOLDER]
     python src/voices.py who MEETING.wav --store people.npz [--rttm out.rttm]
     python src/voices.py demo
@@ -41,11 +41,9 @@ import json
 import math
 import sys
 import time
-import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +53,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from audio import AudioError, load_recording, resampled
+from audio import AudioError, load_recording
 from checkpoints import SpeakerModel, atomic_write, save_checkpoint
-from corpora import EXTENSIONS, audio_files, folders_in
+from corpora import EXTENSIONS, audio_files
 from dataset import FULL_SCALE, Entry, Pack, UtteranceBatches, windows
 from eval import embed
 from figures import draw_turns
@@ -65,19 +63,25 @@ from metrics import bootstrap_rates, rates_at
 from nemo_checkpoint import load_any_model
 from onnx_checkpoint import save_onnx
 from parameters import UserError
+from people import People, checked_name, load_people, read_people, unit
 from report import FEW_SPEAKERS
 from scoring import Backend, Calibration, calibrate, cosine_scores
+from sounds import (
+    MIN_PEAK,
+    MIN_SECONDS,
+    Clip,
+    Sound,
+    VoiceError,
+    as_int16,
+    faults_of,
+    speech_stretches,
+    with_names,
+)
 from synthetic import SyntheticUtterance
 from trials import make_trials
+from vectors import load_vectors, no_vectors, refuse_format, save_vectors
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
-STORE_VERSION = 1
-MIN_SECONDS = 0.3  # of a sound; shorter ones hold no voice
-MIN_PEAK = 0.001  # of full scale; below is silence
-FEW_SECONDS = 2.0  # of speech, below which verdicts are less sure
-CLIPPED = 0.001  # share of samples at full scale
-NARROW = 1e-4  # power at 5 to 7 kHz beside that at 2 to 3.5 kHz; 8 kHz sound has less
-DETECTOR_RATE = 16_000  # Hz
 NUM_NEAREST = 3
 WINDOW, HOP = 1.5, 0.75  # seconds, in which `who` listens
 PAUSE = 1.0  # seconds; a shorter pause does not end a stretch of speech
@@ -88,24 +92,6 @@ NUM_RESAMPLES = 1000
 EMBEDDED_AT_ONCE = 64  # files
 SAVED_EVERY = 60.0  # seconds
 CHECKED = 60.0  # seconds of speech on which ONNX is compared with torch
-
-Sound = str | Path | np.ndarray
-
-
-class VoiceError(UserError):
-    """A sound, a name or a store of people that cannot be used."""
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """A sound as the model hears it."""
-
-    name: str
-    vector: NDArray[np.float32]  # [E], of length 1
-    seconds: float
-    speech: float  # seconds of it
-    digest: str  # of its samples
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -234,125 +220,7 @@ class Turn:
         return f"{self.begin:8.2f} {self.end:8.2f}  {self.llr:+5.1f}  {name}"
 
 
-@dataclass(frozen=True, eq=False)
-class People:
-    """Enrolled clips, a row for each, and the model that heard them."""
-
-    model: str  # its file
-    digest: str  # of its weights
-    front_end: str  # its parameters as JSON
-    names: NDArray[np.str_]  # [U], of the people
-    clips: NDArray[np.str_]  # [U]
-    clip_digests: NDArray[np.str_]  # [U]
-    seconds: NDArray[np.float64]  # [U], of speech
-    vectors: NDArray[np.float32]  # [U, E], of length 1
-
-    def with_clips(self, name: str, clips: Sequence[Clip]) -> "People":
-        """These and more clips of a person; a recording that is there counts once.
-
-        Raises `VoiceError` for what is no name.
-        """
-        name = _checked_name(name)
-        held = set(self.clip_digests[self.names == name])
-        new = list({c.digest: c for c in clips if c.digest not in held}.values())
-        if not new:
-            return self
-        rows = {
-            "names": [name] * len(new),
-            "clips": [clip.name for clip in new],
-            "clip_digests": [clip.digest for clip in new],
-            "seconds": [clip.speech for clip in new],
-            "vectors": [clip.vector for clip in new],
-        }
-        joined = {
-            key: np.concatenate([getattr(self, key), added])
-            for key, added in rows.items()
-        }
-        return People(self.model, self.digest, self.front_end, **joined)
-
-    def without(self, name: str) -> "People":
-        """These without a person; raise `VoiceError` if there is no such person."""
-        kept = self.names != name
-        if kept.all():
-            raise VoiceError(
-                f"{name}: expected one of the enrolled people, "
-                f"{', '.join(np.unique(self.names)) or 'none'}"
-            )
-        rows = {key: getattr(self, key)[kept] for key in ROWS}
-        return People(self.model, self.digest, self.front_end, **rows)
-
-    def centroids(self) -> tuple[list[str], NDArray[np.float64]]:
-        """Names [P] and mean directions [P, E], one of each person however many clips
-        there are."""
-        names, places = np.unique(self.names, return_inverse=True)
-        sums = np.zeros((len(names), self.vectors.shape[1]))
-        np.add.at(sums, places, self.vectors)
-        return names.tolist(), _unit(sums)
-
-    def save(self, path: Path) -> None:
-        """Write all; if that fails, an old file stays and `RunError` is raised."""
-        with atomic_write(path) as file:
-            np.savez(file, version=STORE_VERSION, **vars(self))
-
-
 # Kind and number of axes of what a file holds.
-STORED = {
-    "model": "U0",
-    "digest": "U0",
-    "front_end": "U0",
-    "names": "U1",
-    "clips": "U1",
-    "clip_digests": "U1",
-    "seconds": "f1",
-    "vectors": "f2",
-}
-ROWS = [key for key, kind in STORED.items() if kind[1] != "0"]
-EMBEDDED = {
-    "model": "U0",
-    "digest": "U0",
-    "path": "U1",
-    "begin": "f1",
-    "end": "f1",
-    "vector": "f2",
-}
-
-
-def load_people(path: Path) -> People:
-    """What `People.save` wrote; nothing in the file is executed. Raises `VoiceError`
-    if it cannot be read."""
-    arrays = _load_arrays(path, STORED, "store of people")
-    return People(
-        **{key: array if array.ndim else str(array) for key, array in arrays.items()}
-    )
-
-
-def _load_arrays(
-    path: Path, kinds: Mapping[str, str], what: str
-) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if file["version"] != STORE_VERSION:
-                raise VoiceError(
-                    f"{path}: expected a {what} of version {STORE_VERSION}, "
-                    f"got {file['version']}"
-                )
-            arrays = {key: file[key] for key in kinds}
-        rows = [array for array in arrays.values() if array.ndim]
-        if (
-            any(f"{a.dtype.kind}{a.ndim}" != kinds[key] for key, a in arrays.items())
-            or len({len(array) for array in rows}) > 1
-            or not all(np.isfinite(a).all() for a in rows if a.dtype.kind == "f")
-        ):
-            raise ValueError("other arrays than were written")
-        return arrays
-    except VoiceError:
-        raise
-    except FileNotFoundError:
-        raise VoiceError(f"{path}: expected a {what}, found none") from None
-    # What NumPy raises depends on where foreign bytes stop looking like an archive.
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VoiceError(f"{path}: not a readable {what}: {reason}") from None
 
 
 class Voices:
@@ -407,13 +275,13 @@ class Voices:
     def embed(self, sounds: Sequence[Sound]) -> NDArray[np.float32]:
         """A vector of length 1 for each sound, [U, E]; raise `VoiceError` for a sound
         that cannot be used."""
-        samples = [self._samples(*named)[0] for named in _named(sounds)]
+        samples = [self._samples(*one)[0] for one in with_names(sounds)]
         return self._vectors(samples)
 
     def listen(self, sounds: Sequence[Sound]) -> list[Clip]:
         """Vectors of sounds, how much speech they hold, and what is wrong with them;
         raise `VoiceError` for a sound that cannot be used."""
-        named = _named(sounds)
+        named = with_names(sounds)
         loaded = [self._samples(*one) for one in named]
         vectors = self._vectors([samples for samples, _ in loaded])
         clips = []
@@ -424,7 +292,7 @@ class Voices:
             stretches = speech_stretches(samples, self.sample_rate)
             speech = sum(end - begin for begin, end in stretches)
             found = [cut] if cut else []
-            found += _faults(samples, self.sample_rate, seconds, speech)
+            found += faults_of(samples, self.sample_rate, seconds, speech)
             faults = tuple(f"{name}: {fault}" for fault in found)
             digest = hashlib.sha256(samples.tobytes()).hexdigest()
             clips.append(Clip(name, vector, seconds, speech, digest, faults))
@@ -493,7 +361,7 @@ class Voices:
         person is known. Raises what `identify` does.
         """
         names, centroids, threshold = self._candidates(people)
-        (named,) = _named([sound])
+        (named,) = with_names([sound])
         samples, _ = self._samples(*named)
         seconds = len(samples) / self.sample_rate
         stretches = _joined(speech_stretches(samples, self.sample_rate))
@@ -524,7 +392,7 @@ class Voices:
             times = [stretch[0], *middles.tolist(), stretch[1]]
             for turn, (first, last) in enumerate(itertools.pairwise(limits)):
                 person = nearest[first]
-                mean = _unit(own[first:last].sum(0, keepdims=True))[0]
+                mean = unit(own[first:last].sum(0, keepdims=True))[0]
                 llr = float(self.calibration.llrs(mean @ centroids[person]))
                 name = names[person] if llr >= threshold.llr else None
                 begin, end = times[turn], times[turn + 1]
@@ -590,7 +458,7 @@ class Voices:
             vectors = people.vectors[rows].astype(np.float64)
             if len(rows) < 2:
                 continue
-            others = _unit(vectors.sum(0) - vectors)
+            others = unit(vectors.sum(0) - vectors)
             llrs = self.calibration.llrs((others * vectors).sum(1))
             lines += [
                 f"{name}: {people.clips[row]} does not sound like the person's other "
@@ -652,7 +520,7 @@ class Voices:
         """int16 [N], and a warning if the file was cut short."""
         try:
             if isinstance(sound, np.ndarray):
-                samples, warning = _as_int16(sound), None
+                samples, warning = as_int16(sound), None
                 if len(samples) < round(self.min_seconds * self.sample_rate):
                     seconds = len(samples) / self.sample_rate
                     raise AudioError(
@@ -683,7 +551,7 @@ class Voices:
         batches = UtteranceBatches(
             packed, range(len(entries)), seconds, self.model.device
         )
-        return _unit(embed(self.model, batches).numpy())
+        return unit(embed(self.model, batches).numpy())
 
 
 def _scored(
@@ -695,66 +563,6 @@ def _scored(
     trials = make_trials(speakers[chosen], MAX_TRIALS, seed=0)
     sides = np.stack([codes[chosen][trials.enrolment], codes[chosen][trials.test]])
     return cosine_scores(vectors[chosen], trials), trials.targets, sides
-
-
-def _unit(vectors: NDArray) -> NDArray:
-    """Rows scaled to length 1."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
-
-
-def _named(sounds: Sequence[Sound]) -> list[tuple[str, Sound]]:
-    """Files by their paths, arrays by their places."""
-    return [
-        (f"array {place}" if isinstance(sound, np.ndarray) else str(sound), sound)
-        for place, sound in enumerate(sounds)
-    ]
-
-
-def _as_int16(samples: np.ndarray) -> NDArray[np.int16]:
-    if samples.ndim != 1 or samples.dtype.kind not in "fi":
-        raise AudioError(
-            "expected samples [N], int16 or floating point, "
-            f"got {samples.dtype} {list(samples.shape)}"
-        )
-    if samples.dtype == np.int16:
-        return samples
-    if samples.dtype.kind == "i":
-        raise AudioError(f"expected int16 or floating point, got {samples.dtype}")
-    if not np.isfinite(samples).all():
-        raise AudioError("expected finite samples, found NaN or infinity")
-    peak = np.abs(samples).max(initial=0)
-    if peak > 2:  # slightly above 1 is clipped, as in files
-        raise AudioError(f"expected samples in [-1, 1], got {peak:g}")
-    scaled = (samples * FULL_SCALE).round()
-    return scaled.clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-
-
-@cache
-def _detector() -> tuple[Any, Any]:
-    """Silero's network, and the function that applies it."""
-    threads = torch.get_num_threads()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its network's format is deprecated
-        from silero_vad import get_speech_timestamps, load_silero_vad
-
-        network = load_silero_vad()
-    torch.set_num_threads(threads)  # the import has set the process's to one
-    return network, get_speech_timestamps
-
-
-def speech_stretches(
-    samples: NDArray[np.int16], sample_rate: int
-) -> list[tuple[float, float]]:
-    """Begin and end in seconds of each stretch of speech in [N] samples, found by
-    silero-vad."""
-    network, stretches = _detector()
-    waveform = torch.from_numpy(samples).float() / FULL_SCALE
-    waveform = resampled(waveform, sample_rate, DETECTOR_RATE)
-    return [
-        (stretch["start"] / DETECTOR_RATE, stretch["end"] / DETECTOR_RATE)
-        for stretch in stretches(waveform, network, sampling_rate=DETECTOR_RATE)
-    ]
 
 
 def _joined(stretches: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -782,79 +590,6 @@ def as_rttm(turns: Sequence[Turn], recording: str) -> str:
         f"{'_'.join((turn.name or 'unknown').split())} <NA> <NA>\n"
         for turn in turns
     )
-
-
-def _faults(
-    samples: NDArray[np.int16], rate: int, seconds: float, speech: float
-) -> list[str]:
-    """What makes a verdict less sure."""
-    faults = []
-    if not speech:
-        faults.append("no speech was found")
-    elif speech < FEW_SECONDS:
-        faults.append(f"{speech:.1f} s of speech, below {FEW_SECONDS:g} s is little")
-    if 0 < speech < seconds / 2 and seconds - speech > FEW_SECONDS:
-        faults.append(f"long pauses, {seconds - speech:.1f} of {seconds:.1f} s")
-    clipped = np.isin(samples, (-FULL_SCALE, FULL_SCALE - 1)).mean()
-    if clipped > CLIPPED:
-        faults.append(f"clipped, {100 * clipped:.1f} % of the samples at full scale")
-    if rate >= 14_000:
-        power = np.abs(np.fft.rfft(samples[: 60 * rate])) ** 2  # a minute will do
-        hertz = np.fft.rfftfreq(len(samples[: 60 * rate]), 1 / rate)
-        high = power[(hertz >= 5000) & (hertz < 7000)].mean()
-        if high < NARROW * power[(hertz >= 2000) & (hertz < 3500)].mean():
-            faults.append("narrow band, as of 8 kHz")
-    return faults
-
-
-def _checked_name(name: str) -> str:
-    """A person's name in Unicode's composed form; raise `VoiceError` if it is none."""
-    name = unicodedata.normalize("NFC", name.strip())
-    if not name or set(name) & set("/\\=") or not name.isprintable():
-        raise VoiceError(
-            f"{name!r}: expected a name of printable characters without /, \\ and ="
-        )
-    return name
-
-
-def read_people(arguments: Sequence[str]) -> dict[str, list[Path]]:
-    """Files by name from folders of a folder for each person, and `NAME=file,file`.
-
-    Raises `VoiceError` for what holds no audio, and for two people with one name.
-    """
-    people: dict[str, list[Path]] = {}
-
-    def add(name: str, files: list[Path]) -> None:
-        name = _checked_name(name)
-        if name in people:
-            raise VoiceError(f"{name}: expected a name of one person, got two")
-        people[name] = files
-
-    for argument in arguments:
-        folder = Path(argument)
-        name, equals, files = argument.partition("=")
-        if equals and not folder.is_dir():
-            add(name, [Path(file) for file in files.split(",") if file])
-            if not files.strip(","):
-                raise VoiceError(f"{name}: expected files such as {name}=a.wav,b.wav")
-            continue
-        try:
-            of_people = folders_in(folder)
-            files_of = {home: sorted(audio_files(home)) for home in of_people}
-        except OSError as error:
-            raise VoiceError(
-                f"{folder}: expected a folder of people or NAME=file,file: "
-                f"{error.strerror}"
-            ) from None
-        if not of_people:
-            raise VoiceError(f"{folder}: expected a folder for each person, found none")
-        for home, paths in files_of.items():
-            if not paths:
-                raise VoiceError(
-                    f"{home}: expected {', '.join(EXTENSIONS)} files, found none"
-                )
-            add(home.name, paths)
-    return people
 
 
 def _print(results: Sequence[Any], as_json: bool) -> None:
@@ -906,7 +641,7 @@ def _identify(options: argparse.Namespace) -> None:
 
 def _forget(options: argparse.Namespace) -> None:
     people = load_people(options.store)
-    left = people.without(_checked_name(options.name))
+    left = people.without(checked_name(options.name))
     left.save(options.store)
     print(
         f"{options.store}: {len(people.names) - len(left.names)} clips forgotten, "
@@ -972,13 +707,13 @@ def _audio_below(folder: Path) -> list[Path]:
 
 def _embed(options: argparse.Namespace) -> None:
     folder, out = options.folder, options.out
-    if out.suffix != ".npz":
-        raise VoiceError(f"{out}: expected a file named .npz")
+    refuse_format(out)
     files = _audio_below(folder)
     voices = Voices.load(options.checkpoint)
-    rows = _nothing_embedded(voices)
+    size = voices.model.encoder.embedding_size
+    rows = no_vectors(voices.name, voices.digest, size)
     if out.exists():
-        rows = _load_arrays(out, EMBEDDED, "file of vectors")
+        rows = load_vectors(out)
         if rows["digest"] != voices.digest:
             raise VoiceError(
                 f"{out}: expected vectors of {voices.name}, got those of "
@@ -998,11 +733,11 @@ def _embed(options: argparse.Namespace) -> None:
                 progress.write(f"skipped {fault}", file=sys.stderr)
             progress.update(len(chosen))
             if time.monotonic() - saved > SAVED_EVERY:
-                parts = [_save_embedded(out, parts)]
+                parts = [save_vectors(out, parts)]
                 saved = time.monotonic()
     if num_skipped == len(files):
         raise VoiceError(f"{folder}: expected speech, none of its files can be used")
-    rows = _save_embedded(out, parts)
+    rows = save_vectors(out, parts)
     skipped = f", {num_skipped} files skipped" if num_skipped else ""
     print(
         f"{out}: {len(rows['path'])} vectors of {len(set(rows['path']))} recordings, "
@@ -1027,18 +762,6 @@ def _export(options: argparse.Namespace) -> None:
     print(f"against torch: {agreement}")
 
 
-def _nothing_embedded(voices: Voices) -> dict[str, np.ndarray]:
-    size = voices.model.encoder.embedding_size
-    return {
-        "model": np.array(voices.name),
-        "digest": np.array(voices.digest),
-        "path": np.empty(0, "U1"),
-        "begin": np.empty(0),
-        "end": np.empty(0),
-        "vector": np.empty((0, size), np.float32),
-    }
-
-
 def _embed_files(
     voices: Voices, names: Mapping[Path, str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -1055,22 +778,11 @@ def _embed_files(
             rows.append((name, begin / rate, end / rate))
             pieces.append(samples[begin:end])
     if not rows:
-        return _nothing_embedded(voices), faults
+        size = voices.model.encoder.embedding_size
+        return no_vectors(voices.name, voices.digest, size), faults
     columns = map(np.array, zip(*rows, strict=True))
     part = dict(zip(("path", "begin", "end"), columns, strict=True))
     return part | {"vector": voices._vectors(pieces)}, faults
-
-
-def _save_embedded(
-    out: Path, parts: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """All parts in one file; if it cannot be written, an old one stays."""
-    rows = dict(parts[0])
-    for key in ("path", "begin", "end", "vector"):
-        rows[key] = np.concatenate([part[key] for part in parts])
-    with atomic_write(out) as file:
-        np.savez(file, version=STORE_VERSION, **rows)
-    return rows
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -1134,7 +846,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--host", default="127.0.0.1", help="address to listen on")
     command = add("embed", _embed, "vectors of all recordings", "checkpoint")
     command.add_argument("folder", type=Path, metavar="FOLDER")
-    command.add_argument("out", type=Path, metavar="out.npz")
+    command.add_argument("out", type=Path, metavar="out.npz|out.parquet")
     command = add("export", _export, "the encoder as ONNX", "checkpoint")
     command.add_argument("out", type=Path, metavar="model.onnx")
     command.add_argument(

@@ -19,8 +19,10 @@ from sklearn.decomposition import PCA
 import demo
 from conftest import RATE, REPOSITORY, noise, tone, write
 from parameters import SyntheticParameters
+from people import load_people
+from sounds import VoiceError
 from synthetic import synthetic_utterances
-from voices import VoiceError, Voices, load_people, main
+from voices import Voices, main
 
 SPOKEN = SyntheticParameters(
     num_speakers=3, utterances_per_speaker=3, min_seconds=3.6, max_seconds=4.4

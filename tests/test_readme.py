@@ -15,7 +15,6 @@ from parameters import SHIPPED, load_parameters, parse_yaml
 from voices import Candidate, Comparison, Identification, Threshold
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
-import fine_tune
 import race
 import release
 import soak
@@ -124,11 +123,6 @@ def test_gpu_speed_is_as_measured():
 def test_results_are_those_of_the_study():
     written = split_at_block(DOCS / "results.md", "study.py")[1]
     assert written == study.as_markdown(results("results"))
-
-
-def test_fine_tuning_is_as_measured():
-    written = split_at_block(DOCS / "training.md", "fine_tune.py")[1]
-    assert written == fine_tune.as_markdown(results("fine-tuning"))
 
 
 def percent(report: dict, name: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 
+import sounds
 import voices as using
 from checkpoints import build_model, save_checkpoint
 from conftest import RATE, REPOSITORY, write
@@ -273,7 +274,7 @@ def test_warnings_stand_before_the_verdicts(command, people, tmp_path):
 def test_speech_is_found_at_any_rate_and_threads_stay():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    using._detector.cache_clear()
+    sounds._detector.cache_clear()
     pause = np.zeros(2 * RATE, np.int16)
     (begin, end), *_ = found = speech_stretches(
         np.concatenate([pause, said(0, 0), pause]), RATE
@@ -939,3 +940,40 @@ def test_no_such_checkpoint(people, tmp_path, capsys):
 
 def test_embedding_is_that_of_eval(voices):
     assert using.embed is embed
+
+
+def test_vectors_as_parquet(checkpoint, tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder, out = tmp_path / "recordings", tmp_path / "out.parquet"
+    for number in range(2):
+        write(folder / f"{number}.wav", said(number, 0), RATE)
+    arguments = ["embed", str(folder), str(out), "--checkpoint", str(checkpoint)]
+    assert main(arguments) == 0
+    write(folder / "2.wav", said(2, 0), RATE)
+    assert main(arguments) == 0  # goes on where it was stopped
+    assert "1 recordings new" in capsys.readouterr().out
+    table = parquet.read_table(out)
+    assert table["path"].to_pylist() == ["0.wav", "1.wav", "2.wav"]
+    assert main([*arguments[:2], str(tmp_path / "out.npz"), *arguments[3:]]) == 0
+    with np.load(tmp_path / "out.npz") as file:
+        assert np.array_equal(table["vector"].to_pylist(), file["vector"])
+        assert table["end"].to_pylist() == file["end"].tolist()
+        assert table.schema.metadata[b"digest"].decode() == str(file["digest"])
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.npz", "out.csv"])
+def test_file_that_is_no_vectors(checkpoint, tmp_path, capsys, name):
+    pytest.importorskip("pyarrow")
+    write(tmp_path / "recordings" / "a.wav", said(0, 0), RATE)
+    (tmp_path / name).write_bytes(b"no vectors")
+    folder, out = str(tmp_path / "recordings"), str(tmp_path / name)
+    assert main(["embed", folder, out, "--checkpoint", str(checkpoint)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and name in shown and shown.count("\n") == 1
+    assert (tmp_path / name).read_bytes() == b"no vectors"
+
+
+def test_parquet_without_its_package(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(["embed", str(tmp_path), str(tmp_path / "out.parquet")]) == 2
+    assert "expected pyarrow, which is not installed" in capsys.readouterr().err
