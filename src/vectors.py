@@ -4,7 +4,7 @@ rows <-> `save_vectors`, `load_vectors` <-> vectors.npz or vectors.parquet
 
 A row is a recording, or a window of a long one: path, begin and end in seconds, vector.
 The model's name and the digest of its weights go for all. U rows, E embedding size.
-Parquet needs pyarrow, an optional package.
+Parquet needs pyarrow, an optional package: init/requirements-parquet.txt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,8 @@ def _pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
         from pyarrow import parquet
     except ImportError:
         raise VoiceError(
-            f"{path}: expected pyarrow, which is not installed: pip install pyarrow"
+            f"{path}: expected pyarrow, which is not installed: "
+            "pip install -r init/requirements-parquet.txt"
         ) from None
     return pyarrow, parquet
 

@@ -167,6 +167,20 @@ def test_identification_is_as_measured():
         assert f"| {row} | {miss} | {false_alarm} |" in text
 
 
+def test_onnx_is_as_measured():
+    text, found = sentences("voices"), results("onnx")
+    sherpa, speed = found["sherpa"], found["speed"]
+    assert f"was {found['largest_difference']:.1e} between" in text
+    assert f"{1 - found['smallest_cosine']:.1e} in cosine" in text
+    ratios = "{:.2f} of torch's time for one second of speech, {:.2f} for 3 s, {:.2f} "
+    ratios += "for 10 s, and {:.2f} for 16 recordings of 3 s"
+    assert ratios.format(*(one["ratio"] for one in speed.values())) in text
+    assert f"over {sherpa['num_clips']} clips" in text
+    assert f"of a clip is {sherpa['mean_cosine']:.3f}" in text
+    eers = (100 * sherpa[name] for name in ("eer", "own_eer"))
+    assert "EER is {:.1f} % instead of {:.1f} %".format(*eers) in text
+
+
 def test_reliability_is_that_of_the_soak():
     found = results("soak")
     written = split_at_block(DOCS / "reliability.md", "soak.py")[1]
