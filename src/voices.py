@@ -41,7 +41,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,7 @@ MAX_TRIALS = 10**6
 NUM_RESAMPLES = 1000
 EMBEDDED_AT_ONCE = 64  # files
 SAVED_EVERY = 60.0  # seconds
+HELD = 600.0  # seconds of sounds in memory, and the last whole
 CHECKED = 60.0  # seconds of speech on which ONNX is compared with torch
 
 
@@ -275,28 +276,32 @@ class Voices:
     def embed(self, sounds: Sequence[Sound]) -> NDArray[np.float32]:
         """A vector of length 1 for each sound, [U, E]; raise `VoiceError` for a sound
         that cannot be used."""
-        samples = [self._samples(*one)[0] for one in with_names(sounds)]
-        return self._vectors(samples)
+        return self._vectors(self._samples(*one)[0] for one in with_names(sounds))
 
     def listen(self, sounds: Sequence[Sound]) -> list[Clip]:
         """Vectors of sounds, how much speech they hold, and what is wrong with them;
         raise `VoiceError` for a sound that cannot be used."""
+        rest = []  # of each clip, all but its name and vector
         named = with_names(sounds)
-        loaded = [self._samples(*one) for one in named]
-        vectors = self._vectors([samples for samples, _ in loaded])
-        clips = []
-        for (name, _), (samples, cut), vector in zip(
-            named, loaded, vectors, strict=True
-        ):
-            seconds = len(samples) / self.sample_rate
-            stretches = speech_stretches(samples, self.sample_rate)
-            speech = sum(end - begin for begin, end in stretches)
-            found = [cut] if cut else []
-            found += faults_of(samples, self.sample_rate, seconds, speech)
-            faults = tuple(f"{name}: {fault}" for fault in found)
-            digest = hashlib.sha256(samples.tobytes()).hexdigest()
-            clips.append(Clip(name, vector, seconds, speech, digest, faults))
-        return clips
+
+        def heard() -> Iterator[NDArray[np.int16]]:
+            for name, sound in named:
+                samples, cut = self._samples(name, sound)
+                seconds = len(samples) / self.sample_rate
+                stretches = speech_stretches(samples, self.sample_rate)
+                speech = sum(end - begin for begin, end in stretches)
+                found = [cut] if cut else []
+                found += faults_of(samples, self.sample_rate, seconds, speech)
+                faults = tuple(f"{name}: {fault}" for fault in found)
+                digest = hashlib.sha256(samples.tobytes()).hexdigest()
+                rest.append((seconds, speech, digest, faults))
+                yield samples
+
+        vectors = self._vectors(heard())
+        return [
+            Clip(name, vector, *of_clip)
+            for (name, _), vector, of_clip in zip(named, vectors, rest, strict=True)
+        ]
 
     def compare(self, first: Sound, second: Sound) -> Comparison:
         """Whether two sounds are of one person."""
@@ -538,7 +543,14 @@ class Voices:
             raise VoiceError(f"{name}: {error}") from None
         return samples, warning
 
-    def _vectors(self, samples: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
+    def _vectors(self, sounds: Iterable[NDArray[np.int16]]) -> NDArray[np.float32]:
+        """[U, E], a few sounds at a time: those read later are not held yet."""
+        size = HELD * self.sample_rate
+        vectors = [np.empty((0, self.model.encoder.embedding_size), np.float32)]
+        vectors += [self._few_vectors(few) for few in _few(sounds, size)]
+        return np.concatenate(vectors)
+
+    def _few_vectors(self, samples: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
         lengths = [len(one) for one in samples]
         offsets = [0, *itertools.accumulate(lengths)][:-1]
         entries = [
@@ -552,6 +564,20 @@ class Voices:
             packed, range(len(entries)), seconds, self.model.device
         )
         return unit(embed(self.model, batches).numpy())
+
+
+def _few(
+    sounds: Iterable[NDArray[np.int16]], size: float
+) -> Iterator[list[NDArray[np.int16]]]:
+    """One sound after another until they have so many samples, and again."""
+    few: list[NDArray[np.int16]] = []
+    for samples in sounds:
+        few.append(samples)
+        if sum(map(len, few)) >= size:
+            yield few
+            few = []
+    if few:
+        yield few
 
 
 def _scored(
@@ -650,15 +676,18 @@ def _forget(options: argparse.Namespace) -> None:
 
 
 def _who(options: argparse.Namespace) -> None:
+    picture = options.picture
+    if picture is not None and picture.suffix != ".png":
+        raise VoiceError(f"{picture}: expected a file named .png")
     people = load_people(options.store)
     voices = Voices.load(options.checkpoint)
     turns = voices.who(options.sound, people)
     if options.rttm:
         with atomic_write(options.rttm) as file:
             file.write(as_rttm(turns, options.sound.stem).encode())
-    if options.picture:
+    if picture:
         figure = draw_turns([(t.begin, t.end, t.name) for t in turns])
-        with atomic_write(options.picture) as file:
+        with atomic_write(picture) as file:
             figure.savefig(file)
     print("\n".join(map(str, turns)) or "no speech was found")
 
@@ -766,23 +795,26 @@ def _embed_files(
     voices: Voices, names: Mapping[Path, str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The rows of some files, and a line for each that cannot be used."""
-    rows, pieces, faults, rate = [], [], [], voices.sample_rate
-    for file, name in names.items():
-        try:
-            samples, _ = voices._samples(str(file), file)
-        except VoiceError as error:
-            faults.append(str(error))
-            continue
-        whole = Entry(name, "", None, None, None, 0, len(samples))
-        for begin, end in windows(whole, rate):
-            rows.append((name, begin / rate, end / rate))
-            pieces.append(samples[begin:end])
+    rows, faults, rate = [], [], voices.sample_rate
+
+    def pieces() -> Iterator[NDArray[np.int16]]:
+        for file, name in names.items():
+            try:
+                samples, _ = voices._samples(str(file), file)
+            except VoiceError as error:
+                faults.append(str(error))
+                continue
+            whole = Entry(name, "", None, None, None, 0, len(samples))
+            for begin, end in windows(whole, rate):
+                rows.append((name, begin / rate, end / rate))
+                yield samples[begin:end]
+
+    vectors = voices._vectors(pieces())
     if not rows:
-        size = voices.model.encoder.embedding_size
-        return no_vectors(voices.name, voices.digest, size), faults
+        return no_vectors(voices.name, voices.digest, vectors.shape[1]), faults
     columns = map(np.array, zip(*rows, strict=True))
     part = dict(zip(("path", "begin", "end"), columns, strict=True))
-    return part | {"vector": voices._vectors(pieces)}, faults
+    return part | {"vector": vectors}, faults
 
 
 def _demo(options: argparse.Namespace) -> None:

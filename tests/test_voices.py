@@ -754,7 +754,7 @@ BAD_SOUNDS = {
 
 
 @pytest.mark.parametrize("kind", BAD_SOUNDS)
-@pytest.mark.parametrize("name", ["compare", "enrol", "identify"])
+@pytest.mark.parametrize("name", ["compare", "enrol", "identify", "who", "calibrate"])
 def test_bad_sounds(command, people, tmp_path, kind, name):
     store = tmp_path / "people.npz"
     command("enrol", people, "--store", store)
@@ -765,9 +765,48 @@ def test_bad_sounds(command, people, tmp_path, kind, name):
         "compare": [people / "ann" / "0.wav", tmp_path / file],
         "enrol": [f"dan={tmp_path / file}", "--store", store],
         "identify": [tmp_path / file, "--store", store],
+        "who": [tmp_path / file, "--store", store],
+        "calibrate": [
+            people,
+            f"dan={people / 'ann' / '0.wav'},{tmp_path / file}",
+            tmp_path / "mine.pt",
+        ],
     }
     refused(command(name, *arguments[name]), str(tmp_path / file), words)
     assert store.read_bytes() == before
+    assert not (tmp_path / "mine.pt").exists()
+
+
+@pytest.mark.parametrize("kind", set(BAD_SOUNDS) - {"nothing", "folder"})
+def test_bad_sounds_are_skipped_in_a_folder(command, people, tmp_path, kind):
+    file, spoil, words = BAD_SOUNDS[kind]
+    spoil(people / "ann" / file)
+    status, out, err = command("embed", people, tmp_path / "out.npz")
+    assert (status, "1 files skipped" in out) == (0, True)
+    (line,) = [line for line in err.splitlines() if "skipped" in line]
+    assert f"skipped {people / 'ann' / file}: " in line
+    assert words in line
+
+
+@pytest.mark.parametrize("name", ["embed", "export", "enrol", "calibrate"])
+def test_a_folder_without_audio(command, tmp_path, name):
+    empty = tmp_path / "people" / "ann"
+    empty.mkdir(parents=True)
+    (empty / "notes.txt").write_text("none")
+    out = tmp_path / "out.npz"
+    arguments = {
+        "embed": [empty, out],
+        "export": [out, "--check", empty],
+        "enrol": [empty.parent, "--store", out],
+        "calibrate": [empty.parent, out],
+    }
+    refused(command(name, *arguments[name]), f"{empty}: expected .wav", "found none")
+    for word in map(str, (empty / "notes.txt", tmp_path / "nowhere")):
+        given = [
+            word if part in (empty, empty.parent) else part for part in arguments[name]
+        ]
+        refused(command(name, *given), word)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -856,7 +895,12 @@ def test_damaged_stores(command, people, tmp_path, kind):
     spoiled = spoiled_stores(store.read_bytes(), tmp_path)[kind]
     store.write_bytes(spoiled)
     clip = people / "ann" / "0.wav"
-    for arguments in (["enrol", people], ["identify", clip], ["forget", "ann"]):
+    for arguments in (
+        ["enrol", people],
+        ["identify", clip],
+        ["who", clip],
+        ["forget", "ann"],
+    ):
         found = command(*arguments, "--store", store)
         refused(found, str(store), "not a readable store of people")
         assert store.read_bytes() == spoiled
@@ -894,7 +938,8 @@ def test_store_of_another_model(command, checkpoint, people, tmp_path):
     command("enrol", people, "--store", store)
     before = store.read_bytes()
     checkpoint("seed=2")
-    for arguments in (["enrol", people], ["identify", people / "ann" / "0.wav"]):
+    clip = people / "ann" / "0.wav"
+    for arguments in (["enrol", people], ["identify", clip], ["who", clip]):
         found = command(*arguments, "--store", store)
         refused(
             found, "expected people enrolled with model.pt", "got those of model.pt"
@@ -909,23 +954,75 @@ def test_another_calibration_is_the_same_model(checkpoint):
     assert one.digest != Voices.load(checkpoint("front_end.hop_seconds=0.02")).digest
 
 
-def test_a_disk_that_is_full(command, people, tmp_path, monkeypatch):
-    store, real_open = tmp_path / "people.npz", open
+OUTPUTS = {
+    "p.npz": ["enrol", "PEOPLE", "--store"],
+    "out.npz": ["embed", "PEOPLE"],
+    "out.parquet": ["embed", "PEOPLE"],
+    "mine.pt": ["calibrate", "PEOPLE", "dan=PEOPLE/ann/0.wav,PEOPLE/ben/0.wav"],
+    "m.rttm": ["who", "PEOPLE/ann/0.wav", "--store", "STORE", "--rttm"],
+    "m.png": ["who", "PEOPLE/ann/0.wav", "--store", "STORE", "--picture"],
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_disk_that_is_full(command, people, tmp_path, monkeypatch, name):
+    store, out, real_open = tmp_path / "people.npz", tmp_path / name, open
     command("enrol", people, "--store", store)
-    before = store.read_bytes()
+    words = [
+        word.replace("PEOPLE", str(people)).replace("STORE", str(store))
+        for word in OUTPUTS[name]
+    ]
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    if name != "mine.pt":  # which must be a new file
+        command(*words, out)
+    before = out.read_bytes() if out.exists() else None
 
     def full_open(file, *arguments, **options):
-        if str(file) == f"{store}.partial":
+        if str(file) == f"{out}.partial":
             Path(file).write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real_open(file, *arguments, **options)
 
     monkeypatch.setattr("builtins.open", full_open)
-    for arguments in (["enrol", people], ["forget", "ann"]):
-        found = command(*arguments, "--store", store)
-        refused(found, f"{store}: cannot be written", os.strerror(errno.ENOSPC))
-    assert store.read_bytes() == before
+    found = command(*words, out)
+    refused(found, f"{out}: cannot be written", os.strerror(errno.ENOSPC))
+    if name == "p.npz":
+        found = command("forget", "ann", "--store", out)
+        refused(found, f"{out}: cannot be written", os.strerror(errno.ENOSPC))
+    assert (out.read_bytes() if out.exists() else None) == before
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_picture_of_another_format(command, people, tmp_path):
+    store = tmp_path / "people.npz"
+    command("enrol", people, "--store", store)
+    wanted = [people / "ann" / "0.wav", "--store", store, "--picture"]
+    refused(command("who", *wanted, tmp_path / "m.jpg"), "m.jpg: expected", ".png")
+    assert not (tmp_path / "m.jpg").exists()
+
+
+# Long recordings
+
+
+def test_few_sounds_are_held_at_once(voices, monkeypatch):
+    sounds = [said(speaker, index) for index in range(2) for speaker in range(4)]
+    together, clips = voices.embed(sounds), voices.listen(sounds)
+    embedded, counts = voices._few_vectors, []
+
+    def counted(few):
+        counts.append(len(few))
+        return embedded(few)
+
+    monkeypatch.setattr(voices, "_few_vectors", counted)
+    monkeypatch.setattr(using, "HELD", 6.5)  # a sound has 2.6 to 3.4 s
+    assert voices.embed(sounds) == pytest.approx(together, abs=1e-5)
+    assert sum(counts) == 8
+    assert max(counts) == 3
+    for clip, again in zip(clips, voices.listen(sounds), strict=True):
+        assert again.vector == pytest.approx(clip.vector, abs=1e-5)
+        kept = ("name", "seconds", "speech", "digest", "warnings")
+        assert [getattr(again, k) for k in kept] == [getattr(clip, k) for k in kept]
 
 
 def test_one_file_is_no_pair(command, people):
