@@ -7,7 +7,6 @@ Metrics have the same names in `metrics.jsonl` and on W&B.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from checkpoints import RunError, atomic_write
 from parameters import Parameters
-from wandb_mirror import Mirror
+from wandb_mirror import Mirror, new_id
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -59,7 +58,7 @@ class Run:
             with suppress(OSError):
                 directory.rmdir()  # or the name would be taken
             raise
-        return cls(directory, parameters, os.urandom(8).hex())
+        return cls(directory, parameters, new_id())
 
     @classmethod
     def reopen(

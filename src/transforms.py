@@ -442,11 +442,11 @@ class SpecAugment(nn.Module):
 
     def __init__(self, parameters: SpecAugmentParameters) -> None:
         super().__init__()
-        self.parameters = parameters
+        self.config = parameters
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, M, T], not padded -> [B, M, T]."""
-        p = self.parameters
+        p = self.config
         batch_size, num_mels, num_frames = features.shape
         frequency = (p.frequency_masks, batch_size, num_mels, p.frequency_width)
         time = (p.time_masks, batch_size, num_frames, int(p.time_fraction * num_frames))

@@ -30,6 +30,13 @@ VARIABLES = {
 Action = Callable[[Any, Any], None]  # with the wandb module and a W&B run
 
 
+def new_id() -> str:
+    """The id of a new page; in a sweep the one that its agent has chosen."""
+    if "WANDB_SWEEP_ID" in os.environ:
+        return os.environ["WANDB_RUN_ID"]
+    return os.urandom(8).hex()
+
+
 class Mirror:
     """A run's page on W&B; does nothing if `wandb.mode` is disabled."""
 
@@ -202,6 +209,7 @@ def _start_wandb(
             project=chosen.project,
             name=directory.name,
             id=wandb_id,
+            group=parameters.run.directory.resolve().name,  # runs of one study
             resume="allow",
             dir=str(directory),
             config=parameters.as_dict(),

@@ -154,6 +154,10 @@ def test_spec_augment_of_no_masks_changes_nothing(shipped):
     assert torch.equal(SpecAugment(p)(features), features)
 
 
+def test_spec_augment_has_no_weights(shipped):
+    assert not list(SpecAugment(shipped().augmentation.spec_augment).parameters())
+
+
 # Augmentation
 
 

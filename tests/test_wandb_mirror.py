@@ -3,6 +3,7 @@
 import builtins
 import itertools
 import json
+import operator
 import os
 import signal
 import stat
@@ -21,6 +22,7 @@ import pytest
 import soundfile
 import torch
 import wandb
+from wandb.sdk.launch.sweeps import utils as sweeps
 
 import report
 import train as training
@@ -28,6 +30,7 @@ import wandb_mirror
 from checkpoints import build_model, save_checkpoint
 from conftest import MIXTURE, REPOSITORY
 from dataset import prepare
+from parameters import Parameters
 from report import REPORT_COLUMNS, Evaluation
 from runs import Run
 
@@ -73,6 +76,44 @@ def test_wandb_not_installed(miniature, capsys, monkeypatch):
     run.log_epoch({"epoch": 1})
     run.mirror.finish()
     assert "cannot be imported" in capsys.readouterr().out
+
+
+def test_every_choice_of_the_sweep_is_a_training(monkeypatch):
+    """As `wandb agent` starts it; a distribution is tried at both its ends."""
+    sweep = sweeps.load_sweep_config(str(REPOSITORY / "init" / "sweep.yml"))
+    choices = {
+        name: choice.get("values") or [choice["min"], choice["max"]]
+        for name, choice in sweep["parameters"].items()
+    }
+    started = []
+    monkeypatch.setattr(training, "train", lambda p, _: started.append(p))
+    monkeypatch.chdir(REPOSITORY)
+    for values in itertools.product(*choices.values()):
+        drawn = dict(zip(choices, values, strict=True))
+        command = {"args": {name: {"value": value} for name, value in drawn.items()}}
+        filled = sweeps.create_sweep_command_args(command)
+        filled |= {"env": [], "interpreter": [], "program": [sweep["program"]]}
+        words = [
+            word
+            for part in sweep["command"]
+            for word in (filled[part[2:-1]] if part.startswith("${") else [part])
+        ]
+        assert (REPOSITORY / words[0]).exists()
+        assert training.main(words[1:]) == 0
+        for name, value in drawn.items():
+            assert operator.attrgetter(name)(started[-1]) == value
+    assert len(set(map(Parameters.as_yaml, started))) == len(started)
+    assert started[0].dataset.development_fraction > 0  # or it had no such metric
+    assert sweep["metric"]["name"] == "development/eer"
+
+
+def test_a_sweep_chooses_the_page(miniature, no_key, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    run = Run.create(miniature("wandb.mode=offline"))
+    run.mirror.finish()
+    (page,) = (r.run for r in records(run.directory) if r.HasField("run"))
+    assert run.mirror.wandb_id == page.run_id == "chosen"
 
 
 def test_disabled_touches_nothing(miniature, monkeypatch):
