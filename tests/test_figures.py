@@ -294,6 +294,21 @@ def test_live_curves_grow_in_their_place():
     assert [len(line.get_xdata()) for line in lines] == [1, 2, 3]
 
 
+def test_live_curves_say_whether_a_run_was_trained_now():
+    epochs = [{"epoch": n, "train/loss": 1.0} for n in (1, 2, 3)]
+    loaded, trained, resumed = (LiveCurves("run", Mock()) for _ in range(3))
+    assert loaded.finish(epochs) == "run: a finished run, loaded"
+    for epoch in epochs:
+        trained(epoch)
+    assert re.fullmatch(
+        r"run: 3 epochs trained and tested in [\d.]+ min", trained.finish(epochs)
+    )
+    resumed(epochs[2])
+    assert resumed.finish(epochs).endswith(" min, after 2 of an earlier start")
+    (figure,) = resumed.handle.mock_calls[-1].args
+    assert len(figure.axes[0].get_lines()[0].get_xdata()) == 3
+
+
 def test_gaussian_scores_give_straight_det_curves():
     generator = np.random.default_rng(0)
     targets = np.arange(200_000) % 2 == 0

@@ -3,8 +3,11 @@
 import ast
 import hashlib
 import io
+import os
 import re
 import tarfile
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -12,7 +15,7 @@ import soundfile
 from nbclient import NotebookClient
 
 from conftest import MINIATURE, RATE, REPOSITORY
-from parameters import SyntheticParameters
+from parameters import SyntheticParameters, load_parameters
 from synthetic import synthetic_utterances
 
 STRANGERS = [
@@ -64,6 +67,23 @@ def test_pictures_have_a_text_for_those_who_do_not_see_them(notebook):
 def cell_of_studies(notebook):
     (cell,) = [cell for cell in code(notebook) if cell.source.startswith("STUDY")]
     return cell
+
+
+@pytest.mark.parametrize("study", ["embedded", "mini", "full", "folder", "excerpt"])
+def test_parameters_of_a_study(notebook, monkeypatch, study):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("STUDY", study)
+    cells = [cell.source for cell in code(notebook)]
+    first = cells.index(cell_of_studies(notebook).source)
+    names = {"COLAB": False, "load_parameters": load_parameters, "os": os, "Path": Path}
+    with redirect_stdout(io.StringIO()):
+        for cell in cells[first : first + 3]:
+            exec(cell, names)
+    assert [p.run.name for p in names["parameters"].values()] == list(RUNS)
+    assert {p.dataset.name for p in names["parameters"].values()} == {
+        {"embedded": "synthetic", "folder": "folder"}.get(study, "librispeech")
+    }
+    load_parameters(REPOSITORY / "parameters.yml", overrides=names["unseen"])
 
 
 def run(notebook, tmp_path, monkeypatch, study: str) -> None:
