@@ -20,12 +20,12 @@ from statistics import median
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from checkpoints import build_model, choose_device
 from dataset import Entry, Pack, Splits, TrainingBatches
+from models import FLOP_PER_PRODUCT, build_encoder
 from optimizers import build_optimizer
 from parameters import SHIPPED, Parameters, UserError, load_parameters
 from train import State, training_step
@@ -92,15 +92,13 @@ def peaks(device: torch.device) -> dict[str, float]:
 
 
 def flop_per_second_of_audio(parameters: Parameters) -> float:
-    """Of the encoder's matrix products and convolutions, forward and backward."""
-    model = build_model(parameters, ["a", "b"], {}, torch.device("cpu"))
-    frames = 200
-    with FlopCounterMode(display=False) as counter:
-        features = torch.randn(2, parameters.front_end.num_mels, frames)
-        model.encoder(features).sum().backward()
-    counts = counter.get_flop_counts()["Global"]
-    flop = sum(n for op, n in counts.items() if "convolution" not in str(op))
-    return flop / (2 * frames * parameters.front_end.hop_seconds)
+    """Of the encoder's matrix products, forward and backward."""
+    encoder, frames = (
+        build_encoder(parameters.model, parameters.front_end.num_mels),
+        200,
+    )
+    flop = FLOP_PER_PRODUCT * encoder.products(frames)
+    return flop / (frames * parameters.front_end.hop_seconds)
 
 
 def measure(

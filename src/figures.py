@@ -2,6 +2,7 @@
 
 seconds [U], speakers [U], genders [U] -> `draw_corpus` -> Figure
 waveforms [N] by name -> `draw_sounds` -> Figure
+waveform [N] -> `colour_spectrogram` -> colours [F, T, 3]
 features [F, T] by name -> `draw_features` -> Figure
 metrics of epochs by run -> `draw_curves` -> Figure
 miss and false-alarm rates by system -> `draw_det` -> Figure
@@ -292,6 +293,30 @@ def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> 
         rows[1, 0].set_ylabel("frequency (kHz)")
         figure.colorbar(image, ax=rows[1], label="level (dB)")
     return figure
+
+
+def colour_spectrogram(
+    samples: NDArray[np.int16], sample_rate: int
+) -> NDArray[np.uint8]:
+    """The spectrogram of a sound as a picture, [N] -> [F, T, 3]: 129 rows from half the
+    sample rate down to 0 Hz, a column for 10 ms, at most 600 of them.
+
+    Colours span 80 dB below the loudest point, as in `draw_sounds`.
+    """
+    hop = max(sample_rate // 100, -(-len(samples) // 600))
+    spectrum = torch.stft(
+        torch.from_numpy(samples).float(),
+        n_fft=256,
+        hop_length=hop,
+        window=torch.hann_window(256),
+        pad_mode="constant",
+        return_complex=True,
+    )
+    level = 20 * (spectrum.abs() + 1).log10()  # dB over a step of the samples
+    top = level.max().clamp(min=DYNAMIC_RANGE)  # silence is dark
+    height = (level - top) / DYNAMIC_RANGE + 1
+    colours = matplotlib.colormaps["magma"](height.flip(0).numpy(), bytes=True)
+    return colours[..., :3]
 
 
 def draw_features(

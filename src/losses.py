@@ -39,6 +39,10 @@ class Criterion(nn.Module):
     def schedule(self, progress: float) -> None:
         """Set what changes during training; `progress` is the share of steps begun."""
 
+    def scheduled(self) -> dict[str, float]:
+        """What `schedule` has set, by name; waits for the device."""
+        return {}
+
     def identify(
         self, embeddings: Tensor, speakers: Tensor, centroids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -115,6 +119,7 @@ class AngularMarginLoss(Criterion):
     """
 
     scheduled_share: Tensor
+    no_margin = 0.0  # the margin that changes nothing
 
     def __init__(
         self,
@@ -134,6 +139,10 @@ class AngularMarginLoss(Criterion):
     def schedule(self, progress: float) -> None:
         share = min(1.0, progress / self.ramp) if self.ramp else 1.0
         self.scheduled_share.fill_(share)  # in place: a captured graph reads it there
+
+    def scheduled(self) -> dict[str, float]:
+        growth = self.margin - self.no_margin
+        return {"margin": self.no_margin + growth * self.scheduled_share.item()}
 
     @property
     def margin_share(self) -> Tensor | float:
@@ -186,6 +195,8 @@ class SphereFaceLoss(AngularMarginLoss):
     The paper's margins are whole numbers and its embeddings keep their lengths; here
     `monotone_cosine` takes real margins and embeddings are normalised.
     """
+
+    no_margin = 1.0
 
     def target_cosine(self, angles: Tensor) -> Tensor:
         return monotone_cosine(angles * (1 + (self.margin - 1) * self.margin_share))

@@ -50,6 +50,9 @@ MEGA_KERNELS = (7, 11, 15)  # frames
 SUB_BLOCKS = 3  # of a mega block
 SQUEEZE = 8  # channels for each of squeeze-and-excitation's hidden ones
 ATTENTION_CHANNELS = 128
+# In training: a product and a sum forward, and twice that backward, for the gradients
+# of the weight and of what it multiplies.
+FLOP_PER_PRODUCT = 6
 VARIANCE_FLOOR = 1e-10
 EPSILON = 1e-3  # of the blocks' batch norms; the others have torch's 1e-5
 
@@ -217,6 +220,16 @@ class TitaNet(nn.Module):
             x = block(x, valid)  # [B, T, C], at last [B, T, P]
         return self.embedding(self.norm(self.pooling(x, valid)))
 
+    def products(self, frames: int) -> int:
+        """Multiplications by weight matrices in a forward pass of an utterance;
+        convolutions along time, 1 to 2 % more, are left out."""
+        every = sum(w.numel() for w in self.parameters() if w.ndim == 2)
+        context = 2 * self.pooling.hidden.weight.numel() // 3
+        squeezing = [m for m in self.modules() if isinstance(m, SqueezeExcitation)]
+        once = context + self.embedding.weight.numel()  # an utterance
+        once += sum(w.numel() for m in squeezing for w in m.parameters())
+        return once + (every - once) * frames
+
     def layers(self) -> "list[Layer]":
         """Its parts from features to embedding, with the frames of features that the
         convolutions up to there see; squeeze-and-excitation sees the utterance."""
@@ -298,6 +311,12 @@ class DVector(nn.Module):
         norms = embeddings.norm(dim=2, keepdim=True)  # [B, W, 1]
         mean_direction = F.normalize(embeddings, dim=2).sum(1) / count[:, None]
         return mean_direction * norms.sum(1) / count[:, None]
+
+    def products(self, frames: int) -> int:
+        """Multiplications by weight matrices in a forward pass of an utterance."""
+        num_windows = max(0, frames - self.WINDOW) // self.HOP + 1
+        of_frame = sum(w.numel() for w in self.lstm.parameters() if w.ndim == 2)
+        return num_windows * (self.WINDOW * of_frame + self.embedding.weight.numel())
 
     def layers(self) -> "list[Layer]":
         """Its parts from features to embedding."""

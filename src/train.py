@@ -13,13 +13,16 @@ whole.
 import argparse
 import ctypes
 import math
+import re
 import signal
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from types import FrameType
@@ -47,6 +50,7 @@ from eval import (
     make_split_trials,
     refuse_heard,
 )
+from models import FLOP_PER_PRODUCT
 from nemo_checkpoint import load_any_model
 from optimizers import build_optimizer, set_learning_rate
 from parallel import (
@@ -94,6 +98,10 @@ class TrainingError(UserError):
     """Training that cannot go on."""
 
 
+class NotFiniteError(TrainingError):
+    """Training that came upon a value that is not finite."""
+
+
 class StoppedError(UserError):
     """Training that was asked to stop, and did so with everything saved."""
 
@@ -107,17 +115,29 @@ class Tally:
     loss: float = 0.0
     audio_seconds: float = 0.0
     seconds: float = 0.0
+    flop: float = 0.0  # of the encoder
+    # Of gradients, by block, each the sum over the steps in which it was measured.
+    block_norms: dict[str, float] = field(default_factory=dict)
+    measured: int = 0  # steps
     skipped: int = 0  # steps, of a loss or gradient that was not finite
     skipped_in_a_row: int = 0
 
     def metrics(self) -> dict[str, float]:
-        """Means over the utterances, and the speed."""
+        """Means over the utterances and over the steps measured, and the speed."""
+        norms = {
+            f"gradient_norm/{block}": total / self.measured
+            for block, total in self.block_norms.items()
+        }
         return {
             "train/loss": self.loss / self.utterances,
             "train/accuracy": self.correct / self.utterances,
             "train/audio_seconds_per_second": self.audio_seconds / self.seconds,
             "train/skipped_steps": self.skipped,
+            **norms,
         }
+
+
+SPENT = ("seconds", "audio_seconds", "flop")  # of a tally, summed over epochs
 
 
 @dataclass
@@ -132,6 +152,7 @@ class State:
     best_loss: float = math.inf  # on validation
     wandb_id: str = ""
     recordings: dict[str, str] = field(default_factory=dict)  # rooms and noise, digests
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
 
     def save(self, path: Path) -> None:
         """Write a checkpoint that both training and evaluation can go on from."""
@@ -145,6 +166,7 @@ class State:
             best_loss=self.best_loss,
             wandb_id=self.wandb_id,
             recordings=self.recordings,
+            spent=self.spent,
         )
 
     @classmethod
@@ -168,12 +190,15 @@ class State:
         optimizer = build_optimizer(model.parameters(), parameters.training.optimizer)
         optimizer.load_state_dict(saved["optimizer"])
         kept = ("epoch", "step", "best_loss", "wandb_id")
+        added = {  # not in earlier versions
+            name: saved[name] for name in ("recordings", "spent") if name in saved
+        }
         tally = Tally(**saved["tally"])
         return cls(
             model,
             optimizer,
             tally=tally,
-            recordings=saved.get("recordings", {}),  # not in earlier versions
+            **added,
             **{name: saved[name] for name in kept},
         )
 
@@ -224,6 +249,7 @@ class StepReading(NamedTuple):
     gradient_norm: Tensor
     hits: Tensor  # predictions that were right
     size: int  # utterances
+    block_norms: dict[str, Tensor]  # empty where they were not asked for
 
 
 def training_step(
@@ -232,6 +258,7 @@ def training_step(
     augmentation: Augmentation,
     batch: Batch,
     num_steps: int,
+    measures_blocks: bool = False,
 ) -> StepReading:
     """One step of the optimizer; a loss or gradient that is not finite leaves weights
     and buffers, such as batch statistics, as they were.
@@ -259,9 +286,10 @@ def training_step(
             part_loss.backward()
         loss += part_loss.detach()
         hits += (output.predictions == speakers).sum()
+    norms = block_norms(model.encoder) if measures_blocks else {}
     norm = clip_gradient(state)
     step_where_finite(state, buffers, (loss + norm).isfinite())
-    return StepReading(loss, norm, hits, batch.size)
+    return StepReading(loss, norm, hits, batch.size, norms)
 
 
 def gradients_of_all_ranks(
@@ -274,6 +302,16 @@ def gradients_of_all_ranks(
 def bfloat16_on_gpu(device: str) -> torch.autocast:
     """Where an encoder computes in bfloat16, if the device has it."""
     return torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device))
+
+
+def block_norms(encoder: nn.Module) -> dict[str, Tensor]:
+    """The norm [] of the gradient of each block of an encoder, named as in checkpoints
+    but for the dot: of `blocks.0`, `blocks_0`."""
+    gradients = defaultdict(list)
+    for name, weight in encoder.named_parameters():
+        block = re.match(r"\w+(\.\d+)?", name)[0].replace(".", "_")
+        gradients[block].append(weight.grad)
+    return {name: nn.utils.get_total_norm(group) for name, group in gradients.items()}
 
 
 def clip_gradient(state: State) -> Tensor:
@@ -301,25 +339,31 @@ class Readings:
         self.splits, self.on_nonfinite = splits, on_nonfinite
         self.rows: list[Tensor] = []  # loss, gradient's norm and hits, [3]
         self.batches: list[tuple[Tensor, int]] = []  # entries of the pack, size
+        self.block_norms: list[dict[str, Tensor]] = []
 
     def add(self, reading: StepReading, batch: Batch) -> None:
         """Note what `training_step` says of a batch."""
         self.rows.append(torch.stack(reading[:3]))
         self.batches.append((batch.indices, reading.size))
+        self.block_norms.append(reading.block_norms)
 
     def read_into(self, tally: Tally, step: int) -> None:
         """Take in the steps up to `step`; raise `TrainingError` where a loss or a
         gradient is not finite and that stops the run."""
         first = step - len(self.rows) + 1
         rows = torch.stack(self.rows).tolist()
-        for number, (loss, norm, hits), (indices, size) in zip(
-            range(first, step + 1), rows, self.batches, strict=True
+        for number, (loss, norm, hits), (indices, size), of_blocks in zip(
+            range(first, step + 1), rows, self.batches, self.block_norms, strict=True
         ):
             if math.isfinite(loss) and math.isfinite(norm):
                 tally.loss += loss * size
                 tally.correct += int(hits)
                 tally.utterances += size
                 tally.skipped_in_a_row = 0
+                tally.measured += bool(of_blocks)
+                for block, of_block in of_blocks.items():
+                    total = tally.block_norms.get(block, 0.0) + of_block.item()
+                    tally.block_norms[block] = total
                 continue
             tally.skipped += 1
             tally.skipped_in_a_row += 1
@@ -329,15 +373,16 @@ class Readings:
                 f"and gradient norm {norm} of {', '.join(names)}"
             )
             if self.on_nonfinite == "stop":
-                raise TrainingError(
+                raise NotFiniteError(
                     f"{fault}; a lower training.optimizer.lr may help, or "
                     "training.on_nonfinite=skip"
                 )
             if tally.skipped_in_a_row == MAX_SKIPPED:
-                raise TrainingError(f"{fault}; skipped {MAX_SKIPPED} steps in a row")
+                raise NotFiniteError(f"{fault}; skipped {MAX_SKIPPED} steps in a row")
             tqdm.write(f"{fault}; skipped")
         self.rows.clear()
         self.batches.clear()
+        self.block_norms.clear()
 
 
 class StopSignals:
@@ -384,6 +429,7 @@ def training_epoch(
     p = state.model.config.training
     readings, tally = Readings(batches.splits, p.on_nonfinite), state.tally
     began = time.perf_counter()
+    products = cache(state.model.encoder.products)  # of a crop's frames
     title, done = f"epoch {state.epoch + 1}", state.step - state.epoch * len(batches)
     with tqdm(
         total=len(batches),
@@ -394,17 +440,22 @@ def training_epoch(
         **progress_options(),
     ) as progress:
         for number, batch in enumerate(batches.epoch(state.epoch, done), done + 1):
-            reading = training_step(state, encoder, augmentation, batch, num_steps)
+            last = number == len(batches)
+            measures_blocks = last or number % STEPS_PER_READING == 0
+            reading = training_step(
+                state, encoder, augmentation, batch, num_steps, measures_blocks
+            )
             readings.add(reading, batch)
             tally.audio_seconds += batch.size * batch.crop / batches.sample_rate
+            frames = batch.crop // state.model.front_end.hop
+            tally.flop += batch.size * FLOP_PER_PRODUCT * products(frames)
             progress.update()
-            last = stop.asked() or number == len(batches)
-            if last or len(readings.rows) == STEPS_PER_READING:
+            if stop.asked() or last or len(readings.rows) == STEPS_PER_READING:
                 readings.read_into(tally, state.step)
                 now = time.perf_counter()
                 tally.seconds, began = tally.seconds + now - began, now
                 if not tally.utterances:
-                    raise TrainingError(
+                    raise NotFiniteError(
                         f"step {state.step}: no step of epoch {state.epoch + 1} had a "
                         "finite loss and gradient"
                     )
@@ -417,7 +468,12 @@ def training_epoch(
             if stop.agreed and number < len(batches):
                 return None
     rate = state.optimizer.param_groups[0]["lr"]
-    return {**tally.metrics(), "train/learning_rate": rate}
+    scheduled = state.model.criterion.scheduled()
+    return {
+        **tally.metrics(),
+        "train/learning_rate": rate,
+        **{f"train/{name}": value for name, value in scheduled.items()},
+    }
 
 
 Watch = Callable[[Mapping[str, float]], None]
@@ -464,6 +520,7 @@ def train(
             state.save(resume / "last.pt")  # with these parameters, whatever comes
             run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     directory = gather_lists([run and run.directory])[0]
+    failed = True
     try:
         _train_epochs(state, splits, run, directory, watch)
         best = State.restore(directory / "best.pt", parameters, device)
@@ -475,9 +532,14 @@ def train(
             run.mirror.log_evaluation(evaluation, splits)
             print_table(as_table(evaluation))
             print(f"run: {directory}")
+        failed = False
+    except NotFiniteError as error:
+        if run is not None:
+            run.mirror.alert("A value that is not finite", f"{directory}: {error}")
+        raise
     finally:
         if run is not None:
-            run.mirror.finish()
+            run.mirror.finish(failed)
     return directory
 
 
@@ -563,8 +625,11 @@ def _end_epoch(
 ) -> dict[str, float]:
     """Validate, log, keep the model where it is the best so far; the epoch's
     metrics."""
+    for name in SPENT:
+        state.spent[name] += getattr(state.tally, name)
     state.epoch, state.tally = state.epoch + 1, Tally()
-    metrics = {"epoch": state.epoch, "step": state.step, **trained}
+    spent = {f"spent/{name}": total for name, total in state.spent.items()}
+    metrics = {"epoch": state.epoch, "step": state.step, **trained, **spent}
     # Without validation utterances the last epoch is as good a choice as any.
     loss = -state.epoch
     if found := identify(state.model, splits):
@@ -576,7 +641,7 @@ def _end_epoch(
         metrics["validation/loss"] = loss = mean(r.loss for r in reports)
         metrics["validation/accuracy"] = mean(r.accuracy for r in reports)
     if not math.isfinite(loss):
-        raise TrainingError(f"step {state.step}: the validation loss is {loss}")
+        raise NotFiniteError(f"step {state.step}: the validation loss is {loss}")
     better = loss < state.best_loss
     state.best_loss = min(loss, state.best_loss)
     if run is not None:

@@ -4,6 +4,7 @@ A step is an epoch; the last one also has the results. Only this module imports 
 in a thread of its own: whatever wandb does, training goes on.
 """
 
+import json
 import netrc
 import os
 import stat
@@ -15,13 +16,18 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
-from dataset import Splits
+import numpy as np
+from numpy.typing import NDArray
+
+from dataset import PARTS, Splits
+from figures import colour_spectrogram
 from parameters import Parameters
 from report import Evaluation, as_errors, as_summary, as_table
 
 START_SECONDS = 20  # the longest that W&B may delay a run's start
 END_SECONDS = 30  # and its end
 PATIENCE = 0.7  # of both, the share for waiting for a server
+AXES = ("epoch", "step", "spent/seconds", "spent/audio_seconds", "spent/flop")
 VARIABLES = {
     "WANDB_ERROR_REPORTING": "false",  # it would delay the exit if a server hangs
     "WANDB_HTTP_TIMEOUT": "5",  # seconds, not 19, of delay for each table
@@ -46,6 +52,8 @@ class Mirror:
         self.step = 0  # the last epoch on W&B
         self._epochs = parameters.training.epochs
         self._log_audio = parameters.wandb.log_audio
+        self._corpus_name = f"corpus-{parameters.dataset.name}"
+        self._failed = False
         self._actions: SimpleQueue[Action | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         if parameters.wandb.mode != "disabled":
@@ -61,12 +69,13 @@ class Mirror:
 
     def log_evaluation(self, evaluation: Evaluation, splits: Splits) -> None:
         """Show what ends a run: figures of the directory, tables, the main figures as
-        the page's summary, and the best checkpoint.
+        the page's summary, what it was trained on, and its checkpoints.
 
         They belong to the last step, or to a further one where the page was resumed
         after the last epoch. With `wandb.log_audio` the table of errors has players.
         """
         results, summary = as_table(evaluation), as_summary(evaluation)
+        lowest = [f"{folder or 'test'}/eer" for folder in evaluation.tests]
         errors = {
             f"{folder}/errors".lstrip("/"): as_errors(test, splits)
             for folder, test in evaluation.tests.items()
@@ -79,27 +88,43 @@ class Mirror:
             }
             shown["results"] = wandb.Table(columns=results[0], data=results[1:])
             for name, (columns, *rows) in errors.items():
+                images, players = _media(wandb, splits)
+                columns = [*columns, "enrolment spectrogram", "test spectrogram"]
+                rows = [[*row, *map(images, row[:2])] for row in rows]
                 if self._log_audio:
                     columns = [*columns, "enrolment audio", "test audio"]
-                    players = _players(wandb, splits)
                     rows = [[*row, *map(players, row[:2])] for row in rows]
                 shown[name] = wandb.Table(columns=columns, data=rows)
             for folder in evaluation.tests:
                 for path in sorted((self.directory / folder).glob("*.png")):
                     name = Path("figures", folder, path.stem).as_posix()
                     shown[name] = wandb.Image(str(path))
+            for name in lowest:
+                page.define_metric(name, step_metric="epoch", summary="min")
             step = max(self.step, page.starting_step)
             page.log({"epoch": self.step, **shown}, step, commit=True)
-            page.summary.update(summary)
-            artifact = wandb.Artifact(f"model-{self.wandb_id}", type="model")
-            artifact.add_file(str(self.directory / "best.pt"))
-            page.log_artifact(artifact)
+            page.summary.update({k: v for k, v in summary.items() if k not in lowest})
+            # As `use_artifact` does, which refuses offline and waits for the upload.
+            page._log_artifact(
+                _corpus(wandb, self._corpus_name, splits),
+                is_user_created=True,
+                use_after_commit=True,
+            )
+            for name in ("last", "best"):  # in this order the latest is the best
+                artifact = wandb.Artifact(f"model-{self.wandb_id}", type="model")
+                artifact.add_file(str(self.directory / f"{name}.pt"))
+                page.log_artifact(artifact, aliases=[name])
 
         self._do(show)
 
-    def finish(self) -> None:
-        """Close the page on W&B."""
+    def alert(self, title: str, text: str) -> None:
+        """Have W&B tell the user, as their settings there say."""
+        self._do(lambda wandb, page: page.alert(title, text, level="ERROR"))
+
+    def finish(self, failed: bool = False) -> None:
+        """Close the page on W&B, which says whether the run has failed."""
         if self._thread is not None:
+            self._failed = failed
             self._actions.put(None)
             self._thread.join(END_SECONDS)
             if self._thread.is_alive():
@@ -123,7 +148,7 @@ class Mirror:
             try:
                 while action := self._actions.get():
                     action(wandb, page)
-                page.finish()
+                page.finish(exit_code=int(self._failed))
             except Exception as error:  # whatever W&B does, training goes on
                 print(
                     f"W&B: {type(error).__name__}, no longer logging there; "
@@ -144,17 +169,38 @@ class Mirror:
         return f"what it has is in {self.directory / 'wandb'}, for wandb sync"
 
 
-def _players(wandb: Any, splits: Splits) -> Callable[[str], Any]:
-    """A player for the id of an utterance."""
+def _media(wandb: Any, splits: Splits) -> tuple[Callable[[str], Any], ...]:
+    """Two functions of an utterance's id: its spectrogram, and a player for it."""
     pack = splits.pack
     entries = {entry.id: entry for entry in pack.entries}
 
-    def player(name: str) -> Any:
+    def samples_of(name: str) -> NDArray[np.int16]:
         entry = entries[name]
-        samples = pack.samples[entry.offset : entry.offset + entry.samples]
-        return wandb.Audio(samples.numpy(), pack.sample_rate, caption=name)
+        return pack.samples[entry.offset : entry.offset + entry.samples].numpy()
 
-    return player
+    def image(name: str) -> Any:
+        picture = colour_spectrogram(samples_of(name), pack.sample_rate)
+        return wandb.Image(picture, caption=name)
+
+    def player(name: str) -> Any:
+        return wandb.Audio(samples_of(name), pack.sample_rate, caption=name)
+
+    return image, player
+
+
+def _corpus(wandb: Any, name: str, splits: Splits) -> Any:
+    """An artifact of the pack's digests and the sizes of its splits: no audio."""
+    sizes = {
+        split: len(indices)
+        for part in PARTS
+        for split, indices in splits.by_corpus(part).items()
+    }
+    contents = {"digests": splits.pack.digests, "utterances": sizes}
+    artifact = wandb.Artifact(name, type="dataset", metadata=contents)
+    # W&B tells versions apart by their files.
+    with artifact.new_file("corpus.json", encoding="utf-8") as file:
+        json.dump(contents, file)
+    return artifact
 
 
 def _read_api_key(path: Path | None) -> str | None:
@@ -224,7 +270,10 @@ def _start_wandb(
             ),
         )
         page.define_metric("*", step_metric="epoch")
-        for name in ("epoch", "step"):  # straight lines
+        page.define_metric(
+            "train/audio_seconds_per_second", step_metric="spent/seconds"
+        )
+        for name in AXES:  # straight lines
             page.define_metric(name, hidden=True)
         return page
 

@@ -20,6 +20,7 @@ from figures import (
     MAX_SPEAKERS,
     SYSTEM_COLOURS,
     LiveCurves,
+    colour_spectrogram,
     draw_corpus,
     draw_curves,
     draw_det,
@@ -281,6 +282,20 @@ def test_sounds_are_drawn_on_common_scales():
         assert rows.max() == pytest.approx(20 * np.log10(0.5) + loudest, abs=0.5)
     assert spectrograms[0].images[0].get_clim() == spectrograms[1].images[0].get_clim()
     assert spectrograms[0].get_xlabel() == "time (s)"
+
+
+def test_a_coloured_spectrogram_shows_a_tone_where_it_is():
+    times = np.arange(32_000) / 16_000
+    loud = (10_000 * np.sin(2 * np.pi * 2000 * times)).astype(np.int16)
+    picture = colour_spectrogram(loud, 16_000)
+    assert picture.shape == (129, 201, 3)
+    assert picture.dtype == np.uint8
+    brightest = picture[:, 100].sum(1, dtype=int).argmax()
+    assert 128 - brightest == 2000 / 8000 * 128  # 0 Hz is below
+    louder = colour_spectrogram(3 * loud, 16_000)
+    assert np.abs(louder[brightest].astype(int) - picture[brightest]).max() <= 1
+    assert colour_spectrogram(np.zeros(8000, np.int16), 16_000).shape == (129, 51, 3)
+    assert colour_spectrogram(np.tile(loud, 50), 16_000).shape[1] <= 601
 
 
 def test_live_curves_grow_in_their_place():

@@ -250,6 +250,8 @@ def test_margin_share_scales_the_margin(kind, margin):
     plain = F.cross_entropy(criterion.logits(embeddings), SPEAKERS)
     torch.testing.assert_close(none, plain, rtol=1e-5, atol=1e-5)
     halved = kind(E, S, 30, 1.25 if kind is SphereFaceLoss else margin / 2)
+    criterion.schedule(0.5)
+    assert criterion.scheduled() == {"margin": pytest.approx(halved.margin)}
     halved.load_state_dict(criterion.state_dict())
     torch.testing.assert_close(half, halved(embeddings, SPEAKERS).loss)
 

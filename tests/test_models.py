@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import (
     AttentiveStatisticsPooling,
@@ -35,6 +36,19 @@ def test_sizes(shipped, size, epilog, weights, with_classifier):
     assert sum(w.numel() for w in encoder.parameters()) == weights
     # The paper counts a classifier over its 16,681 training speakers.
     assert round((weights + 16_681 * 192) / 1e6, 3) == with_classifier
+
+
+@pytest.mark.parametrize("frames", [150, 200, 330])
+@pytest.mark.parametrize(
+    "choice", ["model.titanet.size=s", "model.titanet.size=l", "model.name=dvector"]
+)
+def test_products_are_those_that_torch_counts(shipped, choice, frames):
+    encoder = build_encoder(shipped(choice).model, 80).double()  # by torch's own layers
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(torch.zeros(2, 80, frames, dtype=torch.float64))
+    counts = counter.get_flop_counts()["Global"]
+    flop = sum(n for op, n in counts.items() if "convolution" not in str(op))
+    assert flop == 2 * 2 * encoder.products(frames)  # utterances, operations
 
 
 def test_batch_norms_have_nemos_epsilons(shipped):

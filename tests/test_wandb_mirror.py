@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 import soundfile
 import torch
@@ -189,15 +190,15 @@ def summary_of(run: Path) -> dict:
     return summary
 
 
-def artifacts_of(run: Path, kind: str) -> dict:
-    """Name -> {path in the artifact: file}."""
+def artifacts_of(run: Path, kind: str) -> list:
     found = [r.request.log_artifact.artifact for r in records(run)]
     found += [r.artifact for r in records(run)]
-    return {
-        artifact.name: {e.path: e.local_path for e in artifact.manifest.contents}
-        for artifact in found
-        if artifact.type == kind
-    }
+    return [artifact for artifact in found if artifact.type == kind]
+
+
+def files_of(artifact) -> dict:
+    """Path in the artifact -> file."""
+    return {entry.path: entry.local_path for entry in artifact.manifest.contents}
 
 
 def curves(run: Path) -> list[dict]:
@@ -253,8 +254,18 @@ def test_the_page_holds_all_that_a_run_leaves(
     for name in figures:
         image = (run / f"{name.removeprefix('figures/')}.png").read_bytes()
         assert (files / last[name]["path"]).read_bytes() == image
-    metric = next(r.metric for r in records(run) if r.metric.glob_name == "*")
-    assert metric.step_metric == "epoch"
+    defined = {r.metric.glob_name or r.metric.name: r.metric for r in records(run)}
+    assert defined["*"].step_metric == "epoch"
+    speed = defined["train/audio_seconds_per_second"]
+    assert speed.step_metric == "spent/seconds"
+    assert defined["test/eer"].step_metric == "epoch"
+    assert defined["test/eer"].summary.min
+    hidden = {name for name, metric in defined.items() if metric.options.hidden}
+    spent = {name for name in metrics[-1] if name.startswith("spent/")}
+    assert hidden == {"epoch", "step", *spent}
+    (page,) = (r.run for r in records(run) if r.HasField("run"))
+    assert page.run_group == run.parent.name == "runs"
+    assert [r.exit.exit_code for r in records(run) if r.HasField("exit")] == [0]
 
     summary = summary_of(run)
     report = json.loads((run / "report.json").read_text())
@@ -262,36 +273,59 @@ def test_the_page_holds_all_that_a_run_leaves(
     for split in ("development", "test"):
         found = report["verification"][split]["systems"]["trained"]
         for name in measured:
-            assert summary[f"{split}/{name}"] == last[f"{split}/{name}"] == found[name]
+            assert last[f"{split}/{name}"] == found[name]
+            lowest = (split, name) == ("test", "eer")
+            expected = {"min": found[name]} if lowest else found[name]
+            assert summary[f"{split}/{name}"] == expected
     for name in ("loss", "accuracy", "top_5_accuracy"):
         assert summary[f"validation/{name}"] == report["identification"][name]
 
-    (model,) = artifacts_of(run, "model").values()
-    assert list(model) == ["best.pt"]
+    models = artifacts_of(run, "model")
+    assert len({model.name for model in models}) == 1
+    assert [(list(files_of(model)), {*model.aliases}) for model in models] == [
+        (["last.pt"], {"latest", "last"}),
+        (["best.pt"], {"latest", "best"}),
+    ]
+    (corpus,) = artifacts_of(run, "dataset")
+    assert corpus.use_after_commit  # an input
+    splits = prepare(p)
+    parts = ("train", "validation", "development", "test")
+    assert json.loads(corpus.metadata) == {
+        "digests": splits.pack.digests,
+        "utterances": {name: len(getattr(splits, name)) for name in parts},
+    }
+    ((name, path),) = files_of(corpus).items()
+    assert name == "corpus.json"
+    assert json.loads(Path(path).read_text()) == json.loads(corpus.metadata)
     logged = {}
-    for manifest in artifacts_of(run, "run_table").values():
-        for name, path in manifest.items():
-            logged[name] = path
+    for table in artifacts_of(run, "run_table"):
+        logged |= files_of(table)
     table = json.loads(Path(logged["results.table.json"]).read_text())
     assert table["columns"] == ["split", "system", *REPORT_COLUMNS]
     assert len(table["data"]) == last["results"]["nrows"]
     table = json.loads(Path(logged["errors.table.json"]).read_text())
     rows = [row.split("\t") for row in (run / "errors.tsv").read_text().splitlines()]
+    images = ["enrolment spectrogram", "test spectrogram"]
     players = ["enrolment audio", "test audio"] if log_audio else []
-    assert table["columns"] == [*rows[0], *players]
+    assert table["columns"] == [*rows[0], *images, *players]
     assert [list(map(str, row[:6])) for row in table["data"]] == rows[1:]
     assert {row[5] for row in table["data"]} == {"false alarm", "miss"}
 
     sounds = {name for name in logged if name.endswith(".wav")}
-    if log_audio:
-        pack = prepare(p).pack
-        for row in table["data"]:
-            for name, player in zip(row[:2], row[6:], strict=True):
-                (entry,) = (entry for entry in pack.entries if entry.id == name)
+    pack = splits.pack
+    for row in table["data"]:
+        for name, image, player in zip(
+            row[:2], row[6:8], row[8:] or [None] * 2, strict=True
+        ):
+            (entry,) = (entry for entry in pack.entries if entry.id == name)
+            said = pack.samples[entry.offset : entry.offset + entry.samples].numpy()
+            picture = wandb_mirror.colour_spectrogram(said, pack.sample_rate)
+            with PIL.Image.open(logged[image["path"]]) as drawn:
+                assert np.array_equal(drawn, picture)
+            if log_audio:
                 found, rate = soundfile.read(logged[player["path"]], dtype="int16")
-                said = pack.samples[entry.offset : entry.offset + entry.samples]
                 assert rate == pack.sample_rate
-                assert np.array_equal(found, said.numpy())
+                assert np.array_equal(found, said)
     assert bool(sounds) == log_audio
     everywhere = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert log_audio or not [path for path in everywhere if path.suffix == ".wav"]
@@ -318,13 +352,25 @@ def test_a_resumed_run_is_not_logged_twice(miniature, no_key, monkeypatch, place
     run = training.train(p, resume=p.run.directory / "mine")
     steps, metrics = steps_of(run), curves(run)
     assert [step["epoch"] for step in steps] == [step["_step"] for step in steps]
-    timed = "train/audio_seconds_per_second"  # differs where an epoch is repeated
-    for name in set(metrics[0]) - {"epoch", timed}:
+    # these differ where an epoch is repeated
+    timed, spent = "train/audio_seconds_per_second", "spent/seconds"
+    for name in set(metrics[0]) - {"epoch", timed, spent}:
         found = [(step["_step"], step[name]) for step in steps if name in step]
         assert found == [(row["epoch"], row[name]) for row in metrics], name
     assert sum(timed in step for step in steps) == 2
     for name in ("results", "errors", "figures/det", "test/eer"):
         assert [step["_step"] for step in steps if name in step] == [2]
+
+
+def test_a_value_that_is_not_finite_alerts(miniature, no_key):
+    p = miniature("run.name=mine", "wandb.mode=offline", "training.optimizer.lr=1e30")
+    with pytest.raises(training.NotFiniteError) as stopped:
+        training.train(p)
+    of_run = records(run := p.run.directory / "mine")
+    (alert,) = (r.alert for r in of_run if r.HasField("alert"))
+    assert alert.text == f"{run}: {stopped.value}"
+    assert alert.level == "ERROR"
+    assert [r.exit.exit_code for r in of_run if r.HasField("exit")] == [1]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -462,9 +508,11 @@ def test_trouble_in_mid_run_is_waited_for_at_the_end_only(
     run = Run.create(online)
     run.log_epoch({"epoch": 1})
     server.trouble = trouble
-    save_checkpoint(run.directory / "best.pt", model)
+    for name in ("last", "best"):
+        save_checkpoint(run.directory / f"{name}.pt", model)
     assert seconds(run.log_epoch, {"epoch": 2}) < 0.1
-    assert seconds(run.mirror.log_evaluation, Evaluation({}, {}, []), None) < 0.1
+    evaluation, splits = Evaluation({}, {}, []), prepare(online)
+    assert seconds(run.mirror.log_evaluation, evaluation, splits) < 0.1
     assert seconds(run.mirror.finish) < wandb_mirror.END_SECONDS + 0.5
     shown = capfd.readouterr()
     assert f"W&B: logging to {server.url}/e/p/runs/" in shown.out
