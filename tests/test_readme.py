@@ -167,6 +167,21 @@ def test_identification_is_as_measured():
         assert f"| {row} | {miss} | {false_alarm} |" in text
 
 
+def test_turns_are_as_measured():
+    text, found = sentences("voices"), results("turns")
+
+    def share(whose: str, kind: str) -> str:
+        low, high = found[whose][kind]["interval"]
+        share = found[whose][kind]["share"]
+        return f"{100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+    assert f"In {found['num_recordings']} recordings made of clips" in text
+    assert f"gave {share('enrolled', 'right')} of the enrolled people's" in text
+    unknown, other = share("enrolled", "unknown"), share("enrolled", "other")
+    assert f"{unknown} to `unknown` and {other} to another" in text
+    assert f"gave {share('stranger', 'unknown')} to `unknown`" in text
+
+
 def test_onnx_is_as_measured():
     text, found = sentences("voices"), results("onnx")
     sherpa, speed = found["sherpa"], found["speed"]
