@@ -152,7 +152,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x.device.type != "cpu"
         or x.dtype != torch.float32
         or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_exporting()
+        or torch.compiler.is_compiling()  # slower so, and what is exported has its own
         or not torch.backends.mkldnn.is_available()
     ):
         return F.linear(x, weight, bias)
