@@ -48,15 +48,15 @@ from losses import AngularMarginLoss, CrossEntropyLoss, angles_between, monotone
 from metrics import equal_error_rate
 from models import build_encoder
 from parameters import SHIPPED, load_parameters
+from train import keep_freed_memory
 from transforms import FrontEnd, SpecAugment, reverberate, slaney_filterbank
 
 RATE = 16_000  # Hz
 AUDIO = (".opus", ".ogg", ".flac", ".wav", ".mp3")
 BATCH_SIZE, SECONDS = 32, 2.0  # of a step; a budget is so many steps of that
 HELD_OUT, HELD_OUT_SEED = 25, 0  # development speakers
-EMA_DECAYS = (0.98, 0.99, 0.995)
-RECOMPUTED_BATCHES = 20  # whose moments become those of batch norm
-WINDOW = 3 * RATE  # samples, of an utterance embedded in pieces
+EMA_DECAY = 0.98
+MEAN_BATCHES = 20  # of training crops, whose mean embedding is subtracted
 EVALUATION_SAMPLES = 240 * RATE  # embedded at once, padding included
 EAGER_STEPS = 3  # before a stage's step is captured in a CUDA graph
 
@@ -410,8 +410,7 @@ class Muon:
 class Average:
     """Exponential moving average of an encoder's weights and statistics."""
 
-    def __init__(self, encoder: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, encoder: nn.Module) -> None:
         self.sources = [
             t for t in encoder.state_dict().values() if t.is_floating_point()
         ]
@@ -419,7 +418,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(self.sums, self.sources, 1 - self.decay)
+        torch._foreach_lerp_(self.sums, self.sources, 1 - EMA_DECAY)
 
     @torch.no_grad()
     def copy_to(self, encoder: nn.Module, steps: int) -> nn.Module:
@@ -427,7 +426,7 @@ class Average:
         state = encoder.state_dict().values()
         targets = [t for t in state if t.is_floating_point()]
         for target, total in zip(targets, self.sums, strict=True):
-            target.copy_(total / (1 - self.decay**steps))
+            target.copy_(total / (1 - EMA_DECAY**steps))
         return encoder
 
 
@@ -469,41 +468,34 @@ class Bench:
         self.held_out = order[: min(HELD_OUT, num_speakers // 4)]
         self.features: dict = {}  # of evaluations, the same for all runs
 
-    def pieces(self, phase: str, window: bool) -> tuple[list, np.ndarray]:
-        """(begin in the pool, samples, utterance) of what is evaluated, whole or in
-        windows, and the speakers of the utterances."""
+    def utterances(self, phase: str) -> tuple[list[tuple[int, int]], np.ndarray]:
+        """(begin in the pool, samples) of what is evaluated, longest first, and the
+        speakers."""
         name = "test" if phase == "test" else "train"
         corpus = getattr(self, name)
         chosen = np.arange(len(corpus.lengths))
         if phase != "test":
             chosen = np.flatnonzero(np.isin(corpus.speakers, self.held_out))
-        start, pieces = self.pool.start_of(name, corpus), []
-        for number, i in enumerate(chosen):
-            begin, length = start + int(corpus.offsets[i]), int(corpus.lengths[i])
-            size = min(length, WINDOW) if window else length
-            count = 1 + -(-2 * (length - size) // WINDOW)
-            for place in np.linspace(0, length - size, count).astype(int).tolist():
-                pieces.append((begin + place, size, number))
-        return sorted(pieces, key=lambda piece: -piece[1]), corpus.speakers[chosen]
+        chosen = chosen[np.argsort(-corpus.lengths[chosen], kind="stable")]
+        begins = self.pool.start_of(name, corpus) + corpus.offsets[chosen]
+        sizes = corpus.lengths[chosen].tolist()
+        return list(zip(begins.tolist(), sizes, strict=True)), corpus.speakers[chosen]
 
     @torch.inference_mode()
-    def evaluation(self, phase: str, normalization: str, window: bool) -> tuple:
-        """Batches of (features, frames, utterances), and the speakers."""
-        key = (phase == "test", normalization, window)
+    def evaluation(self, phase: str, normalization: str) -> tuple[list, np.ndarray]:
+        """Batches of (features, frames), and the speakers."""
+        key = (phase == "test", normalization)
         if key not in self.features:
             front_end = self.front_end(normalization).eval()
-            pieces, speakers = self.pieces(phase, window)
+            utterances, speakers = self.utterances(phase)
             batches = []
-            while pieces:
-                count = max(1, EVALUATION_SAMPLES // pieces[0][1])
-                part, pieces = pieces[:count], pieces[count:]
-                rows = [
-                    self.pool.samples[b : b + n].float() / 32768 for b, n, _ in part
-                ]
+            while utterances:
+                count = max(1, EVALUATION_SAMPLES // utterances[0][1])
+                part, utterances = utterances[:count], utterances[count:]
+                rows = [self.pool.samples[b : b + n].float() / 32768 for b, n in part]
                 waveforms = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-                lengths = torch.tensor([n for _, n, _ in part], device=self.device)
-                utterances = torch.tensor([u for *_, u in part], device=self.device)
-                batches.append((*front_end(waveforms, lengths), utterances))
+                lengths = torch.tensor([n for _, n in part], device=self.device)
+                batches.append(front_end(waveforms, lengths))
             self.features[key] = batches, speakers
         return self.features[key]
 
@@ -513,18 +505,12 @@ class Bench:
 
     @torch.inference_mode()
     def embed(
-        self, encoder: nn.Module, phase: str, normalization: str, window: bool = False
+        self, encoder: nn.Module, phase: str, normalization: str
     ) -> tuple[Tensor, np.ndarray]:
         """Unit embeddings of utterances [utterances, E], and their speakers."""
         encoder.eval()
-        batches, speakers = self.evaluation(phase, normalization, window)
-        sums = None
-        for features, frames, utterances in batches:
-            found = F.normalize(encoder(features, frames))
-            if sums is None:
-                sums = found.new_zeros(len(speakers), found.shape[1])
-            sums.index_add_(0, utterances, found)
-        return F.normalize(sums), speakers
+        batches, speakers = self.evaluation(phase, normalization)
+        return F.normalize(torch.cat([encoder(*batch) for batch in batches])), speakers
 
 
 def eer(embeddings: Tensor, speakers: np.ndarray) -> float:
@@ -584,7 +570,7 @@ class Training:
         if bench.options.compile and usual:  # others would each be compiled anew
             self.fast_encoder = torch.compile(self.encoder, dynamic=False)
         self.criterion = criterion.to(self.device)
-        self.averages = [Average(self.encoder, decay) for decay in EMA_DECAYS]
+        self.average = Average(self.encoder)
         self.front_end = bench.front_end(p.normalization).train()
         n_fft = self.front_end.config.n_fft
         self.filterbanks = torch.stack(
@@ -743,7 +729,7 @@ class Training:
         features = self.spec_augment(features)
         for weight in self.weights:
             weight.grad = None
-        bfloat16 = self.device.type == "cuda"
+        bfloat16 = self.device.type == "cuda" or torch.cpu._is_amx_tile_supported()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             embeddings = self.fast_encoder(features)
         loss, predictions = self.criterion(embeddings.float(), classes)
@@ -752,8 +738,7 @@ class Training:
         self.adamw.step()
         if self.muon is not None:
             self.muon.step()
-        for average in self.averages:
-            average.update()
+        self.average.update()
         self.losses.index_copy_(0, now, loss.detach()[None])
         accuracy = (predictions == classes).float().mean()
         self.hits.index_copy_(0, now, accuracy[None])
@@ -785,49 +770,27 @@ class Training:
         torch.cuda.current_stream().wait_stream(stream)
 
     @torch.no_grad()
-    def recompute(self, encoder: nn.Module) -> nn.Module:
-        """Give batch norm the mean moments of training crops, without dropout."""
-        norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm1d)]
-        encoder.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        for features in self._crops():
-            encoder(features)
-        return encoder.eval()
-
-    @torch.no_grad()
     def _crops(self) -> Iterator[Tensor]:
         stage = self.stages[-1]
         none = torch.zeros(1, device=self.device)  # of noise and rooms
-        for number in range(min(RECOMPUTED_BATCHES, stage.steps)):
+        for number in range(min(MEAN_BATCHES, stage.steps)):
             self.now.fill_(stage.first + number)
             yield self.batch(stage, none)[0]
 
     @torch.no_grad()
-    def measure(self) -> dict:
-        """EER in percent of the last and the averaged weights, and of ways to embed."""
-        bench, phase = self.bench, self.job.phase
-        normalization = self.recipe.normalization
-        embeddings, speakers = bench.embed(self.encoder, phase, normalization)
-        found = {"last": eer(embeddings, speakers)}
+    def measure(self) -> dict[str, float]:
+        """EER in percent of the last weights, of these less the mean embedding of
+        training crops, and of averaged weights."""
+        phase, normalization = self.job.phase, self.recipe.normalization
+        embeddings, speakers = self.bench.embed(self.encoder, phase, normalization)
         centre = torch.cat([self.encoder(x) for x in self._crops()])
         centre = F.normalize(centre).mean(0)
-        found["last, less the mean"] = eer(F.normalize(embeddings - centre), speakers)
-        windows = bench.embed(self.encoder, phase, normalization, window=True)
-        found["last, windows of 3 s"] = eer(*windows)
-        spare = copy.deepcopy(self.encoder)
-        for average in self.averages:
-            name = f"average {average.decay}"
-            average.copy_to(spare, self.steps)
-            found[name] = eer(*bench.embed(spare, phase, normalization))
-            if average.decay == 0.99:
-                self.recompute(spare)
-                found[f"{name}, recomputed"] = eer(
-                    *bench.embed(spare, phase, normalization)
-                )
-        return found
+        averaged = self.average.copy_to(copy.deepcopy(self.encoder), self.steps)
+        return {
+            "last": eer(embeddings, speakers),
+            "last, less the mean": eer(F.normalize(embeddings - centre), speakers),
+            "average 0.98": eer(*self.bench.embed(averaged, phase, normalization)),
+        }
 
 
 def train_jobs(bench: Bench, jobs: list[Job]) -> list[dict]:
@@ -887,6 +850,7 @@ def attempt(bench: Bench, jobs: list[Job]) -> list[dict] | str:
 def work(connection: Connection, options: argparse.Namespace) -> None:
     """A worker: jobs in, records out; an empty list ends it."""
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     torch.set_float32_matmul_precision("high")
     torch.zeros(1, device=options.device)  # which takes seconds on a GPU
     connection.recv()  # when all is decoded

@@ -716,14 +716,21 @@ def _architecture(parameters: Parameters) -> dict[str, Any]:
 
 
 def _start_from(source: Path, model: SpeakerModel) -> None:
-    """Take over the front end and the encoder of another model, not its classifier."""
+    """Take over another model's front end and encoder, and its classifier where both
+    have the same speakers and the same loss."""
     other = load_any_model(source, torch.device("cpu"))
     old, new = _architecture(other.config), _architecture(model.config)
     _refuse_changes(source, old, new, ())
     model.front_end.load_state_dict(other.front_end.state_dict())
     model.encoder.load_state_dict(other.encoder.state_dict())
+    parts = "encoder"
+    same_loss = other.config.loss.name == model.config.loss.name
+    same_speakers = (other.speakers, other.digests) == (model.speakers, model.digests)
+    if same_loss and same_speakers:
+        model.criterion.load_state_dict(other.criterion.state_dict())
+        parts = "encoder and classifier"
     model.ancestors = other.heard
-    print(f"starting from the encoder of {source}")
+    print(f"starting from the {parts} of {source}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
