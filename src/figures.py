@@ -517,8 +517,8 @@ def draw_scores(
 
 
 MAP = Template("""\
-<figure id="$key" style="margin: 1rem; max-width: 64rem; font-family: sans-serif">
-<div style="height: 40rem"></div>
+<figure id="$key" style="margin: 0.5rem; max-width: 64rem; font-family: sans-serif">
+<div style="height: min(40rem, 85vh)"></div>
 <figcaption>$caption</figcaption>
 </figure>
 <script>
@@ -529,11 +529,15 @@ MAP = Template("""\
   const draw = async () => {
     await Plotly.newPlot(map, {config: $config, ...$figure});
     map.on("plotly_click", ({points: [{customdata, data, text}]}) => {
-      if (!sounds[customdata]) return;
-      player.src = "data:audio/ogg;base64," + sounds[customdata];
-      playing.innerHTML = data.name + " · " + text;
+      if (sounds[customdata]) play(customdata, data.name + " · " + text);
     });
   };
+  const play = (utterance, name) => {
+    player.src = "data:audio/ogg;base64," + sounds[utterance];
+    playing.innerHTML = name;
+  };
+  for (const button of document.querySelectorAll("#$key li button"))
+    button.onclick = () => play(button.value, button.innerHTML);
   $start
 })();
 </script>
@@ -551,6 +555,7 @@ if (window.Plotly) return draw();
 PAGE = Template("""\
 <!DOCTYPE html>
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>$title</title>
 <script>$script</script>
 $map""")
@@ -564,6 +569,12 @@ MAP_CONFIG = {
     ],
 }
 PLAYER = "<p><audio controls autoplay></audio><br><output></output></p>"
+ERRORS = Template("""\
+<details><summary>The lines: the hardest errors</summary>
+<ol>
+$items
+</ol>
+</details>""")
 
 
 def map_embeddings(
@@ -572,19 +583,28 @@ def map_embeddings(
     ids: Sequence[str],
     title: str,
     sounds: Mapping[str, bytes] | None = None,
+    errors: Sequence[tuple[str, str, str]] = (),
     offline: bool = False,
 ) -> str:
     """An interactive map of utterances in the plane [U, 2], as HTML.
 
     A tooltip names speaker and utterance; a click plays the Ogg file in `sounds` with
-    the utterance's id, if any. Speakers look as in `draw_embeddings`. With `offline` it
-    is a complete page; without, it is a fragment for a notebook, which loads plotly.js
-    (5 MB) from the web.
+    the utterance's id, if any. The first 24 speakers look as in `draw_embeddings`,
+    others share their looks. `errors` are trials as (id, id, what went wrong): each is
+    a line, and an item of a list below. With `offline` it is a complete page; without,
+    it is a fragment for a notebook, which loads plotly.js (5 MB) from the web.
+    `title` may have several lines.
     """
     sounds, figure = sounds or {}, go.Figure()
     # plotly reads tags and entities in text
     names = np.array([html.escape(name, quote=False) for name in ids])
-    for speaker, (marker, colour) in speaker_looks(speakers).items():
+    rows = {name: row for row, name in enumerate(ids)}
+    if errors:
+        figure.add_scatter(**_lines(plane, [(rows[i], rows[j]) for i, j, _ in errors]))
+    looks = list(speaker_looks(speakers).values())
+    for speaker, (marker, colour) in zip(
+        sorted(set(speakers)), itertools.cycle(looks), strict=False
+    ):
         points = np.flatnonzero(np.array(speakers) == speaker)
         figure.add_scatter(
             x=plane[points, 0],
@@ -597,17 +617,24 @@ def map_embeddings(
             customdata=points,
             hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
         )
+    heading = html.escape(title, quote=False).replace("\n", "<br>")
+    hidden = {"visible": False}  # distances on the page mean little
     figure.update_layout(
         template="simple_white",
-        title=html.escape(title, quote=False),
-        legend_title="speaker",
-        margin={"l": 60, "r": 10, "t": 60, "b": 60},
-        xaxis_title="component 1",
-        yaxis={"title": "component 2", "scaleanchor": "x"},
+        title={"text": heading, "font": {"size": 14}},
+        showlegend=len(set(speakers)) <= MAX_SPEAKERS,
+        legend={"orientation": "h", "y": 0, "yanchor": "top"},
+        margin={"l": 10, "r": 10, "t": 50, "b": 10},
+        xaxis=hidden,
+        yaxis=hidden,
+        hovermode="closest",
     )
-    caption = "Drag to zoom in, double-click to see everything."
+    caption = "Hover over a point for its speaker, drag to zoom in, double-click to see"
+    caption += " everything."
     if sounds:
         caption += f" Click a point to hear its utterance.{PLAYER}"
+    if errors:
+        caption += _listed(errors, rows, speakers, sounds)
     script, start = get_plotlyjs(), "draw();"
     if not offline:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -624,6 +651,37 @@ def map_embeddings(
     if not offline:
         return drawn
     return PAGE.substitute(title=html.escape(title), script=script, map=drawn)
+
+
+def _lines(
+    plane: NDArray[np.float32], pairs: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """plotly's trace of a line for each pair of rows of [U, 2]."""
+    gap = np.full((len(pairs), 1), np.nan)  # ends a line
+    x, y = (np.hstack([plane[pairs, axis], gap]).ravel() for axis in (0, 1))
+    look = {"mode": "lines", "line": {"color": "lightgrey", "width": 1}}
+    return {"x": x, "y": y, **look, "name": "hardest errors", "hoverinfo": "skip"}
+
+
+def _listed(
+    errors: Sequence[tuple[str, str, str]],
+    rows: Mapping[str, int],
+    speakers: Sequence[str],
+    sounds: Mapping[str, bytes],
+) -> str:
+    """The errors as an HTML list; where there are sounds, utterances are buttons."""
+
+    def utterance(name: str) -> str:
+        text = html.escape(f"{speakers[rows[name]]} · {name}")
+        if name not in sounds:
+            return text
+        return f'<button value="{rows[name]}">{text}</button>'
+
+    items = [
+        f"<li>{html.escape(what)}: {utterance(one)} and {utterance(other)}</li>"
+        for one, other, what in errors
+    ]
+    return ERRORS.substitute(items="\n".join(items))
 
 
 def map_voices(

@@ -28,7 +28,6 @@ from figures import (
     draw_scores,
     map_embeddings,
     project_umap,
-    speaker_looks,
 )
 from metrics import Interval, det_points
 from trials import Trials, hardest_trials, write_scores, write_table, write_trials
@@ -38,7 +37,7 @@ REPORT_COLUMNS = ("EER", "minDCF", "Cllr", "on")  # as `report_cells` fills them
 MIN_DRAWN = 10  # utterances; with fewer, UMAP has nothing to show
 NUM_HARDEST = 25  # trials of each kind that are listed
 UNHEARD = "Utterances of speakers never heard in training"  # a figure's title
-MAPPED_UTTERANCES = 16  # of a speaker, and
+MAPPED_UTTERANCES = 400  # in a map, besides its errors', and
 MAPPED_SECONDS = 3  # of each, so that a map has some 10 MB
 
 
@@ -125,7 +124,8 @@ def write_evaluation(
         for name, figure in draw_verification(test, splits, model).items():
             with atomic_write(home / f"{name}.png") as file:
                 figure.savefig(file)
-        write_map(home, test, splits, model)
+        name = "/".join(filter(None, (directory.name, folder)))
+        write_map(home, test, splits, model, name)
     with atomic_write(directory / "report.json") as file:
         file.write(json.dumps(as_report(evaluation), indent=2).encode())
 
@@ -164,33 +164,48 @@ def draw_verification(
 
 
 def write_map(
-    directory: Path, test: Verification, splits: Splits, model: SpeakerModel
+    directory: Path, test: Verification, splits: Splits, model: SpeakerModel, name: str
 ) -> None:
     """`map.html`: the UMAP of a test's embeddings to explore and, cut short, to hear.
 
-    It holds people's voices, so it is only written here and never uploaded.
+    It holds people's voices, so it is only written here and never uploaded. Its title
+    begins with `name`.
     """
     if len(test.indices) < MIN_DRAWN:
         return
+    entries = [splits.pack.entries[i] for i in test.indices]
     speakers = np.array(splits.speakers_of(test.indices))
-    drawn = np.isin(speakers, list(looks := speaker_looks(speakers)))
-    plane = np.empty((len(speakers), 2), np.float32)
-    plane[drawn] = project_umap(test.embeddings[drawn], model.config.seed)
-    rows = []
-    for name in looks:
-        rows_of_speaker = np.flatnonzero(speakers == name)
-        step = -(-len(rows_of_speaker) // MAPPED_UTTERANCES)  # rounded up
-        rows += rows_of_speaker[::step].tolist()
-    entries = [splits.pack.entries[test.indices[row]] for row in rows]
-    rate = splits.pack.sample_rate
-    sounds = {}
-    for entry in entries:
+    _, *errors = as_errors(test, splits)
+    rows_of_ids = {entry.id: row for row, entry in enumerate(entries)}
+    rows = {rows_of_ids[name] for error in errors for name in error[:2]}
+    people = np.unique(speakers)
+    of_each = max(1, MAPPED_UTTERANCES // len(people))
+    for speaker in people[:MAPPED_UTTERANCES]:
+        own = np.flatnonzero(speakers == speaker)
+        rows |= set(own[:: -(-len(own) // of_each)].tolist())  # rounded up
+    mapped = sorted(rows)
+    rate, sounds = splits.pack.sample_rate, {}
+    for entry in (entries[row] for row in mapped):
         end = entry.offset + min(entry.samples, MAPPED_SECONDS * rate)
         samples = splits.pack.samples[entry.offset : end].numpy()
         sounds[entry.id] = encode_ogg(samples, rate)
-    ids = [entry.id for entry in entries]
+    shown = len(set(speakers[mapped]))
+    title = (
+        f"{name}: UMAP, EER {test.reports['trained'].eer:.2%}\n"
+        f"{len(mapped):,} of {len(speakers):,} utterances "
+        f"of {shown:,} of {len(people):,} speakers never heard in training"
+    )
     page = map_embeddings(
-        plane[rows], speakers[rows], ids, UNHEARD, sounds, offline=True
+        project_umap(test.embeddings[mapped], model.config.seed),
+        speakers[mapped].tolist(),
+        [entries[row].id for row in mapped],
+        title,
+        sounds,
+        [
+            (one, other, f"{what}, {score:.2f}")
+            for one, other, _, _, score, what in errors
+        ],
+        offline=True,
     )
     with atomic_write(directory / "map.html") as file:
         file.write(page.encode())

@@ -182,14 +182,16 @@ def test_speakers_look_alike_in_figure_and_map(clusters):
     embeddings, speakers = clusters
     plane = np.zeros((180, 2), np.float32)
     plane[:144] = project_svd(embeddings[:144])
+    everybody = sorted(set(speakers))
     ids = [f"u{n}" for n in range(len(plane))]
     figure, _ = mapped(map_embeddings(plane, speakers, ids, "A title"))
     drawn = (
         draw_embeddings({"net": embeddings}, speakers, "A title", 1).axes[0].collections
     )
-    assert len(figure.data) == len(drawn) == MAX_SPEAKERS
+    assert [trace.name for trace in figure.data] == everybody
+    assert len(everybody) > len(drawn) == MAX_SPEAKERS
     symbols = {}
-    for trace, points in zip(figure.data, drawn, strict=True):
+    for trace, points in zip(figure.data, drawn, strict=False):
         assert trace.name == points.get_label()
         assert np.array_equal(np.stack([trace.x, trace.y], 1), points.get_offsets())
         colour = matplotlib.colors.to_hex(points.get_facecolor()[0])
@@ -199,7 +201,25 @@ def test_speakers_look_alike_in_figure_and_map(clusters):
         own = [name for name, s in zip(ids, speakers, strict=True) if s == trace.name]
         assert list(trace.text) == own
     assert list(symbols.values()) == list(MARKERS.values())[: len(symbols)]
+    first, again = figure.data[0].marker, figure.data[MAX_SPEAKERS].marker
+    assert (again.symbol, again.color) == (first.symbol, first.color)
     assert figure.layout.title.text == "A title"
+    assert not figure.layout.showlegend  # of more speakers than have looks
+
+
+def test_errors_are_lines_and_a_list():
+    plane = np.array([[0, 1], [2, 3], [4, 5]], np.float32)
+    errors = [("u3", "u1", "false alarm, 0.71"), ("u1", "u2", "miss, -0.02")]
+    page = map_embeddings(
+        plane, [*"aab"], ["u1", "u2", "u3"], "A title", {"u1": b"x"}, errors
+    )
+    lines = mapped(page)[0].data[0]
+    assert np.array_equal(lines.x, [4, 0, np.nan, 0, 2, np.nan], equal_nan=True)
+    assert np.array_equal(lines.y, [5, 1, np.nan, 1, 3, np.nan], equal_nan=True)
+    one, other = re.findall("<li>(.*)</li>", page)
+    button = '<button value="0">a · u1</button>'  # what can be heard
+    assert one == f"false alarm, 0.71: b · u3 and {button}"
+    assert other == f"miss, -0.02: {button} and a · u2"
 
 
 HOSTILE = (
@@ -215,14 +235,18 @@ def test_names_in_a_map_are_text(offline):
     plane = np.zeros((len(HOSTILE), 2), np.float32)
     sounds = dict.fromkeys(HOSTILE, b"sound")
     harmless = dict.fromkeys("abcd", b"sound")
-    page = map_embeddings(plane, HOSTILE, HOSTILE, HOSTILE[0], sounds, offline)
-    expected = Tags(
-        map_embeddings(plane, [*"abcd"], [*"abcd"], "A title", harmless, offline)
+    page, like = (
+        map_embeddings(
+            plane, names, names, names[0], sounds, [(names[1], names[2], "x")], offline
+        )
+        for names, sounds in ((HOSTILE, sounds), ([*"abcd"], harmless))
     )
+    expected = Tags(like)
     assert Tags(page.encode().decode()).tags == expected.tags
     figure, _ = mapped(page)
-    assert {html.unescape(trace.name) for trace in figure.data} == set(HOSTILE)
-    for trace in figure.data:
+    _, *points = figure.data
+    assert {html.unescape(trace.name) for trace in points} == set(HOSTILE)
+    for trace in points:
         assert "<" not in trace.name + trace.text[0]
         assert trace.text == (trace.name,)
 

@@ -1,9 +1,15 @@
 """Tables of what an evaluation found."""
 
+import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import torch
 
+import report
+from dataset import Entry, Pack, Splits
 from metrics import Interval
 from report import (
     Evaluation,
@@ -12,8 +18,10 @@ from report import (
     VerificationReport,
     compare_models,
     html_table,
+    write_map,
 )
-from trials import Trials
+from scoring import cosine_scores
+from trials import Trials, make_trials
 
 
 def evaluation(accuracy: float | None, **rates: float) -> Evaluation:
@@ -67,3 +75,52 @@ def test_no_column_of_accuracies_where_nobody_has_one():
 
 def test_cells_are_text():
     assert "<td>&lt;b&gt;</td>" in html_table([["", "x"], ["a", "<b>"]])
+
+
+@pytest.mark.parametrize(
+    ("most", "people", "of_each"),
+    [(12, 5, 2), (400, 5, 6), (3, 3, 1)],  # of 5 speakers with 6 utterances
+)
+def test_a_map_says_how_many_it_shows_and_has_the_errors(
+    tmp_path, monkeypatch, most, people, of_each
+):
+    monkeypatch.setattr(report, "MAPPED_UTTERANCES", most)
+    monkeypatch.setattr(report, "NUM_HARDEST", 1)
+    names = [f"{speaker}{n}" for speaker in "abcde" for n in range(6)]
+    entries = [
+        Entry(x, x[0], None, None, None, 100 * i, 100) for i, x in enumerate(names)
+    ]
+    pack = Pack(torch.zeros(3000, dtype=torch.int16), entries, 16_000, [], {"": "x"})
+    splits = Splits(pack, [], [], [], [], [*range(30)])
+    embeddings = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+    trials = make_trials([x[0] for x in names], 1000, 1)
+    scores = cosine_scores(torch.from_numpy(embeddings), trials)
+    reports = {"trained": VerificationReport(1, 1, 5, 0.125, 0.5, 0.1)}
+    test = Verification(
+        splits.test, trials, embeddings, {"trained": scores}, reports, {}
+    )
+    model = SimpleNamespace(config=SimpleNamespace(seed=1))
+    write_map(tmp_path, test, splits, model, "mine/test")
+
+    page = (tmp_path / "map.html").read_text()
+    figure = json.loads(re.search(r"newPlot\(map, .* \.\.\.(.*)}\);\n", page)[1])
+    shown = {name for trace in figure["data"] for name in trace.get("text", ())}
+    false_alarm = max(np.flatnonzero(~trials.targets), key=lambda k: scores[k])
+    miss = min(np.flatnonzero(trials.targets), key=lambda k: scores[k])
+    wrong = {
+        names[side[k]]
+        for k in (false_alarm, miss)
+        for side in (trials.enrolment, trials.test)
+    }
+    assert wrong <= shown
+    for speaker in "abcde"[:people]:
+        own = [x for x in names if x[0] == speaker]
+        assert set(own[:: 6 // of_each]) <= shown
+    assert len(shown) <= people * of_each + len(wrong)
+    speakers = len({x[0] for x in shown})
+    assert figure["layout"]["title"]["text"] == (
+        "mine/test: UMAP, EER 12.50%<br>"
+        f"{len(shown)} of 30 utterances of {speakers} of 5 speakers "
+        "never heard in training"
+    )
+    assert page.count("<li>") == 2

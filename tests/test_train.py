@@ -773,6 +773,28 @@ def test_fine_tuning_may_crop_otherwise(shipped, name):
     assert training._architecture(other) != whole
 
 
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("loss.arcface.margin=0.4", True),
+        ("dataset.seed=2", False),  # other people of the same names
+        ("loss.name=cosface", False),
+    ],
+)
+def test_a_start_keeps_the_classifier_of_the_same_speakers(
+    miniature, capsys, override, kept
+):
+    first = train(miniature("run.name=first", "training.epochs=1"))
+    source = load_model(first, CPU)
+    p = miniature("run.name=second", f"training.init_from={first}", override)
+    model = build_model(p, source.speakers, prepare(p).pack.digests, CPU)
+    fresh = model.criterion.classifier.weight.clone()
+    training._start_from(first, model)
+    expected = source.criterion.classifier.weight if kept else fresh
+    assert torch.equal(model.criterion.classifier.weight, expected)
+    assert ("encoder and classifier" in capsys.readouterr().out) == kept
+
+
 def test_whom_an_ancestor_has_heard_is_never_tested(miniature, capsys):
     """Three generations, each of another corpus."""
     first = train(miniature("run.name=first", "training.epochs=1"))
