@@ -550,7 +550,7 @@ if (window.Plotly) return draw();
     integrity: "sha256-$digest",
     crossOrigin: "anonymous",
     onload: draw,
-    onerror: () => { map.textContent = "The map needs plotly.js from the web."; },
+    onerror: () => map.replaceWith("The map needs plotly.js from the web."),
   }));""")
 PAGE = Template("""\
 <!DOCTYPE html>
