@@ -26,7 +26,8 @@ from parameters import UserError
 from people import read_people
 from report import print_table
 from sounds import speech_stretches
-from voices import Turn, Voices
+from verdicts import Turn
+from voices import Voices
 
 NUM_RECORDINGS = 20
 NUM_ENROLLED, NUM_CLIPS = 3, 3  # of a recording's people; clips of each

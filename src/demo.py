@@ -40,7 +40,8 @@ from figures import draw_sounds, map_voices
 from parameters import UserError
 from people import People, load_people
 from sounds import Clip, VoiceError
-from voices import Comparison, Identification, Threshold, Voices
+from verdicts import Comparison, Identification, Threshold
+from voices import Voices
 
 MAX_UPLOAD = "32mb"
 KEPT = 1800  # seconds, of an upload

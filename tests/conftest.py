@@ -12,7 +12,8 @@ import soundfile
 import torch
 
 import transforms
-from parameters import Parameters, load_parameters
+from parameters import Parameters, SyntheticParameters, load_parameters
+from synthetic import synthetic_utterances
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -73,6 +74,21 @@ def write(path, samples=None, rate=RATE, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, tone() if samples is None else samples, rate, **options)
     return path
+
+
+SPOKEN = SyntheticParameters(
+    num_speakers=4, utterances_per_speaker=4, min_seconds=2.6, max_seconds=3.4
+)
+
+
+def said(speaker: int, index: int, rate: int = RATE) -> np.ndarray:
+    """int16 [N], of one of four synthetic voices."""
+    (utterance,) = [
+        u
+        for u in synthetic_utterances(SPOKEN, seed=3)
+        if (u.speaker, u.index) == (speaker, index)
+    ]
+    return utterance.render(rate)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ ORDER = [
     "sounds",
     "people",
     "vectors",
+    "verdicts",
     "eval",
     "voices",
     "demo",

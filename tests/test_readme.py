@@ -12,7 +12,7 @@ import pytest
 from checkpoints import load_checkpoint
 from conftest import REPOSITORY
 from parameters import SHIPPED, load_parameters, parse_yaml
-from voices import Candidate, Comparison, Identification, Threshold
+from verdicts import Candidate, Comparison, Identification, Threshold
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import race

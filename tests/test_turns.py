@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 from conftest import REPOSITORY
-from voices import Turn
+from verdicts import Turn
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import turns
