@@ -58,6 +58,12 @@ def test_committed_copy_can_be_passed_on():
     assert not re.findall(r"/(?:home|root|tmp|work|Users|mnt)/\w+", text)
 
 
+def test_no_text_is_still_to_be_written(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            assert not re.search("@@|TODO|XXX", cell.source)
+
+
 def test_pictures_have_a_text_for_those_who_do_not_see_them(notebook):
     for cell in code(notebook):
         kinds = [kind for output in cell.outputs for kind in output.get("data", {})]
