@@ -729,7 +729,7 @@ def _start_from(source: Path, model: SpeakerModel) -> None:
     if same_loss and same_speakers:
         model.criterion.load_state_dict(other.criterion.state_dict())
         parts = "encoder and classifier"
-    model.ancestors = other.heard
+    model.ancestors = tuple(one for one in other.heard if one not in model.heard)
     print(f"starting from the {parts} of {source}")
 
 

@@ -95,12 +95,34 @@ def leaves(values: dict, name: str = "") -> dict:
     return found
 
 
-def test_the_recipe_is_that_of_the_released_encoder():
-    path = REPOSITORY / "init" / "titanet-s.yml"
-    released = load_checkpoint(REPOSITORY / "init" / "titanet-s.pt")["parameters"]
-    recipe = leaves(load_parameters(SHIPPED, path).as_dict())
-    for key in leaves(parse_yaml(path.read_text(), str(path))):
-        assert leaves(released)[key] == recipe[key]
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("titanet-s.pt", ["titanet-s.yml"]),
+        ("titanet-s-telephone.pt", ["titanet-s.yml", "telephone.yml"]),
+    ],
+)
+def test_the_recipe_is_that_of_the_released_encoder(name, files):
+    paths = [REPOSITORY / "init" / file for file in files]
+    released = load_checkpoint(REPOSITORY / "init" / name)["parameters"]
+    recipe = leaves(load_parameters(SHIPPED, *paths).as_dict())
+    for path in paths:
+        for key in leaves(parse_yaml(path.read_text(), str(path))):
+            assert leaves(released)[key] == recipe[key]
+
+
+def test_telephones():
+    text, found = sentences("results"), results("telephone")
+    for system, name in (
+        ("released encoder", "titanet-s"),
+        ("telephone encoder", "titanet-s-telephone"),
+    ):
+        eers = [
+            f"{found[f'init/{name}.pt test/{corpus}'][condition]:.1%}"
+            for corpus in ("speechocean762", "commonvoice")
+            for condition in ("clean", "telephone")
+        ]
+        assert f"| {system} | {' | '.join(eers)} |" in text
 
 
 def test_gpu_speed_is_as_measured():

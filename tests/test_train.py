@@ -793,6 +793,7 @@ def test_a_start_keeps_the_classifier_of_the_same_speakers(
     expected = source.criterion.classifier.weight if kept else fresh
     assert torch.equal(model.criterion.classifier.weight, expected)
     assert ("encoder and classifier" in capsys.readouterr().out) == kept
+    assert len(model.heard) == (2 if override == "dataset.seed=2" else 1)
 
 
 def test_whom_an_ancestor_has_heard_is_never_tested(miniature, capsys):
