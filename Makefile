@@ -1,7 +1,8 @@
 # make train      an environment in .venv, then a training run on the embedded corpus
 # make notebook   the same environment, then titanet.ipynb from top to bottom, written to
 #                 runs/titanet.ipynb; STUDY in the environment chooses the speech
-# make study      the runs, figures and tables of docs/results.md; wants DATA
+# make study      the runs, figures and tables of docs/results.md; wants DATA, a folder with
+#                 the excerpts below data
 # make soak       kills and damaged files by the thousand; writes docs/reliability.md's table
 # make test       the same environment with the test packages, then lint and tests
 # make test-all   also the slow tests of reliability
@@ -23,7 +24,7 @@ notebook: .venv/requirements.stamp
 	  --output-dir runs titanet.ipynb
 
 study: .venv/requirements.stamp
-	$(BIN)/python experiments/study.py $(DATA)
+	cd $(DATA) && $(CURDIR)/$(BIN)/python $(CURDIR)/experiments/study.py $(ARGS)
 
 soak: .venv/requirements-dev.stamp
 	TQDM_DISABLE=1 $(BIN)/python experiments/soak.py $(ARGS)

@@ -4,12 +4,14 @@
     python experiments/release.py measure init/titanet-s.pt assets/titanet-s.json
     python experiments/release.py card assets/titanet-s.json init/titanet-s.md
     python experiments/release.py draw init/titanet-s.pt assets/embeddings.png
+    python experiments/release.py curves RUN assets/titanet-s-training.png
 
 All are called from the folder that has the corpora below `data`, as init/titanet-s.yml
 names them; of LibriSpeech test-other is tested too. `make` fits the calibrations on the
 development speakers and keeps weights in float16, without the optimizer. `measure`
 evaluates the file that was made on each test, and by language where Common Voice has
-speakers enough. `card` writes the tables of the model card, `draw` README's figure.
+speakers enough. `card` writes the tables of the model card, `draw` README's figure,
+`curves` those of the run's training.
 """
 
 import argparse
@@ -30,11 +32,12 @@ from blocks import as_table, write_block
 from checkpoints import load_model, save_checkpoint
 from dataset import Splits, UtteranceBatches, prepare
 from eval import embed, evaluate_checkpoint, fit_backend, verify
-from figures import draw_embeddings
+from figures import draw_curves, draw_embeddings
 from metrics import equal_error_rate
 from parameters import SHIPPED, UserError, load_parameters
 from report import Verification, as_report, print_table
 from report import as_table as table_of
+from runs import read_metrics
 from scoring import cosine_scores
 from trials import make_trials
 
@@ -153,18 +156,25 @@ def draw(released: Path, figure: Path) -> None:
     draw_embeddings(systems, speakers, title, model.config.seed).savefig(figure)
 
 
+def curves(run: Path, figure: Path) -> None:
+    """Draw loss and accuracy of the training."""
+    draw_curves({"released encoder": read_metrics(run)}).savefig(figure)
+
+
+COMMANDS = {f.__name__: f for f in (make, measure, card, draw, curves)}
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("command", choices=["make", "measure", "card", "draw"])
+    parser.add_argument("command", choices=list(COMMANDS))
     parser.add_argument(
         "source", type=Path, help="a run, the released encoder or its figures"
     )
     parser.add_argument("target", type=Path, help="what is written")
     options = parser.parse_args()
     try:
-        commands = {"make": make, "measure": measure, "card": card, "draw": draw}
-        commands[options.command](options.source, options.target)
+        COMMANDS[options.command](options.source, options.target)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

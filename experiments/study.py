@@ -1,10 +1,11 @@
-"""The runs behind docs/results.md: train, evaluate, tabulate, draw.
+"""The comparison of models and losses: train, test, tabulate, draw.
 
-    python experiments/study.py DATA
+    python experiments/study.py [--seeds 3]
 
-DATA holds the excerpts of LibriSpeech and speechocean762 that docs/results.md
-describes. Finished runs are reused, stopped ones resumed. Writes `assets/results.json`,
-figures and lists of utterances in `assets`, and the tables in `docs/results.md`.
+It is called from the folder that has the corpora below `data`, as init/study.yml and
+docs/results.md name them. Finished runs are reused, stopped ones resumed. Writes
+`assets/results.json`, figures and lists of utterances in `assets`, and the tables in
+`docs/results.md`.
 """
 
 import argparse
@@ -12,8 +13,11 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from math import sqrt
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -21,10 +25,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from blocks import DOCS, as_table, write_block
+from release import TEST_OTHER, TESTS, interval
 
 from checkpoints import SpeakerModel, choose_device, load_model
+from corpora import without_label
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
-from eval import embed, evaluate
+from eval import embed, evaluate_checkpoint
 from figures import draw_curves, draw_embeddings, draw_sounds
 from parameters import Parameters, UserError, load_parameters
 from report import as_report
@@ -34,95 +40,78 @@ from transforms import Augmentation
 
 HOME = Path(__file__).parents[1]
 ASSETS = HOME / "assets"
-MODELS = {  # model.name, files and overrides on top of parameters.yml
-    "d-vector, CE": ("dvector", ["init/dvector.yml"], ["loss.name=cross_entropy"]),
-    "TitaNet, CE": ("titanet", [], ["loss.name=cross_entropy"]),
-    "TitaNet, ArcFace": ("titanet", [], ["loss.name=arcface"]),
-}
-CORPORA = {  # the folder of its runs, epochs by model.name, and overrides
-    "LibriSpeech excerpt": (
-        "runs/excerpt",
-        {"dvector": 40, "titanet": 10},
-        ["dataset.name=librispeech", "dataset.root=$DATA"],
+CROSS_ENTROPY, ARCFACE = "loss.name=cross_entropy", "loss.name=arcface"
+MODELS = {  # files and overrides on top of parameters.yml
+    "d-vector, CE": (
+        ["init/dvector.yml", "init/study.yml"],
+        [CROSS_ENTROPY, "training.epochs=30"],
     ),
-    "speechocean762": (
-        "runs/speechocean762",
-        {"titanet": 6},
-        [
-            "dataset.name=folder",
-            "dataset.root=$DATA/speechocean762",
-            "front_end.normalization=mean",
-        ],
-    ),
-    "synthetic": ("runs/embedded", {"titanet": 5}, []),
+    "TitaNet, CE": (["init/study.yml"], [CROSS_ENTROPY]),
+    "TitaNet, ArcFace": (["init/study.yml"], [ARCFACE]),
 }
-OWN, UNSEEN = "LibriSpeech excerpt", "speechocean762"
-RUNS = [
-    *((OWN, model) for model in MODELS),
-    (UNSEEN, "TitaNet, ArcFace"),
-    ("synthetic", "TitaNet, ArcFace"),
-]
 REFERENCES = {"untrained": "TitaNet, untrained", "mean log-mel": "mean log-mel"}
 
 
-def settings(corpus: str, model: str) -> tuple[list[str], list[str]]:
+def settings(model: str, seed: int) -> tuple[list[str], list[str]]:
     """Files and overrides of one run."""
-    (name, files, own), (_, epochs, options) = MODELS[model], CORPORA[corpus]
-    overrides = [*options, *own, f"training.epochs={epochs[name]}"]
-    return ["parameters.yml", *files], overrides
+    files, overrides = MODELS[model]
+    return ["parameters.yml", *files], [*overrides, f"seed={seed}"]
 
 
-def run_parameters(data: Path, corpus: str, model: str) -> Parameters:
-    """Of one run, named after its model in the folder of its corpus."""
-    files, overrides = settings(corpus, model)
-    overrides = [override.replace("$DATA", str(data)) for override in overrides]
-    overrides += [f"run.directory={CORPORA[corpus][0]}", "wandb.mode=disabled"]
-    overrides += [f"run.name={model.replace(', ', '-')}"]
-    return load_parameters(*(HOME / file for file in files), overrides=overrides)
+def run_parameters(model: str, seed: int) -> Parameters:
+    """Of one run, named after its model and seed."""
+    files, overrides = settings(model, seed)
+    name = f"run.name={model.replace(', ', '-')}-{seed}"
+    return load_parameters(
+        *(HOME / file for file in files),
+        overrides=[*overrides, name, "run.directory=runs/study", "wandb.mode=disabled"],
+    )
 
 
-def summarise(corpus: str, name: str, run: Path, splits: Splits) -> dict[str, Any]:
+def summarise(model: str, seed: int, run: Path) -> dict[str, Any]:
     """What is reported of a run, and the command that trains the same."""
-    model = load_model(run, torch.device("cpu"))
+    trained = load_model(run, torch.device("cpu"))
     report = json.loads((run / "report.json").read_text())
-    files, overrides = settings(corpus, name)
+    unseen = as_report(evaluate_checkpoint(run, TEST_OTHER))["verification"]
+    files, overrides = settings(model, seed)
     given = [*(f"-p {file}" for file in files), *overrides]
-    num_samples = sum(splits.pack.entries[i].samples for i in splits.train)
+    last = read_metrics(run)[-1]
     return {
-        "corpus": corpus,
-        "model": name,
-        "weights": sum(w.numel() for w in model.encoder.parameters()),
-        "epochs": model.config.training.epochs,
-        "steps": read_metrics(run)[-1]["step"],
-        "seed": model.config.seed,
-        "hours": num_samples / splits.pack.sample_rate / 3600,
-        "speakers": len(splits.speakers),
+        "model": model,
+        "seed": seed,
+        "weights": sum(w.numel() for w in trained.encoder.parameters()),
+        "epochs": trained.config.training.epochs,
+        "steps": last["step"],
+        "hours": last["spent/audio_seconds"] / 3600,  # of crops
         "command": " ".join(["python src/train.py", *given]),
-        "trials_sha256": hashlib.sha256((run / "trials.txt").read_bytes()).hexdigest(),
         "identification": report["identification"],
-        **report["verification"]["test"],
+        "tests": {
+            test: of_test["systems"]
+            for test, of_test in {**report["verification"], **unseen}.items()
+        },
     }
 
 
-def embed_test(model: SpeakerModel, splits: Splits) -> Any:
-    """[U, E] of the test utterances."""
+def embed_test(model: SpeakerModel, splits: Splits, indices: Sequence[int]) -> Any:
+    """[U, E] of some utterances."""
     device = model.device
     seconds = model.config.evaluation.batch_seconds
-    batches = UtteranceBatches(splits.pack, splits.test, seconds, device)
+    batches = UtteranceBatches(splits.pack, indices, seconds, device)
     return embed(model, batches).numpy()
 
 
 def draw(models: Mapping[str, SpeakerModel], own: Splits, unseen: Splits) -> None:
-    """The comparisons of the original study, of models trained on one corpus."""
+    """The comparisons of the original study."""
     baseline, cross_entropy, arcface = models
-    for file, splits, names, methods in (
-        ("baseline", own, (baseline, arcface), ("SVD", "UMAP")),
-        ("losses", own, (cross_entropy, arcface), ("SVD", "UMAP")),
-        ("unseen", unseen, (baseline, arcface), ("SVD", "UMAP")),
-        ("projections", own, (arcface,), ("SVD", "UMAP", "t-SNE")),
+    seen = own, own.by_corpus("test")["test/speechocean762"]
+    for file, (splits, indices), names, methods in (
+        ("baseline", seen, (baseline, arcface), ("SVD", "UMAP")),
+        ("losses", seen, (cross_entropy, arcface), ("SVD", "UMAP")),
+        ("unseen", (unseen, unseen.test), (baseline, arcface), ("SVD", "UMAP")),
+        ("projections", seen, (arcface,), ("SVD", "UMAP", "t-SNE")),
     ):
-        embeddings = {name: embed_test(models[name], splits) for name in names}
-        speakers = splits.speakers_of(splits.test)
+        embeddings = {n: embed_test(models[n], splits, indices) for n in names}
+        speakers = splits.speakers_of(indices)
         title = "Speakers never heard in training"
         figure = draw_embeddings(embeddings, speakers, title, 1, methods)
         figure.savefig(ASSETS / f"{file}.png")
@@ -148,83 +137,137 @@ def draw_augmentation() -> None:
     figure.savefig(ASSETS / "augmentation.png", dpi=80)  # spectrograms compress badly
 
 
-def cells(report: Mapping[str, Any]) -> list[str]:
-    """EER and minDCF with their intervals."""
-    eer, dcf = report["eer_interval"], report["min_dcf_interval"]
-    return [
-        f"{report['eer']:.1%} [{100 * eer['low']:.1f}, {100 * eer['high']:.1f}]",
-        f"{report['min_dcf']:.3f} [{dcf['low']:.3f}, {dcf['high']:.3f}]",
-    ]
+def spread(values: Sequence[float], scale: float, digits: int) -> str:
+    """The mean, and its standard error if the values differ."""
+    text = f"{scale * mean(values):.{digits}f}"
+    if len(set(values)) > 1:
+        error = scale * stdev(values) / sqrt(len(values))
+        text += f" ± {error:.{digits}f}"
+    return text
 
 
-def as_markdown(results: Mapping[str, Any]) -> str:
-    """The tables and commands in docs/results.md."""
-    columns = ["trained and tested on", "model", "weights", "epochs", "accuracy"]
-    rows = [[*columns, "EER", "minDCF"]]
-    for corpus in CORPORA:
-        runs = [run for run in results["runs"] if run["corpus"] == corpus]
-        heading = f"{corpus}, {runs[0]['hours']:.1f} h, {runs[0]['speakers']} speakers"
-        for run in runs:
-            accuracy = f"{run['identification']['accuracy']:.1%}"
-            about = [f"{run['weights'] / 1e6:.2f} M", str(run["epochs"]), accuracy]
-            trained = cells(run["systems"]["trained"])
-            rows.append([heading, run["model"], *about, *trained])
-            heading = ""
-        for name, shown in REFERENCES.items():
-            rows.append(["", shown, *3 * [""], *cells(runs[-1]["systems"][name])])
-    unseen = [[f"trained on the {OWN}", "EER", "minDCF"]]
-    for name, systems in results["unseen"].items():
-        unseen.append([name, *cells(systems["trained"])])
-    unseen.append(["mean log-mel", *cells(systems["mean log-mel"])])
-    commands = "".join(run["command"] + "\n" for run in results["runs"])
+def cell(
+    reports: Sequence[Mapping[str, Any]], metric: str, scale: float, digits: int
+) -> str:
+    """A metric as `spread` has it; if all seeds agree, its interval over speakers."""
+    values = [report[metric] for report in reports]
+    if len(set(values)) == 1:
+        return interval(reports[0], metric, scale, digits)
+    return spread(values, scale, digits)
+
+
+def as_markdown(results: Mapping[str, Any], released: Mapping[str, Any]) -> str:
+    """The tables and commands in docs/results.md; `released` is what is reported of the
+    released encoder."""
+    of_model = {
+        model: [run for run in results["runs"] if run["model"] == model]
+        for model in MODELS
+    }
+    firsts = [runs[0] for runs in of_model.values()]
+    commands = "".join(f"{run['command']}\n" for run in firsts)
+    count, where = len(results["runs"]) // len(MODELS), results["hardware"]
     return (
-        f"{as_table(rows)}\nTested on {UNSEEN}, which none of these has met:\n\n"
-        f"{as_table(unseen)}\nOne seed each, on {results['hardware']}:\n\n"
+        f"{scores_table(of_model, released)}\n{trainings_table(of_model)}\n"
+        f"Trainings of each model: {count}, on {where}. The first of each:\n\n"
         f"```bash\n{commands}```\n"
     )
 
 
-def write_utterances(path: Path, splits: Splits) -> None:
-    """A line with split and id for each utterance."""
-    with open(path, "w", encoding="utf-8") as file:
-        for split in ("train", "validation", "test"):
-            for index in getattr(splits, split):
-                file.write(f"{split} {splits.pack.entries[index].id}\n")
+def scores_table(
+    of_model: Mapping[str, Sequence[Mapping[str, Any]]], released: Mapping[str, Any]
+) -> str:
+    """EER and minDCF of each system on each test."""
+    tests = {
+        **released["mixture"]["verification"],
+        **released["librispeech"]["verification"],
+    }
+
+    def of_seeds(runs: Sequence[Mapping[str, Any]], system: str) -> dict[str, list]:
+        return {test: [run["tests"][test][system] for run in runs] for test in TESTS}
+
+    reports = {model: of_seeds(runs, "trained") for model, runs in of_model.items()}
+    reports["released encoder"] = {t: [tests[t]["systems"]["trained"]] for t in TESTS}
+    for system, shown in REFERENCES.items():
+        reports[shown] = of_seeds(of_model["TitaNet, ArcFace"], system)
+    heads = [f"{test}, {of}" for test in TESTS.values() for of in ("EER %", "minDCF")]
+    rows = [["system", *heads]]
+    for shown, of_test in reports.items():
+        cells = [
+            cell(of_test[test], metric, scale, digits)
+            for test in TESTS
+            for metric, scale, digits in (("eer", 100, 1), ("min_dcf", 1, 2))
+        ]
+        rows.append([shown, *cells])
+    return as_table(rows)
+
+
+def trainings_table(of_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """What each model's training took, and the closed-set accuracy it reached."""
+    rows = [["model", "weights", "epochs", "hours of crops", "accuracy %"]]
+    for model, (first, *others) in of_model.items():
+        accuracies = [
+            mean(report["accuracy"] for report in run["identification"].values())
+            for run in (first, *others)
+        ]
+        weights, hours = f"{first['weights'] / 1e6:.2f} M", f"{first['hours']:.0f}"
+        accuracy = spread(accuracies, 100, 1)
+        rows.append([model, weights, str(first["epochs"]), hours, accuracy])
+    return as_table(rows)
+
+
+def write_utterances(splits: Splits) -> None:
+    """For each corpus a file with split and id of each utterance."""
+    lines = defaultdict(list)
+    for split in ("train", "validation", "test"):
+        for index in getattr(splits, split):
+            entry = splits.pack.entries[index]
+            name = without_label(entry.id, entry.corpus)
+            lines[entry.corpus or "librispeech"].append(f"{split} {name}\n")
+    for corpus, of_corpus in lines.items():
+        path = ASSETS / f"{corpus}-excerpt.txt"
+        path.write_text("".join(of_corpus), encoding="utf-8")
 
 
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("data", type=Path, metavar="DATA")
-    data = parser.parse_args().data
+    parser.add_argument("--seeds", type=int, default=3, help="of each model")
+    seeds = range(1, 1 + parser.parse_args().seeds)
     try:
-        parameters = {key: run_parameters(data, *key) for key in RUNS}
+        parameters = {(m, s): run_parameters(m, s) for s in seeds for m in MODELS}
         runs = {key: train_once(p) for key, p in parameters.items()}
-        corpora = {corpus: prepare(p) for (corpus, _), p in parameters.items()}
+        own = prepare(parameters["TitaNet, ArcFace", 1])
+        unseen = prepare(load_parameters(HOME / "parameters.yml", overrides=TEST_OTHER))
+        found = [summarise(*key, run) for key, run in runs.items()]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    device = choose_device(parameters[RUNS[0]])
-    own = {model: run for (corpus, model), run in runs.items() if corpus == OWN}
-    curves = draw_curves({name: read_metrics(run) for name, run in own.items()})
+    device = choose_device(parameters["TitaNet, ArcFace", 1])
+    first = {model: runs[model, 1] for model in MODELS}
+    curves = draw_curves({name: read_metrics(run) for name, run in first.items()})
     curves.savefig(ASSETS / "curves.png")
-    models = {name: load_model(run, device).eval() for name, run in own.items()}
-    draw(models, corpora[OWN], corpora[UNSEEN])
+    models = {name: load_model(run, device).eval() for name, run in first.items()}
+    draw(models, own, unseen)
     draw_augmentation()
-    unseen = {
-        name: as_report(evaluate(model, corpora[UNSEEN]))["verification"]["test"]
-        for name, model in models.items()
-    }
     cores = f"{os.cpu_count()} CPU cores"
+    lists = {
+        label: first["TitaNet, ArcFace"] / f"test/{label}/trials.txt"
+        for label in ("speechocean762", "commonvoice")
+    }
+    (lists["librispeech"],) = first["TitaNet, ArcFace"].glob("evaluations/*/trials.txt")
     results = {
         "hardware": torch.cuda.get_device_name() if device.type == "cuda" else cores,
-        "runs": [summarise(*key, run, corpora[key[0]]) for key, run in runs.items()],
-        "unseen": {name: found["systems"] for name, found in unseen.items()},
+        "trials_sha256": {
+            label: hashlib.sha256(path.read_bytes()).hexdigest()
+            for label, path in lists.items()
+        },
+        "runs": found,
     }
     (ASSETS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_block(DOCS / "results.md", "study.py", as_markdown(results))
-    write_utterances(ASSETS / "librispeech-excerpt.txt", corpora[OWN])
-    write_utterances(ASSETS / "speechocean762-excerpt.txt", corpora[UNSEEN])
+    released = json.loads((ASSETS / "titanet-s.json").read_text())
+    write_block(DOCS / "results.md", "study.py", as_markdown(results, released))
+    write_utterances(own)
+    write_utterances(unseen)
     return 0
 
 

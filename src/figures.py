@@ -365,6 +365,8 @@ def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
             zip(metrics.items(), system_colours(metrics).values(), strict=True),
         ):
             values = [epoch.get(f"{split}/{key}", np.nan) for epoch in epochs]
+            if np.isnan(values).all():  # nothing was kept for validation
+                continue
             numbers = [epoch["epoch"] for epoch in epochs]
             if in_shares:
                 numbers = [number / len(epochs) for number in numbers]

@@ -1,6 +1,5 @@
 """The race's own pieces against those that they stand for."""
 
-import math
 import sys
 
 import numpy as np
@@ -9,21 +8,11 @@ import torch
 from torch import nn
 
 from conftest import RATE, REPOSITORY, write
-from losses import ArcFaceLoss
-from transforms import slaney_filterbank
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 
-from race import (
-    IDEAS,
-    MarginLoss,
-    Muon,
-    Recipe,
-    change_speed,
-    load_corpus,
-    recipe_of,
-    warped_filterbank,
-)
+import race
+from race import IDEAS, Muon, load_corpus, recipe_of
 
 
 def test_every_idea_is_a_recipe():
@@ -61,30 +50,19 @@ def test_muon_is_torchs():
         torch.testing.assert_close(own, other)
 
 
-def test_one_centre_and_no_penalty_is_arcface():
-    torch.manual_seed(0)
-    ours, product = MarginLoss(Recipe(), 24, 10), ArcFaceLoss(24, 10, 30.0, 0.2)
-    product.load_state_dict(ours.state_dict())
-    embeddings, speakers = torch.randn(6, 24), torch.randint(10, (6,))
-    loss, predictions = ours(embeddings, speakers)
-    expected = product(embeddings, speakers)
-    torch.testing.assert_close(loss, expected.loss)
-    assert torch.equal(predictions, expected.predictions)
-
-
-@pytest.mark.parametrize("percent", [80, 95, 110])
-def test_a_tone_at_another_speed(percent):
-    seconds = torch.arange(10 * RATE) / RATE
-    tone = 10_000 * torch.sin(2 * math.pi * 500 * seconds)
-    changed = change_speed(tone.round().to(torch.int16), percent).float()
-    size = len(tone) * 100 // percent
-    expected = 10_000 * torch.sin(2 * math.pi * 5 * percent * torch.arange(size) / RATE)
-    inner = slice(1000, size - 1000)
-    assert (changed[inner] - expected[inner]).abs().max() < 100
-
-
-def test_an_unwarped_filterbank_is_the_front_ends():
-    plain = slaney_filterbank(RATE, 512, 80)
-    torch.testing.assert_close(warped_filterbank(1.0, 80, 512), plain)
-    for alpha in (0.9, 1.1):
-        assert (warped_filterbank(alpha, 80, 512).sum(1) > 0).all()
+def test_a_run_is_recorded_once(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for speaker in "abcdefgh":
+        for number in range(2):
+            samples = 0.1 * rng.standard_normal(RATE)
+            write(tmp_path / "train" / speaker / f"{number}.wav", samples)
+    results = tmp_path / "race.jsonl"
+    options = ["run", "--train", f"{tmp_path}/train", "--cache", f"{tmp_path}/cache"]
+    options += ["--steps", "2", "--seeds", "1", "--configurations", "baseline"]
+    monkeypatch.setattr(sys, "argv", ["race.py", *options, str(results)])
+    race.main()
+    race.main()
+    (record,) = race.read_records(results)
+    assert (record["steps"], record["classes"]) == (2, 6)  # two speakers are held out
+    assert 0 <= record["eer"]["last"] <= 100
+    assert "develop: 0 runs" in capsys.readouterr().out

@@ -23,7 +23,8 @@ from blocks import DOCS, split_at_block
 
 ASSETS = REPOSITORY / "assets"
 README = REPOSITORY / "README.md"
-DOCUMENTS = [README, *sorted(DOCS.glob("*.md"))]
+CARD = REPOSITORY / "init" / "titanet-s.md"
+DOCUMENTS = [README, CARD, *sorted(DOCS.glob("*.md"))]
 
 
 def results(name: str) -> dict:
@@ -95,6 +96,16 @@ def leaves(values: dict, name: str = "") -> dict:
     return found
 
 
+def test_the_training_of_the_released_encoder():
+    card = " ".join((REPOSITORY / "init" / "titanet-s.md").read_text().split())
+    *_, last = race.read_records(ASSETS / "titanet-s-training.jsonl")
+    hours, minutes = last["spent/audio_seconds"] / 3600, last["spent/seconds"] / 60
+    assert f"heard {hours:.0f} hours of crops in {last['step']:,} steps" in card
+    assert f"accuracy was {100 * last['train/accuracy']:.0f} % in the end" in card
+    assert "under five minutes" in card
+    assert minutes < 5
+
+
 @pytest.mark.parametrize(
     ("name", "files"),
     [
@@ -144,7 +155,7 @@ def test_gpu_speed_is_as_measured():
 
 def test_results_are_those_of_the_study():
     written = split_at_block(DOCS / "results.md", "study.py")[1]
-    assert written == study.as_markdown(results("results"))
+    assert written == study.as_markdown(results("results"), results("titanet-s"))
 
 
 def percent(report: dict, name: str) -> str:
