@@ -244,35 +244,25 @@ def draw_gates(
 ) -> Figure:
     """Squeeze-and-excitation's gates, for each block [C] by utterance.
 
-    Three utterances: two of one voice, then one of another. Each panel is a block of
-    `names`: the gates of the first utterance against those of the other two.
+    Three utterances: two of one voice, then one of another. A column is a block of
+    `names`, a row one of the other two utterances, whose gates are drawn against those
+    of the first.
     """
     first, *others = gates.items()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.7 * len(names), 3.2))
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
-        for block, (axes, name) in enumerate(zip(panels, names, strict=True)):
-            axes.plot((0, 1), (0, 1), color="0.8", linewidth=0.8)
-            distances = []
-            for (other, values), colour in zip(others, VOICES, strict=True):
+        figure = Figure(figsize=(2.5 * len(names), 2.6 * len(others)))
+        rows = figure.subplots(len(others), len(names), squeeze=False)
+        for (other, values), panels, colour in zip(others, rows, VOICES, strict=True):
+            for block, (axes, name) in enumerate(zip(panels, names, strict=True)):
                 x, y = first[1][block], values[block]
-                axes.scatter(
-                    x, y, s=6, color=colour, alpha=0.6, linewidths=0, label=other
-                )
-                distances.append(f"{np.abs(x - y).mean():.3f}")
-            title = f"{name}\nmean difference {' and '.join(distances)}"
-            axes.set_title(title, fontsize=8)
-            axes.set(
-                xlabel=f"gate, {first[0]}", xlim=(0, 1), ylim=(0, 1), aspect="equal"
-            )
-        panels[0].set_ylabel("gate of the other")
-        figure.legend(
-            *axes.get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=2,
-            frameon=False,
-            markerscale=3,
-        )
+                axes.plot((0, 1), (0, 1), color="0.8", linewidth=0.8)
+                axes.scatter(x, y, s=6, color=colour, alpha=0.6, linewidths=0)
+                title = f"{name}\nmean difference {np.abs(x - y).mean():.3f}"
+                axes.set_title(title, fontsize=8)
+                axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+            panels[0].set_ylabel(f"gate, {other}")
+        for axes in rows[-1]:
+            axes.set_xlabel(f"gate, {first[0]}")
     return figure
 
 
@@ -299,11 +289,13 @@ def draw_attention(
             extent=(0, num_frames * hop_seconds, 0, len(features)),
         )
         above.set(title="Features", ylabel="band")
-        below.axhline(1, color="0.8", linewidth=0.8)
-        below.fill_between(seconds, low, high, color=GREEN, alpha=0.3, linewidth=0)
-        below.plot(seconds, shares.mean(1), color=GREEN)
+        below.plot(seconds, shares.mean(1), color=GREEN, label="mean of all channels")
+        band = {"color": GREEN, "alpha": 0.3, "linewidth": 0}
+        below.fill_between(seconds, low, high, **band, label="middle half of them")
+        below.axhline(1, color="0.6", linewidth=0.8, label="even share")
         below.set(title="Attention", ylabel="even shares", xlabel="time (s)")
         below.set_ylim(bottom=0)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

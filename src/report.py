@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -320,25 +321,35 @@ def html_table(rows: list[list[str]]) -> str:
 def compare_models(
     evaluations: Mapping[str, Evaluation], references: Mapping[str, str]
 ) -> str:
-    """A short HTML table of models on their test: accuracy where it is known, EER and
-    minDCF with intervals. All other rows of `as_table` are folded away below it.
+    """A short HTML table of models on their tests, of a mixture one for each corpus:
+    accuracy where it is known (of a mixture the mean), EER and minDCF with intervals.
+    All other rows of `as_table` are folded away below it.
 
     `references` are systems of the last model's evaluation, with what to call them.
     """
-    rows = [["", "accuracy", "EER", "minDCF"]]
-    for name, evaluation in evaluations.items():
-        found = evaluation.identification.get("validation")
-        accuracy = f"{found.accuracy:.1%}" if found else ""
-        report = evaluation.verification["test"].reports["trained"]
-        rows.append([name, accuracy, *report_cells(report)[:2]])
-    of_references = evaluation.verification["test"].reports
-    for system, label in references.items():
-        rows.append([label, "", *report_cells(of_references[system])[:2]])
+    systems = {
+        name: ("trained", evaluation) for name, evaluation in evaluations.items()
+    }
+    last = list(evaluations.values())[-1]
+    systems |= {label: (system, last) for system, label in references.items()}
+    labels = [folder.partition("/")[2] for folder in last.tests]
+    metrics = [f"{label} {of}".strip() for label in labels for of in ("EER", "minDCF")]
+    rows = [["", "accuracy", *metrics]]
+    for name, (system, evaluation) in systems.items():
+        found = evaluation.identification.values() if system == "trained" else ()
+        accuracy = f"{mean(report.accuracy for report in found):.1%}" if found else ""
+        reports = [test.reports[system] for test in evaluation.tests.values()]
+        cells = [cell for report in reports for cell in report_cells(report)[:2]]
+        rows.append([name, accuracy, *cells])
     if not any(row[1] for row in rows[1:]):
-        rows = [[name, *metrics] for name, _, *metrics in rows]
+        rows = [[name, *cells] for name, _, *cells in rows]
+    trials = [
+        f"{label}: {report_cells(test.reports['trained'])[-1]}".removeprefix(": ")
+        for label, test in zip(labels, last.tests.values(), strict=True)
+    ]
     details = {name: as_table(e) for name, e in evaluations.items()}
     return (
-        f"{html_table(rows)}<p>{report_cells(report)[-1]}</p>"
+        f"{html_table(rows)}<p>{'; '.join(trials)}</p>"
         "<details><summary>All scorings, conditions and references</summary>"
         f"{html_table(joint_table(details, 'model'))}</details>"
     )

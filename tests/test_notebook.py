@@ -87,7 +87,9 @@ def test_parameters_of_a_study(notebook, monkeypatch, study):
             exec(cell, names)
     assert [p.run.name for p in names["parameters"].values()] == list(RUNS)
     assert {p.dataset.name for p in names["parameters"].values()} == {
-        {"embedded": "synthetic", "folder": "folder"}.get(study, "librispeech")
+        {"embedded": "synthetic", "folder": "folder", "excerpt": "mixture"}.get(
+            study, "librispeech"
+        )
     }
     load_parameters(REPOSITORY / "parameters.yml", overrides=names["unseen"])
 

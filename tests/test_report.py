@@ -68,6 +68,18 @@ def test_models_and_references_in_one_short_table():
     assert "30.00%" in details
 
 
+def test_each_corpus_of_a_mixture_has_its_columns():
+    found = evaluation(0.5, trained=0.1, untrained=0.3)
+    test = found.verification.pop("test")
+    found.verification.update({"test/a": test, "development/a": test, "test/b": test})
+    found.identification["validation/a"] = found.identification.pop("validation")
+    table = compare_models({"one": found}, {"untrained": "untrained"})
+    assert cells(table)[0] == ["", "accuracy", "a EER", "a minDCF", "b EER", "b minDCF"]
+    metrics = ["10.00% [1.00, 30.00]", "0.500 [0.250, 0.750]"]
+    assert cells(table)[1] == ["one", "50.0%", *metrics, *metrics]
+    assert "a: 3 targets, 4 non-targets" in table
+
+
 def test_no_column_of_accuracies_where_nobody_has_one():
     table = compare_models({"one": evaluation(None, trained=0.1)}, {})
     assert cells(table)[0] == ["", "EER", "minDCF"]
