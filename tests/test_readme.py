@@ -136,6 +136,14 @@ def test_telephones():
         assert f"| {system} | {' | '.join(eers)} |" in text
 
 
+def test_ecapa_is_as_measured():
+    text = (DOCS / "results.md").read_text()
+    for name, system in results("ecapa").items():
+        eers = [f"{100 * system['eer'][test]:.1f}" for test in release.TESTS.values()]
+        about = f"{system['weights'] / 1e6:.2f} M | {system['steps']:,}"
+        assert f"| {name} | {about} | {' | '.join(eers)} |\n" in text
+
+
 def test_gpu_speed_is_as_measured():
     text = (DOCS / "speed.md").read_text()
     for key, name in (
