@@ -489,9 +489,12 @@ def jobs_of(records: Sequence[dict], options: argparse.Namespace) -> list[Job]:
 def race(options: argparse.Namespace) -> None:
     """Run the jobs, with records appended as they come."""
     began = time.perf_counter()
+    records = read_records(options.results)
+    pending = jobs_of(records, options)
+    print(f"{options.phase}: {len(pending)} runs", flush=True)
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
-    for _ in range(options.workers):
+    for _ in range(min(options.workers, len(pending))):
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, options), daemon=True)
         process.start()
@@ -502,9 +505,6 @@ def race(options: argparse.Namespace) -> None:
         load_corpus(folder, options.cache)
     for connection in connections:
         connection.send("decoded")
-    records = read_records(options.results)
-    pending = jobs_of(records, options)
-    print(f"{options.phase}: {len(pending)} runs", flush=True)
     busy = set(connections)  # until they say that they are ready
     while busy:
         for connection in wait(list(busy)):
