@@ -90,7 +90,6 @@ def measure(work: Path) -> dict[str, dict[str, float]]:
         short = (
             f"training.epochs={EPOCHS}",
             "training.batch_size=64",
-            "model.titanet.crop_seconds=[2.0]",
         )
         start = f"training.init_from={before}"
         run = train(work, f"tuned-{count}", tuned, *short, start)

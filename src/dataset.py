@@ -7,6 +7,7 @@ gather of slices of one memory-mapped array, and batch k of epoch e is a functio
 (seed, e, k) alone.
 """
 
+import fcntl
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -213,13 +215,30 @@ def pack(
         fingerprint = _fingerprint(corpus, sample_rate, min_seconds)
         packed = open_pack(directory, fingerprint)
         if packed is None:
-            _write_pack(corpus, directory, sample_rate, min_seconds, fingerprint)
-            packed = open_pack(directory, fingerprint)
+            with _alone_in(directory.parent):
+                # Another process may have packed it in the meantime.
+                if open_pack(directory, fingerprint) is None:
+                    _write_pack(
+                        corpus, directory, sample_rate, min_seconds, fingerprint
+                    )
+                packed = open_pack(directory, fingerprint)
     except OSError as error:
         raise CorpusError(f"{directory}: cannot pack the corpus: {error}") from None
     if packed is None:
         raise CorpusError(f"{directory}: the pack just written cannot be read back")
     return packed
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which gives up the lock
 
 
 def _write_pack(
@@ -229,7 +248,6 @@ def _write_pack(
     min_seconds: float,
     fingerprint: str,
 ) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     entries, faults, offset, num_narrow = [], [], 0, 0
     corpora = dict.fromkeys(utterance.corpus for utterance in corpus)

@@ -77,6 +77,9 @@ class CrossEntropyLoss(Criterion):
     def __init__(self, embedding_size: int, num_speakers: int):
         super().__init__()
         self.classifier = _build_classifier(embedding_size, num_speakers, bias=True)
+        # Muon's steps are equally long however small the gradient is. These rows, which
+        # nothing normalises, grew by them, and with them the loss.
+        self.classifier.weight.muon = False
 
     @_in_full_precision
     def logits(self, embeddings: Tensor) -> Tensor:

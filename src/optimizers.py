@@ -83,14 +83,21 @@ class Muon(torch.optim.AdamW):
 def build_optimizer(
     weights: Iterable[nn.Parameter], parameters: OptimizerParameters
 ) -> torch.optim.Optimizer:
-    """The optimizer that the parameters name; only matrices and filters decay."""
+    """The optimizer that the parameters name; only matrices and filters decay.
+
+    Muon leaves a matrix to AdamW whose attribute `muon` is false.
+    """
     p, weights = parameters, list(weights)
     common = {"lr": p.lr, "weight_decay": p.weight_decay, "fused": True}
     vectors = {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0}
     if p.name == "muon":
-        matrices = {"params": [w for w in weights if w.ndim == 2], "muon": True}
-        filters = {"params": [w for w in weights if w.ndim > 2]}
-        return Muon([matrices, filters, vectors], **common)
+        groups = {True: [], False: []}
+        for weight in weights:
+            if weight.ndim > 1:
+                by_muon = weight.ndim == 2 and getattr(weight, "muon", True)
+                groups[by_muon].append(weight)
+        matrices = {"params": groups[True], "muon": True}
+        return Muon([matrices, {"params": groups[False]}, vectors], **common)
     groups = [{"params": [w for w in weights if w.ndim > 1]}, vectors]
     if p.name == "sgd":
         sgd = torch.optim.SGD(groups, momentum=p.momentum, **common)

@@ -1,8 +1,8 @@
 """What is found of voices, as records and in words.
 
-A cosine becomes a log likelihood ratio (LLR) by an encoder's calibration: above 0 two
-clips are more likely one person's, and by how much is in natural units, so that 2.3 is
-ten to one. `Threshold` says from which LLR on they are taken for one person's.
+A cosine becomes a log likelihood ratio (LLR) by an encoder's calibration: how much
+likelier it is of two clips of one person than of two people, in natural units, so that
+2.3 is ten times. `Threshold` says from which LLR on they are taken for one person's.
 """
 
 import math
@@ -38,7 +38,7 @@ class Threshold:
 
     def __str__(self) -> str:
         rate = 100 * self.false_alarm_rate
-        return f"threshold {self.llr:+.1f} ({rate:g} % false alarms on {self.origin})"
+        return f"threshold {self.llr:+.1f} for {rate:g} % false alarms on {self.origin}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Comparison:
     def __str__(self) -> str:
         measures = [f"cosine {self.cosine:.3f}"]
         if self.llr is not None:
-            measures += [f"log likelihood ratio {self.llr:+.1f}", str(self.threshold)]
+            measures += [f"log likelihood ratio {self.llr:+.1f} ({self.threshold})"]
         first, second = self.speech
         return (
             f"{self.first} and {self.second}: {self.verdict}; {', '.join(measures)}; "

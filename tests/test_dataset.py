@@ -5,7 +5,9 @@ import json
 import math
 import os
 import shutil
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +83,23 @@ def test_pack_is_opened_not_made_again(tmp_path, corpus, monkeypatch):
     again = pack(corpus, tmp_path / "pack", 16_000)
     assert again.entries == first.entries
     assert torch.equal(again.samples, first.samples)
+
+
+def test_several_at_once_pack_one_after_another(tmp_path, corpus, monkeypatch):
+    decoded, load = [], dataset.load_recording
+
+    def noted(source, *options):
+        decoded.append(source)
+        time.sleep(0.1)
+        return load(source, *options)
+
+    monkeypatch.setattr(dataset, "load_recording", noted)
+    with ThreadPoolExecutor(4) as pool:
+        packs = list(
+            pool.map(lambda _: pack(corpus, tmp_path / "pack", 16_000), "abcd")
+        )
+    assert sorted(decoded) == sorted(u.source for u in corpus)  # once each
+    assert all(p.entries == packs[0].entries for p in packs)
 
 
 @pytest.mark.parametrize("change", ["content", "fewer", "rate", "speaker", "session"])
@@ -229,6 +248,7 @@ def test_synthetic_utterances_too_short_for_the_front_end_are_refused(miniature)
                 "front_end.window_seconds=0.7",
                 "front_end.hop_seconds=0.6",
                 "front_end.n_fft=16384",
+                "model.titanet.crop_seconds=[1.5]",
             )
         )
 
@@ -440,7 +460,8 @@ def test_epoch_is_one_crop_of_every_training_utterance_in_equal_batches(batches)
 
 
 def test_crops_are_stretches_of_their_own_utterance(batches):
-    b = batches({"a": 8, "b": 8}, 60_000)
+    several = "model.titanet.crop_seconds=[1.5, 2.0, 3.0]"
+    b = batches({"a": 8, "b": 8}, 60_000, several)
     entries, durations = b.splits.pack.entries, set()
     for epoch in range(10):
         for batch in b.epoch(epoch):

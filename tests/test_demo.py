@@ -426,7 +426,7 @@ def test_a_recorded_voice_is_judged(tab, sounds):
     press(tab, "One person or two?")
     told = answer(tab, "Verdict", "the same person; cosine ")
     assert told.startswith("The same person.")
-    assert re.search(r"threshold \+\d\.\d \(1 % false alarms on", told)
+    assert re.search(r"threshold \+\d\.\d for 1 % false alarms on", told)
     tab.locator(".matplotlib img").nth(1).wait_for()
     assert tab.get_by_role("button", name="Share").count() == 0
 

@@ -72,7 +72,8 @@ def test_parameters_choose_the_criterion(name, kind):
     assert type(criterion) is kind
     if isinstance(criterion, AngularMarginLoss):
         assert criterion.scale == 30
-        assert criterion.margin == (1.5 if name == "sphereface" else 0.2)
+        margins = {"arcface": 0.3, "cosface": 0.2, "sphereface": 1.5}
+        assert criterion.margin == margins[name]
         assert list(criterion.state_dict()) == ["classifier.weight"]
 
 
@@ -365,7 +366,7 @@ def test_learns_the_right_speakers(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "gap"), [("cross_entropy", 0.0), ("arcface", 0.2), ("sphereface", None)]
+    ("name", "gap"), [("cross_entropy", 0.0), ("arcface", 0.3), ("sphereface", None)]
 )
 def test_losses_on_a_circle(shipped, name, gap):
     criterion = build_loss(shipped(f"loss.name={name}").loss, 2, 2)

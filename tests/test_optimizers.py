@@ -50,6 +50,20 @@ def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind):
     assert [group["weight_decay"] for group in groups] == [2e-4, 0]
 
 
+@pytest.mark.parametrize("loss", ["arcface", "cross_entropy"])
+def test_muon_moves_a_classifier_whose_rows_are_normalised(miniature, loss):
+    p = miniature("training.optimizer.name=muon", f"loss.name={loss}")
+    model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
+    optimizer = build_optimizer(model.parameters(), p.training.optimizer)
+    groups = optimizer.param_groups
+    classifier = id(model.criterion.classifier.weight)
+    (holder,) = [g for g in groups if classifier in map(id, g["params"])]
+    assert holder["muon"] == (loss == "arcface")
+    assert holder["weight_decay"] > 0
+    weights = [w for group in groups for w in group["params"]]
+    assert len(weights) == len(set(map(id, weights))) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
 def test_orthogonalised_matrices_have_alike_singular_values(shape):
     found = torch.linalg.svdvals(orthogonalised(torch.randn(3, *shape)))

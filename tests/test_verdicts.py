@@ -28,8 +28,8 @@ def test_verdicts(llr, verdict, same):
 def test_a_comparison_as_a_sentence():
     found = Comparison("a", "b", 0.5, 3.25, THRESHOLD, (2.0, 3.0), ())
     assert str(found) == (
-        "a and b: the same person; cosine 0.500, log likelihood ratio +3.2, threshold "
-        "+1.5 (1 % false alarms on trials); 2.0 and 3.0 s of speech"
+        "a and b: the same person; cosine 0.500, log likelihood ratio +3.2 (threshold "
+        "+1.5 for 1 % false alarms on trials); 2.0 and 3.0 s of speech"
     )
 
 
@@ -39,7 +39,7 @@ def test_an_identification_as_a_sentence():
     assert found.margin == 3
     assert str(found) == (
         "x: Ann; nearest by log likelihood ratio: Ann +4.0, Bob +1.0, margin 3.0; "
-        "threshold +1.5 (1 % false alarms on trials), of 2 people; 2.0 s of speech"
+        "threshold +1.5 for 1 % false alarms on trials, of 2 people; 2.0 s of speech"
     )
 
 
