@@ -31,7 +31,7 @@ def test_later_files_and_overrides_win(tmp_path):
     more.write_text("training: {epochs: 9, batch_size: 5}\n")
     p = load_parameters(SHIPPED, more, overrides=["training.epochs=11"])
     assert (p.training.epochs, p.training.batch_size) == (11, 5)
-    assert p.training.optimizer.name == "adamw"
+    assert p.training.optimizer.name == "muon"
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "1.0e-3", "+1e-3"])

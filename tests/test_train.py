@@ -636,8 +636,8 @@ def test_an_epoch_says_what_training_did_and_spent(miniature, monkeypatch):
         expected = sum(norms) / per_epoch
         assert norm > 0
         assert one[f"gradient_norm/{block}"] == pytest.approx(expected)
-    assert one["train/margin"] == pytest.approx(0.2 * 0.5 / 0.8)
-    assert two["train/margin"] == pytest.approx(0.2)
+    assert one["train/margin"] == pytest.approx(0.3 * 0.5 / 0.8)
+    assert two["train/margin"] == pytest.approx(0.3)
     batches = TrainingBatches(prepare(p), p, CPU)
     sizes = [[(b.size, b.crop) for b in batches.epoch(epoch)] for epoch in (0, 1)]
     encoder = build_encoder(p.model, 80)
