@@ -43,10 +43,7 @@ CROSS_ENTROPY, ARCFACE = "loss.name=cross_entropy", "loss.name=arcface"
 # At the default rate of Muon cross-entropy learns more slowly.
 COOLER = "training.optimizer.muon_lr=0.003"
 MODELS = {  # files and overrides on top of parameters.yml
-    "d-vector, CE": (
-        ["init/dvector.yml", "init/study.yml"],
-        [CROSS_ENTROPY, "training.epochs=20"],
-    ),
+    "d-vector, CE": (["init/dvector.yml", "init/study.yml"], [CROSS_ENTROPY]),
     "TitaNet, CE": (["init/study.yml"], [CROSS_ENTROPY, COOLER]),
     "TitaNet, ArcFace": (["init/study.yml"], [ARCFACE]),
 }

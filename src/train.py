@@ -467,7 +467,7 @@ def training_epoch(
                 )
             if stop.agreed and number < len(batches):
                 return None
-    rate = state.optimizer.param_groups[0]["lr"]
+    rate = state.optimizer.param_groups[-1]["lr"]  # Muon's matrices are the first
     scheduled = state.model.criterion.scheduled()
     return {
         **tally.metrics(),

@@ -539,7 +539,8 @@ def test_fine_tuning_starts_from_the_encoder(tmp_path, miniature, kind):
         save_nemo(tmp_path / "x.nemo", start)
         source = tmp_path / "x.nemo"
     other = ("dataset.seed=3", f"training.init_from={source}", "training.epochs=1")
-    rates = ("training.optimizer.lr=1e-9", "training.optimizer.warmup=0.0")
+    of = "training.optimizer"
+    rates = (f"{of}.lr=1e-9", f"{of}.muon_lr=1e-9", f"{of}.warmup=0.0")
     tuned = load_model(train(miniature("run.name=tuned", *other, *rates)), CPU)
     for mine, theirs in zip(
         tuned.encoder.parameters(), start.encoder.parameters(), strict=True
