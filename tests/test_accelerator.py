@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # before torch's functions are replaced: it notes them here
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensorMode,
