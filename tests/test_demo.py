@@ -351,10 +351,20 @@ def test_uploads_are_deleted(voices, sounds, tmp_path, monkeypatch):
 def test_nothing_is_left_when_the_program_is_stopped(sounds, tmp_path):
     pytest.importorskip("gradio", reason="gradio, an optional package, is missing")
     words = [sys.executable, str(REPOSITORY / "src" / "voices.py"), "demo"]
-    for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def heed_signals() -> None:  # which a background job ignores, and its children
+        for stop in stops:
+            signal.signal(stop, signal.SIG_DFL)
+
+    for stop in stops:
         places = {"TMPDIR": str(tmp_path), "BROWSER": "true", "no_proxy": "127.0.0.1"}
         with subprocess.Popen(
-            words, stdout=subprocess.PIPE, text=True, env={**os.environ, **places}
+            words,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **places},
+            preexec_fn=heed_signals,
         ) as program:
             url = program.stdout.readline().split()[0]
             visitor = Visitor(SimpleNamespace(local_url=url), tmp_path / "own")
