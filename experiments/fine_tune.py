@@ -87,10 +87,7 @@ def measure(work: Path) -> dict[str, dict[str, float]]:
             own | {"weight": CROPS / num_own},
             *(corpus | {"weight": CROPS / num_old} for corpus in mixed),
         ]
-        short = (
-            f"training.epochs={EPOCHS}",
-            "training.batch_size=64",
-        )
+        short = f"training.epochs={EPOCHS}", "training.batch_size=64"
         start = f"training.init_from={before}"
         run = train(work, f"tuned-{count}", tuned, *short, start)
         found[f"tuned on {count}"] = eers(read_report(run))

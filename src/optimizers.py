@@ -91,13 +91,9 @@ def build_optimizer(
     common = {"lr": p.lr, "weight_decay": p.weight_decay, "fused": True}
     vectors = {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0}
     if p.name == "muon":
-        groups = {True: [], False: []}
-        for weight in weights:
-            if weight.ndim > 1:
-                by_muon = weight.ndim == 2 and getattr(weight, "muon", True)
-                groups[by_muon].append(weight)
-        matrices = {"params": groups[True], "muon": True}
-        return Muon([matrices, {"params": groups[False]}, vectors], **common)
+        matrices = {"params": [w for w in weights if _is_muons(w)], "muon": True}
+        rest = [w for w in weights if w.ndim > 1 and not _is_muons(w)]
+        return Muon([matrices, {"params": rest}, vectors], **common)
     groups = [{"params": [w for w in weights if w.ndim > 1]}, vectors]
     if p.name == "sgd":
         sgd = torch.optim.SGD(groups, momentum=p.momentum, **common)
@@ -107,6 +103,10 @@ def build_optimizer(
         return sgd
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[p.name]
     return adam(groups, **common)
+
+
+def _is_muons(weight: nn.Parameter) -> bool:
+    return weight.ndim == 2 and getattr(weight, "muon", True)
 
 
 def set_learning_rate(

@@ -187,7 +187,14 @@ class State:
         model = restore_model(
             {**saved, "parameters": parameters.as_dict()}, path, device
         )
-        optimizer = build_optimizer(model.parameters(), parameters.training.optimizer)
+        chosen = parameters.training.optimizer
+        optimizer = build_optimizer(model.parameters(), chosen)
+        groups = saved["optimizer"]["param_groups"], optimizer.param_groups
+        before, now = ([len(group["params"]) for group in of] for of in groups)
+        if before != now:  # Muon had every matrix in earlier versions
+            for weight in model.parameters():
+                weight.muon = True
+            optimizer = build_optimizer(model.parameters(), chosen)
         optimizer.load_state_dict(saved["optimizer"])
         kept = ("epoch", "step", "best_loss", "wandb_id")
         added = {  # not in earlier versions
@@ -467,7 +474,7 @@ def training_epoch(
                 )
             if stop.agreed and number < len(batches):
                 return None
-    rate = state.optimizer.param_groups[-1]["lr"]  # Muon's matrices are the first
+    rate = state.optimizer.param_groups[-1]["lr"]  # the first may be Muon's
     scheduled = state.model.criterion.scheduled()
     return {
         **tally.metrics(),

@@ -289,6 +289,15 @@ def test_a_finished_run_goes_on_for_more_epochs(miniature, monkeypatch, capsys):
     assert after[2]["train/learning_rate"] == pytest.approx(expected, rel=0.1)
 
 
+def test_a_run_whose_classifier_was_muons_goes_on(miniature, monkeypatch):
+    settings = "run.name=mine", "loss.name=cross_entropy", "training.epochs=1"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("optimizers._is_muons", lambda weight: weight.ndim == 2)
+        run = train(miniature(*settings))
+    assert main(["--resume", str(run), "training.epochs=2"]) == 0
+    assert [row["epoch"] for row in metrics(run)] == [1, 2]
+
+
 def test_a_run_of_the_first_version_opens_and_goes_on(tmp_path, monkeypatch, capsys):
     """Trained for one epoch by commit 8601ea2: miniature, 8 kHz, arcface, adamw."""
     monkeypatch.chdir(tmp_path)
