@@ -7,7 +7,7 @@
 # make test       the same environment with the test packages, then lint and tests
 # make test-all   also the slow tests of reliability
 #
-# ARGS passes overrides on:  make train ARGS="model.name=dvector training.epochs=2"
+# ARGS passes overrides on:  make train ARGS="loss.name=cosface training.epochs=2"
 
 PYTHON ?= python3
 BIN := .venv/bin
