@@ -39,13 +39,13 @@ def our_way(
     model: SpeakerModel, corpus: list[Utterance], device: torch.device, folder: Path
 ) -> Callable[[], None]:
     """Decode into a new pack, then embed in batches alike in length."""
-    p = model.config
+    config = model.config
 
     def run() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as new:
-            packed = pack(corpus, Path(new) / "pack", p.front_end.sample_rate)
+            packed = pack(corpus, Path(new) / "pack", config.front_end.sample_rate)
             indices = range(len(packed.entries))
-            seconds = p.evaluation.batch_seconds
+            seconds = config.evaluation.batch_seconds
             batches = UtteranceBatches(packed, indices, seconds, device)
             embed(model, batches)
 
@@ -99,16 +99,16 @@ def main() -> int:
         except ImportError:
             print("NeMo is not installed here: without it")
     try:
-        p = load_parameters(SHIPPED, overrides=options.overrides)
-        device = choose_device(p)
-        corpus = [u for u in utterances(p.dataset) if u.split == "test"]
-        model = build_model(p, ["a", "b"], {"": "none"}, device).eval()
+        parameters = load_parameters(SHIPPED, overrides=options.overrides)
+        device = choose_device(parameters)
+        corpus = [u for u in utterances(parameters.dataset) if u.split == "test"]
+        model = build_model(parameters, ["a", "b"], {"": "none"}, device).eval()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as name, redirect_stderr(StringIO()):
         folder = Path(name)
-        packed = pack(corpus, folder / "pack", p.front_end.sample_rate)
+        packed = pack(corpus, folder / "pack", parameters.front_end.sample_rate)
         audio = len(packed.samples) / packed.sample_rate
         ways = {
             name: build(model, corpus, device, folder)
@@ -121,7 +121,7 @@ def main() -> int:
                 run()
                 if number >= 0:
                     times[name].append(time.perf_counter() - began)
-    found = {
+    report = {
         "device": str(device),
         "threads": torch.get_num_threads(),
         "utterances": len(packed.entries),
@@ -130,10 +130,10 @@ def main() -> int:
     }
     if "nemo" in times:
         pairs = zip(times["nemo"], times["ours"], strict=True)
-        found["times_nemos_speed"] = median(theirs / ours for theirs, ours in pairs)
-    for way, speed in found["audio_seconds_per_second"].items():
+        report["times_nemos_speed"] = median(theirs / ours for theirs, ours in pairs)
+    for way, speed in report["audio_seconds_per_second"].items():
         print(f"{way:8}{speed:8.0f} audio s/s")
-    print(json.dumps(found))
+    print(json.dumps(report))
     return 0
 
 

@@ -1,6 +1,7 @@
 """What a GPU makes of training: audio seconds a second, shares of its peaks, a profile.
 
-    python benchmarks/gpu.py OUT [--sizes s m l] [--ways eager compiled] [key=value ...]
+    python benchmarks/gpu.py OUT [--sizes s m l] [--ways eager compiled]
+        [--overrides key=value ...]
 
 On a corpus of the shape of LibriSpeech's 100 hours (251 speakers, 28,539 utterances),
 whose samples are noise made on the device: what is measured does not depend on them.
@@ -107,8 +108,8 @@ def measure(
     """The speed of whole training steps; their profile goes to `path`."""
     torch._dynamo.reset()
     model = build_model(parameters, splits.speakers, {"": "noise"}, device).train()
-    p = parameters.training.optimizer
-    state = State(model, build_optimizer(model.parameters(), p))
+    optimizer_parameters = parameters.training.optimizer
+    state = State(model, build_optimizer(model.parameters(), optimizer_parameters))
     augmentation = Augmentation(parameters, device)
     batches = TrainingBatches(splits, parameters, device)
     encoder = WAYS[way](model.encoder)
@@ -171,27 +172,29 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    found = {"device": name, "overrides": options.overrides, **peaks(device)}
-    print(found)
+    report = {"device": name, "overrides": options.overrides, **peaks(device)}
+    print(report)
     splits = make_corpus(base, device, options.scale)
     for size, way in itertools.product(options.sizes, options.ways):
         overrides = [*options.overrides, f"model.titanet.size={size}"]
-        p = load_parameters(SHIPPED, overrides=overrides)
-        one = measure(p, splits, device, way, options.out / f"{size}-{way}.txt")
-        flop = flop_per_second_of_audio(p) * one["audio_seconds_per_second"]
-        one["share_of_matrix_peak"] = flop / found["matrix_flop_per_second"]
+        parameters = load_parameters(SHIPPED, overrides=overrides)
+        one = measure(
+            parameters, splits, device, way, options.out / f"{size}-{way}.txt"
+        )
+        flop = flop_per_second_of_audio(parameters) * one["audio_seconds_per_second"]
+        one["share_of_matrix_peak"] = flop / report["matrix_flop_per_second"]
         one["seconds_for_75_epochs"] = (
             75
             * NUM_UTTERANCES
             * (
-                sum(p.model.crop_seconds)
-                / len(p.model.crop_seconds)
+                sum(parameters.model.crop_seconds)
+                / len(parameters.model.crop_seconds)
                 / one["audio_seconds_per_second"]
             )
         )
-        found[f"{size} {way}"] = one
+        report[f"{size} {way}"] = one
         print(f"{size} {way}", json.dumps(one), flush=True)
-        (options.out / "gpu.json").write_text(json.dumps(found, indent=2))
+        (options.out / "gpu.json").write_text(json.dumps(report, indent=2))
     return 0
 
 

@@ -21,12 +21,12 @@ from metrics import bootstrap_speakers, equal_error_rate, min_cllr, min_dcf
 
 def seconds(action: Callable[[], object], repeats: int) -> float:
     """Median over repeats."""
-    found = []
+    timings = []
     for _ in range(repeats):
         began = time.perf_counter()
         action()
-        found.append(time.perf_counter() - began)
-    return median(found)
+        timings.append(time.perf_counter() - began)
+    return median(timings)
 
 
 def main() -> int:
@@ -45,16 +45,16 @@ def main() -> int:
     def intervals() -> None:
         bootstrap_speakers(scores[few], targets[few], sides, 0.01, 1, 1, 1000, 0)
 
-    found = {
+    timings = {
         "sort of 1,000,000 scores": seconds(lambda: np.sort(scores), 5),
         "EER and minDCF of 1,000,000 trials": seconds(eer_and_dcf, 5),
         "min Cllr of 1,000,000 trials": seconds(lambda: min_cllr(scores, targets), 3),
         "1,000 resamples of 100,000 trials": seconds(intervals, 1),
     }
-    unit = found["sort of 1,000,000 scores"]
-    for name, value in found.items():
+    unit = timings["sort of 1,000,000 scores"]
+    for name, value in timings.items():
         print(f"{name:36}{value:8.2f} s{value / unit:8.1f} sorts")
-    print(json.dumps(found))
+    print(json.dumps(timings))
     return 0
 
 

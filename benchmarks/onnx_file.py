@@ -42,7 +42,7 @@ def speed(file: Path, model: SpeakerModel) -> dict[str, dict[str, float]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options)
-    found = {}
+    speeds = {}
     for batch_size, duration in SHAPES:
         count = round(duration / model.config.front_end.hop_seconds)
         features = torch.randn(batch_size, model.config.front_end.num_mels, count)
@@ -59,8 +59,8 @@ def speed(file: Path, model: SpeakerModel) -> dict[str, dict[str, float]]:
             times["onnxruntime"].append(time.perf_counter() - between)
         ratios = np.divide(times["onnxruntime"], times["torch"])
         seconds = {name: median(of) for name, of in times.items()}
-        found[f"{batch_size} x {duration:g} s"] = seconds | {"ratio": median(ratios)}
-    return found
+        speeds[f"{batch_size} x {duration:g} s"] = seconds | {"ratio": median(ratios)}
+    return speeds
 
 
 def by_sherpa(file: Path, clips: list[NDArray[np.float32]], rate: int) -> NDArray:
@@ -102,7 +102,7 @@ def main() -> int:
         targets = names[first] == names[second]
         eers = [equal_error_rate((v @ v.T)[first, second], targets) for v in vectors]
         cosines = (vectors[0] * vectors[1]).sum(1)
-        found = {
+        report = {
             "encoder": voices.digest,
             "largest_difference": agreement.largest_difference,
             "smallest_cosine": agreement.smallest_cosine,
@@ -116,7 +116,7 @@ def main() -> int:
             "threads": torch.get_num_threads(),
             "speed": speed(file, voices.model),
         }
-    text = json.dumps(found, indent=1)
+    text = json.dumps(report, indent=1)
     print(text)
     if options.out is not None:
         options.out.write_text(text)

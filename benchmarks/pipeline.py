@@ -89,13 +89,15 @@ class FileLoop:
     """One file after the other, as a data set's __getitem__ has it."""
 
     def __init__(self, parameters: Parameters) -> None:
-        self.parameters = p = parameters
-        held = p.augmentation
-        self.noise = [r.source for r in noise_recordings(held.noise.root)]
-        rooms = response_recordings(held.reverberation.root, download=False)
+        self.parameters = parameters
+        augmentation = parameters.augmentation
+        self.noise = [r.source for r in noise_recordings(augmentation.noise.root)]
+        rooms = response_recordings(augmentation.reverberation.root, download=False)
         self.rooms = [r.source for r in rooms]
-        self.files = [u.source for u in utterances(p.dataset) if u.split != "test"]
-        f = p.front_end
+        self.files = [
+            u.source for u in utterances(parameters.dataset) if u.split != "test"
+        ]
+        f = parameters.front_end
         self.mel = MelSpectrogram(
             f.sample_rate,
             f.n_fft,
@@ -111,23 +113,24 @@ class FileLoop:
 
     def run(self, count: int, seed: int) -> float:
         """Audio-seconds of so many files."""
-        p, rng = self.parameters.augmentation, random.Random(seed)
+        augmentation, rng = self.parameters.augmentation, random.Random(seed)
         rate, audio = self.parameters.front_end.sample_rate, 0.0
         for path in rng.sample(self.files, count):
             x = self._read(path)
-            if rng.random() < p.speed.probability:
-                factor = 1 + rng.randint(-p.speed.steps, p.speed.steps) / 100
+            if rng.random() < augmentation.speed.probability:
+                steps = augmentation.speed.steps
+                factor = 1 + rng.randint(-steps, steps) / 100
                 x, _ = torchaudio.functional.speed(x, rate, factor)
             size = round(rng.choice(self.parameters.model.crop_seconds) * rate)
             start = rng.randint(0, max(0, x.shape[1] - size))
             x = x[:, start : start + size].repeat(1, -(-size // x.shape[1]))[:, :size]
-            if rng.random() < p.reverberation.probability:
+            if rng.random() < augmentation.reverberation.probability:
                 room = self._read(rng.choice(self.rooms))
                 x = torchaudio.functional.fftconvolve(x, room)[:, :size]
-            if rng.random() < p.noise.probability:
+            if rng.random() < augmentation.noise.probability:
                 noise = self._read(rng.choice(self.noise))
                 noise = noise.repeat(1, -(-size // noise.shape[1]))[:, :size]
-                snr = torch.tensor([rng.uniform(*p.noise.snr_db)])
+                snr = torch.tensor([rng.uniform(*augmentation.noise.snr_db)])
                 x = torchaudio.functional.add_noise(x, noise + 1e-9, snr)
             features = torch.log(self.mel(x) + 2**-24)
             (features - features.mean(2, keepdim=True)) / features.std(2, keepdim=True)
@@ -142,9 +145,13 @@ def measure(parameters: Parameters, rounds: int, loop_files: int) -> dict:
     ways = {}
     for name, probability in (("plain", 0), ("augmented", 0.5)):
         changes = [f"augmentation.{k}.probability={probability}" for k in kinds]
-        p = check_parameters(override_values(parameters.as_dict(), changes))
-        ways[name] = TrainingBatches(splits, p, CPU), Augmentation(p, CPU), front_end
-    loop = FileLoop(p)
+        overridden = check_parameters(override_values(parameters.as_dict(), changes))
+        ways[name] = (
+            TrainingBatches(splits, overridden, CPU),
+            Augmentation(overridden, CPU),
+            front_end,
+        )
+    loop = FileLoop(overridden)
     speeds, parts = defaultdict(list), defaultdict(float)
     for number in range(-1, rounds):  # the first round warms up
         for name, way in ways.items():
@@ -176,16 +183,16 @@ def main() -> int:
     keep_freed_memory()
     try:
         parameters = load_parameters(SHIPPED, overrides=options.overrides)
-        found = measure(parameters, rounds=7, loop_files=200)
+        report = measure(parameters, rounds=7, loop_files=200)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, speed in found["audio_seconds_per_second"].items():
-        ratio = found["ratio_to_file_by_file"][name]
+    for name, speed in report["audio_seconds_per_second"].items():
+        ratio = report["ratio_to_file_by_file"][name]
         print(f"{name:14}{speed:8.0f} audio s/s{ratio:7.1f} times file by file")
-    for part, share in found["shares"].items():
+    for part, share in report["shares"].items():
         print(f"  {part:14}{share:6.1%} of the augmented")
-    print(json.dumps(found))
+    print(json.dumps(report))
     return 0
 
 

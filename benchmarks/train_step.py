@@ -80,10 +80,10 @@ class NemosPass:
         model.eval()
         self.nemo.eval()
         _, embeddings = self._decode(features)
-        found = (model.encoder(features) - embeddings).abs().max().item()
+        largest = (model.encoder(features) - embeddings).abs().max().item()
         model.train()
         self.nemo.train()
-        return found
+        return largest
 
 
 def seconds(run: Pass, weights: list[Tensor], batch: tuple[Tensor, Tensor]) -> float:
@@ -99,19 +99,21 @@ def seconds(run: Pass, weights: list[Tensor], batch: tuple[Tensor, Tensor]) -> f
 
 def measure(overrides: tuple[str, ...], against_nemo: bool) -> dict:
     """Seconds of each way, and its ratio to NeMo or else to eager."""
-    p = load_parameters(SHIPPED, overrides=overrides)
-    device = choose_device(p)
+    parameters = load_parameters(SHIPPED, overrides=overrides)
+    device = choose_device(parameters)
     speakers = [str(number) for number in range(NUM_SPEAKERS)]
-    model = build_model(p, speakers, {"": "none"}, device).train()
-    own = [*model.encoder.parameters(), *model.criterion.parameters()]
+    model = build_model(parameters, speakers, {"": "none"}, device).train()
+    our_weights = [*model.encoder.parameters(), *model.criterion.parameters()]
     ways = {
-        "eager": (our_pass(model, model.encoder), own),
+        "eager": (our_pass(model, model.encoder), our_weights),
         "compiled": (
             our_pass(model, fast_encoder(model.encoder, device, "always")),
-            own,
+            our_weights,
         ),
     }
-    features = torch.randn(BATCH_SIZE, p.front_end.num_mels, NUM_FRAMES, device=device)
+    features = torch.randn(
+        BATCH_SIZE, parameters.front_end.num_mels, NUM_FRAMES, device=device
+    )
     agreement = {}
     if against_nemo:
         nemo = NemosPass(model, device)
@@ -128,19 +130,20 @@ def measure(overrides: tuple[str, ...], against_nemo: bool) -> dict:
         for name, way in ways.items():
             times[name].append(seconds(*way, batch))
     reference = "nemo" if against_nemo else "eager"
-    audio = BATCH_SIZE * NUM_FRAMES * p.front_end.hop_seconds
+    audio = BATCH_SIZE * NUM_FRAMES * parameters.front_end.hop_seconds
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "seconds": {name: median(found) for name, found in times.items()},
+        "seconds": {name: median(durations) for name, durations in times.items()},
         "first_seconds": first,
         "audio_seconds_per_second": {k: audio / median(v) for k, v in times.items()},
         "reference": reference,
         "ratio": {
             name: median(
-                own / other for own, other in zip(found, times[reference], strict=True)
+                one / other
+                for one, other in zip(durations, times[reference], strict=True)
             )
-            for name, found in times.items()
+            for name, durations in times.items()
         },
         **agreement,
     }
@@ -160,11 +163,11 @@ def main() -> int:
         except ImportError:
             print("NeMo is not installed here: without it")
             against_nemo = False
-    found = {}
+    report = {}
     try:
         for size, overrides in SIZES.items():
             overrides = (*overrides, "loss.name=arcface", *options.overrides)
-            found[size] = one = measure(overrides, against_nemo)
+            report[size] = one = measure(overrides, against_nemo)
             for name, duration in one["seconds"].items():
                 print(
                     f"{size:16}{name:10}{duration:8.3f} s"
@@ -176,7 +179,7 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found))
+    print(json.dumps(report))
     return 0
 
 

@@ -17,11 +17,11 @@ def split_at_block(document: Path, program: str) -> tuple[str, str, str]:
     """The text before, inside and after a program's block; raise `ValueError` if the
     document has none."""
     begin = f"<!-- written by experiments/{program} -->\n"
-    before, found, rest = document.read_text(encoding="utf-8").partition(begin)
+    before, begun, rest = document.read_text(encoding="utf-8").partition(begin)
     text, ended, after = rest.partition(END)
-    if not (found and ended):
+    if not (begun and ended):
         raise ValueError(f"{document} has no place for experiments/{program}")
-    return before + found, text, ended + after
+    return before + begun, text, ended + after
 
 
 def write_block(document: Path, program: str, text: str) -> None:

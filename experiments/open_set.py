@@ -91,8 +91,8 @@ def threshold_at(rate: float, unknown: NDArray) -> float:
 def resampled(owners: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:
     """Rows of people drawn anew."""
     names = np.unique(owners)
-    drawn = rng.choice(names, len(names))
-    return np.concatenate([np.flatnonzero(owners == name) for name in drawn])
+    chosen = rng.choice(names, len(names))
+    return np.concatenate([np.flatnonzero(owners == name) for name in chosen])
 
 
 def interval(values: list[float]) -> list[float]:
@@ -112,7 +112,7 @@ def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
     unknown_clips = np.concatenate([vectors[name] for name in strangers])
     calibration = voices.calibration
     among = voices.threshold.among(len(enrolled))
-    own = {
+    llr_thresholds = {
         "identify": among.llr,
         "identify, strict": among.strict,
         "not raised for 60 people": calibration.threshold,
@@ -127,12 +127,12 @@ def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
         known = scores(gallery, known_clips, mean)
         right = known.argmax(1) == owners
         best, unknown = known.max(1), scores(gallery, unknown_clips, mean).max(1)
-        found: dict = {"right, if a threshold were no matter": float(right.mean())}
+        report: dict = {"right, if a threshold were no matter": float(right.mean())}
         cosine_of = {
             name: (llr - calibration.offset) / calibration.scale
-            for name, llr in own.items()
+            for name, llr in llr_thresholds.items()
         }
-        drawn: dict[str, list] = {}
+        resamples: dict[str, list] = {}
         rng = np.random.default_rng(SEED)
         for _ in range(NUM_RESAMPLES):
             rows = resampled(owners, rng)
@@ -140,20 +140,20 @@ def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
             part = right[rows], best[rows], unknown[columns]
             for rate in RATES:
                 threshold = threshold_at(rate, part[2])
-                drawn.setdefault(f"{rate:g}", []).append(rates(threshold, *part))
+                resamples.setdefault(f"{rate:g}", []).append(rates(threshold, *part))
             for name, threshold in cosine_of.items():
-                drawn.setdefault(name, []).append(rates(threshold, *part))
+                resamples.setdefault(name, []).append(rates(threshold, *part))
         points = {f"{rate:g}": threshold_at(rate, unknown) for rate in RATES}
         for name, threshold in (points | cosine_of).items():
             identified, false_alarm = rates(threshold, right, best, unknown)
-            detections, false_alarms = zip(*drawn[name], strict=True)
-            found[name] = {
+            detections, false_alarms = zip(*resamples[name], strict=True)
+            report[name] = {
                 "identified": identified,
                 "interval": interval(detections),
                 "false_alarm": false_alarm,
                 "false_alarm_interval": interval(false_alarms),
             }
-        systems[system] = found
+        systems[system] = report
     return {
         "num_enrolled": len(enrolled),
         "num_tested": len(probes),
@@ -176,7 +176,7 @@ def calibrate_on_half(voices: Voices, folder: Path) -> dict:
     first, second = np.triu_indices(len(files), 1)
     cosines = (vectors @ vectors.T)[first, second]
     targets = codes[first] == codes[second]
-    found = {"num_people": len(half), "num_tested": len(others)}
+    report = {"num_people": len(half), "num_tested": len(others)}
     encoders = voices.calibration
     promised = voices.calibrate({name: people[name] for name in half})
     for name, calibration in (("encoder", encoders), ("own", promised)):
@@ -185,20 +185,20 @@ def calibrate_on_half(voices: Voices, folder: Path) -> dict:
         intervals = bootstrap_rates(
             accepted, targets, (codes[first], codes[second]), NUM_RESAMPLES, SEED
         )
-        found[name] = {
+        report[name] = {
             "threshold": calibration.threshold,
             "miss": miss,
             "miss_interval": [intervals[0].low, intervals[0].high],
             "false_alarm": false_alarm,
             "false_alarm_interval": [intervals[1].low, intervals[1].high],
         }
-    found["own"]["told"] = {
+    report["own"]["told"] = {
         "miss": promised.miss,
         "miss_interval": promised.miss_interval,
         "false_alarm": promised.false_alarm,
         "false_alarm_interval": promised.false_alarm_interval,
     }
-    return found
+    return report
 
 
 def percent(rate: float, limits: list[float]) -> str:
@@ -215,7 +215,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         voices = Voices.load()
-        found = {
+        report = {
             "encoder": voices.digest,
             "identification": identify(
                 voices, vectors_of(voices, options.common_voice)
@@ -223,12 +223,12 @@ def main() -> int:
             "calibration": calibrate_on_half(voices, options.speechocean),
         }
         with atomic_write(options.out) as file:
-            file.write(json.dumps(found, indent=2).encode())
+            file.write(json.dumps(report, indent=2).encode())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     rows = [["enrolled", "threshold", "identified, %", "false alarms, %"]]
-    for system, points in found["identification"]["systems"].items():
+    for system, points in report["identification"]["systems"].items():
         for name, point in points.items():
             if isinstance(point, dict):
                 identified = percent(point["identified"], point["interval"])
@@ -237,7 +237,7 @@ def main() -> int:
     print_table(rows)
     rows = [["threshold", "misses, %", "false alarms, %"]]
     for name in ("encoder", "own"):
-        one = found["calibration"][name]
+        one = report["calibration"][name]
         rows.append(
             [
                 name,

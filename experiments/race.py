@@ -214,8 +214,8 @@ class Bench:
         return torch.from_numpy(np.array(corpus.samples)).to(self.device)
 
     def front_end(self) -> FrontEnd:
-        p = shipped("front_end.normalization=mean")
-        return FrontEnd(p.front_end).to(self.device)
+        parameters = shipped("front_end.normalization=mean")
+        return FrontEnd(parameters.front_end).to(self.device)
 
     @torch.inference_mode()
     def evaluation(self, phase: str) -> tuple[list[tuple[Tensor, Tensor]], np.ndarray]:
@@ -290,7 +290,7 @@ class Training:
         order = np.concatenate([rng.permutation(num_utterances) for _ in rounds])
         plan = order[: self.steps * batch_size].reshape(self.steps, batch_size)
         progress = np.arange(1, self.steps + 1) / self.steps
-        self.plan, self.places, self.rates, self.margins = (
+        self.plan, self.positions, self.rates, self.margins = (
             torch.from_numpy(values).to(self.device)
             for values in (
                 plan,
@@ -346,14 +346,14 @@ class Training:
     def batch(self) -> tuple[Tensor, Tensor]:
         """Features [B, M, T], without masks, and classes [B] of step `now`."""
         items = self.plan.index_select(0, self.now)[0]
-        places = self.places.index_select(0, self.now)[0]
+        positions = self.positions.index_select(0, self.now)[0]
         lengths = self.lengths[items]
         room = (lengths - self.size).clamp(min=0) + 1
-        begins = self.offsets[items] + (places * room).long()
-        positions = torch.arange(self.size, device=self.device)
+        begins = self.offsets[items] + (positions * room).long()
+        steps = torch.arange(self.size, device=self.device)
         fitting = lengths.clamp(max=self.size)[:, None]  # the shorter are repeated
-        places = begins[:, None] + positions % fitting
-        x = self.bench.train_samples[places].float() / 32768  # [B, N]
+        indices = begins[:, None] + steps % fitting
+        x = self.bench.train_samples[indices].float() / 32768  # [B, N]
         return self.front_end(x)[0], self.classes[items]
 
     def step(self) -> None:
@@ -464,11 +464,11 @@ def work(connection: Connection, options: argparse.Namespace) -> None:
 
 def by_name(records: Sequence[dict], phase: str) -> dict[str, list[dict]]:
     """Records of a phase by configuration, best mean EER first."""
-    found = defaultdict(list)
+    by_configuration = defaultdict(list)
     for record in records:
         if record["phase"] == phase:
-            found[record["name"]].append(record)
-    return dict(sorted(found.items(), key=lambda pair: mean_eer(pair[1])))
+            by_configuration[record["name"]].append(record)
+    return dict(sorted(by_configuration.items(), key=lambda pair: mean_eer(pair[1])))
 
 
 def mean_eer(records: Sequence[dict]) -> float:
@@ -607,10 +607,10 @@ def main() -> None:
     elif options.command == "list":
         print("\n".join(f"{name}: {IDEAS[name]}" for name in IDEAS))
     else:
-        found = table(read_records(options.results))
-        print(found)
+        tables = table(read_records(options.results))
+        print(tables)
         if options.document is not None:
-            write_block(options.document, "race.py", found)
+            write_block(options.document, "race.py", tables)
 
 
 if __name__ == "__main__":

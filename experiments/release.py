@@ -68,16 +68,16 @@ def make(run: Path, released: Path) -> None:
 
 def measure(released: Path, figures: Path) -> None:
     """Write what the released encoder does on each test."""
-    found = {}
+    reports = {}
     for name, overrides in (("mixture", ()), ("librispeech", TEST_OTHER)):
         evaluation = evaluate_checkpoint(released, overrides)
         print_table(table_of(evaluation))
-        found[name] = as_report(evaluation)
+        reports[name] = as_report(evaluation)
         if name == "mixture":
             splits = prepare(load_model(released, CPU).config)
             test = evaluation.verification["test/commonvoice"]
-            found["languages"] = by_language(test, splits)
-        figures.write_text(json.dumps(found, indent=2))
+            reports["languages"] = by_language(test, splits)
+        figures.write_text(json.dumps(reports, indent=2))
 
 
 def by_language(test: Verification, splits: Splits) -> dict[str, dict]:
@@ -87,17 +87,17 @@ def by_language(test: Verification, splits: Splits) -> dict[str, dict]:
     speakers = splits.speakers_of(splits.by_corpus("test")["test/commonvoice"])
     of_speaker = {s: languages[s.rpartition("/")[2]] for s in set(speakers)}
     of_utterance = np.array([of_speaker[s] for s in speakers])
-    found = {}
+    reports = {}
     for language, count in Counter(of_speaker.values()).most_common():
         if count < FEW:
             break
         spoken = of_utterance == language
         mask = spoken[test.trials.enrolment] & spoken[test.trials.test]
         scores, trials = test.scores["trained"][mask], test.trials.where(mask)
-        p = load_parameters(SHIPPED).evaluation
-        report = asdict(verify(scores, trials, p, speakers))
-        found[language] = {"speakers": count, **report}
-    return found
+        evaluation = load_parameters(SHIPPED).evaluation
+        report = asdict(verify(scores, trials, evaluation, speakers))
+        reports[language] = {"speakers": count, **report}
+    return reports
 
 
 def interval(report: dict, name: str, scale: float, digits: int) -> str:
@@ -109,14 +109,14 @@ def interval(report: dict, name: str, scale: float, digits: int) -> str:
     return text
 
 
-def as_markdown(found: dict) -> str:
+def as_markdown(measured: dict) -> str:
     """The tables of the model card."""
     names = {"trained": "this encoder", "trained, AS-norm": "this encoder, AS-norm"}
     systems = [["test", "system", "EER %", "minDCF", "misses %", "false alarms %"]]
     kinds = [["test", "trials", "targets", "non-targets", "EER %"]]
     for name, test in TESTS.items():
         where = "librispeech" if name == "test" else "mixture"
-        reports = found[where]["verification"][name]
+        reports = measured[where]["verification"][name]
         for system, report in reports["systems"].items():
             rates = [
                 "" if report[rate] is None else f"{100 * report[rate]:.2f}"
@@ -129,7 +129,7 @@ def as_markdown(found: dict) -> str:
             systems.append([test, names.get(system, system), eer, dcf, *rates])
         of_kinds = dict(reports["conditions"])
         if name == "test/commonvoice":
-            of_kinds |= {f"both {k}": r for k, r in found["languages"].items()}
+            of_kinds |= {f"both {k}": r for k, r in measured["languages"].items()}
         for kind, report in of_kinds.items():
             counts = str(report["num_targets"]), str(report["num_non_targets"])
             kinds.append([test, kind, *counts, interval(report, "eer", 100, 2)])

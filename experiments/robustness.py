@@ -43,11 +43,14 @@ def hearing(model: SpeakerModel, change: Callable[[Tensor], Tensor]) -> Callable
     return embeddings
 
 
-def in_a_noisy_room(p: Parameters, device: torch.device) -> Callable:
+def in_a_noisy_room(parameters: Parameters, device: torch.device) -> Callable:
     """With a room and noise that training never uses."""
-    size = round(p.augmentation.reverberation.max_seconds * p.front_end.sample_rate)
-    room = Reverberation(1.0, load_responses(p, device, held_out=True), size)
-    noise = Noise(1.0, load_noise(p, device, held_out=True), (SNR_DB, SNR_DB))
+    size = round(
+        parameters.augmentation.reverberation.max_seconds
+        * parameters.front_end.sample_rate
+    )
+    room = Reverberation(1.0, load_responses(parameters, device, held_out=True), size)
+    noise = Noise(1.0, load_noise(parameters, device, held_out=True), (SNR_DB, SNR_DB))
     return lambda waveforms: noise(room(waveforms))
 
 
@@ -55,24 +58,27 @@ def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
     """EERs of a run's best checkpoint on each corpus, by what it hears."""
     model = load_model(run, torch.device("cpu"))
     values = override_values(model.config.as_dict(), overrides)
-    p = check_parameters(values)
-    device = choose_device(p)
+    parameters = check_parameters(values)
+    device = choose_device(parameters)
     model = model.to(device).eval()
-    splits = prepare(p)
-    trials = make_split_trials(splits, p)
-    telephone = Telephone(1.0, p.front_end.sample_rate)
+    splits = prepare(parameters)
+    trials = make_split_trials(splits, parameters)
+    telephone = Telephone(1.0, parameters.front_end.sample_rate)
     models = {"clean": model, "telephone": hearing(model, telephone)}
-    if p.augmentation.reverberation.held_out and p.augmentation.noise.held_out:
-        models["degraded"] = hearing(model, in_a_noisy_room(p, device))
+    if (
+        parameters.augmentation.reverberation.held_out
+        and parameters.augmentation.noise.held_out
+    ):
+        models["degraded"] = hearing(model, in_a_noisy_room(parameters, device))
     eers = {}
     for name, indices in splits.by_corpus("test").items():
-        seconds = p.evaluation.batch_seconds
+        seconds = parameters.evaluation.batch_seconds
         batches = UtteranceBatches(splits.pack, indices, seconds, device)
         targets = trials[name].targets
         key = f"{run} {name}" if len(splits.by_corpus("test")) > 1 else str(run)
         eers[key] = {}
         for condition, heard in models.items():
-            torch.manual_seed(p.seed)
+            torch.manual_seed(parameters.seed)
             scores = cosine_scores(embed(heard, batches), trials[name])
             eers[key][condition] = equal_error_rate(scores, targets)
     return eers
@@ -86,19 +92,19 @@ def main() -> int:
     overrides = [argument for argument in arguments if "=" in argument]
     runs = [Path(argument) for argument in arguments if "=" not in argument]
     try:
-        found = {}
+        eers_of = {}
         for run in runs:
-            found |= measure(run, overrides)
+            eers_of |= measure(run, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     conditions = ["clean", "telephone", "degraded"]
     rows = [
         [run, *(f"{eers[c]:.2%}" if c in eers else "" for c in conditions)]
-        for run, eers in found.items()
+        for run, eers in eers_of.items()
     ]
     print_table([["run", *conditions], *rows])
-    print(json.dumps(found))
+    print(json.dumps(eers_of))
     return 0
 
 

@@ -75,15 +75,15 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     for moment, count in sorted(report["kills"].items()):
         outcome = "went on; weights, optimizer, metrics and report equal to the bit"
         rows.append([f"SIGKILL: {moment}", f"{count}", outcome])
-    for kind, found in report["inputs"].items():
+    for kind, counts in report["inputs"].items():
         outcome = (
-            f"{found['read']:,} read, {found['refused']:,} refused in one line; the "
-            f"slowest took {1000 * found['slowest_seconds']:.0f} ms, peak memory grew "
-            f"by {found['growth_bytes'] / 1e6:.0f} MB"
+            f"{counts['read']:,} read, {counts['refused']:,} refused in one line; the "
+            f"slowest took {1000 * counts['slowest_seconds']:.0f} ms, peak memory grew "
+            f"by {counts['growth_bytes'] / 1e6:.0f} MB"
         )
-        rows.append([f"damaged files: {kind}", f"{found['tried']:,}", outcome])
-    for kind, found in report["large"].items():
-        size, seconds = found["bytes"] / 1e9, found["seconds"]
+        rows.append([f"damaged files: {kind}", f"{counts['tried']:,}", outcome])
+    for kind, counts in report["large"].items():
+        size, seconds = counts["bytes"] / 1e9, counts["seconds"]
         outcome = f"at most {size:.1f} GB of its own memory, {seconds:.0f} s"
         rows.append([LARGE[kind], "1", outcome])
     for name in report["tests"]:  # whose number grows between two soaks

@@ -73,7 +73,7 @@ def summarise(model: str, seed: int, run: Path) -> dict[str, Any]:
     report = json.loads((run / "report.json").read_text())
     unseen = as_report(evaluate_checkpoint(run, TEST_OTHER))["verification"]
     files, overrides = settings(model, seed)
-    given = [*(f"-p {file}" for file in files), *overrides]
+    arguments = [*(f"-p {file}" for file in files), *overrides]
     last = read_metrics(run)[-1]
     return {
         "model": model,
@@ -82,7 +82,7 @@ def summarise(model: str, seed: int, run: Path) -> dict[str, Any]:
         "epochs": trained.config.training.epochs,
         "steps": last["step"],
         "hours": last["spent/audio_seconds"] / 3600,  # of crops
-        "command": " ".join(["python src/train.py", *given]),
+        "command": " ".join(["python src/train.py", *arguments]),
         "identification": report["identification"],
         "tests": {
             test: of_test["systems"]
@@ -99,10 +99,10 @@ def embed_test(model: SpeakerModel, splits: Splits, indices: Sequence[int]) -> A
     return embed(model, batches).numpy()
 
 
-def draw(models: Mapping[str, SpeakerModel], own: Splits, unseen: Splits) -> None:
+def draw(models: Mapping[str, SpeakerModel], mixture: Splits, unseen: Splits) -> None:
     """The comparisons of the original study."""
     baseline, cross_entropy, arcface = models
-    seen = own, own.by_corpus("test")["test/speechocean762"]
+    seen = mixture, mixture.by_corpus("test")["test/speechocean762"]
     for file, (splits, indices), names, methods in (
         ("baseline", seen, (baseline, arcface), ("SVD", "UMAP")),
         ("losses", seen, (cross_entropy, arcface), ("SVD", "UMAP")),
@@ -120,9 +120,12 @@ def draw_augmentation() -> None:
     """A synthetic voice before and after each change."""
     changes = ("speed", "reverberation", "noise")
     always = [f"augmentation.{change}.probability=1" for change in changes]
-    p = load_parameters(HOME / "parameters.yml", overrides=always)
-    augmentation, cpu = Augmentation(p, torch.device("cpu")), torch.device("cpu")
-    batch = next(TrainingBatches(prepare(p), p, cpu).epoch(0))
+    parameters = load_parameters(HOME / "parameters.yml", overrides=always)
+    augmentation, cpu = (
+        Augmentation(parameters, torch.device("cpu")),
+        torch.device("cpu"),
+    )
+    batch = next(TrainingBatches(prepare(parameters), parameters, cpu).epoch(0))
     torch.manual_seed(batch.seed)
     before = batch.waveforms[:, : batch.crop]
     sounds = {
@@ -131,8 +134,8 @@ def draw_augmentation() -> None:
         "in a room": augmentation.reverberation(before),
         "with noise": augmentation.noise(before),
     }
-    drawn = {name: x[0].numpy() for name, x in sounds.items()}
-    figure = draw_sounds(drawn, p.front_end.sample_rate)
+    samples = {name: x[0].numpy() for name, x in sounds.items()}
+    figure = draw_sounds(samples, parameters.front_end.sample_rate)
     figure.savefig(ASSETS / "augmentation.png", dpi=80)  # spectrograms compress badly
 
 
@@ -238,9 +241,9 @@ def main() -> int:
             for seed in range(1, 1 + NUM_SEEDS[model])
         }
         runs = {key: train_once(p) for key, p in parameters.items()}
-        own = prepare(parameters["TitaNet, ArcFace", 1])
+        seen = prepare(parameters["TitaNet, ArcFace", 1])
         unseen = prepare(load_parameters(HOME / "parameters.yml", overrides=TEST_OTHER))
-        found = [summarise(*key, run) for key, run in runs.items()]
+        summaries = [summarise(*key, run) for key, run in runs.items()]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -249,7 +252,7 @@ def main() -> int:
     curves = draw_curves({name: read_metrics(run) for name, run in first.items()})
     curves.savefig(ASSETS / "curves.png")
     models = {name: load_model(run, device).eval() for name, run in first.items()}
-    draw(models, own, unseen)
+    draw(models, seen, unseen)
     draw_augmentation()
     lists = {
         label: first["TitaNet, ArcFace"] / f"test/{label}/trials.txt"
@@ -261,12 +264,12 @@ def main() -> int:
             label: hashlib.sha256(path.read_bytes()).hexdigest()
             for label, path in lists.items()
         },
-        "runs": found,
+        "runs": summaries,
     }
     (ASSETS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     released = json.loads((ASSETS / "titanet-s.json").read_text())
     write_block(DOCS / "results.md", "study.py", as_markdown(results, released))
-    write_utterances(own)
+    write_utterances(seen)
     write_utterances(unseen)
     return 0
 

@@ -57,24 +57,24 @@ def count(
     """Ticks of speech of enrolled people and of strangers, by whom they are given to;
     what no turn covers is given to nobody."""
     size = 1 + round(max([e for _, e, _ in spoken] + [t.end for t in turns]) / TICK)
-    given = np.full(size, "nobody", dtype=object)
+    names_of_ticks = np.full(size, "nobody", dtype=object)
     for turn in turns:
-        given[round(turn.begin / TICK) : round(turn.end / TICK)] = (
+        names_of_ticks[round(turn.begin / TICK) : round(turn.end / TICK)] = (
             turn.name or "unknown"
         )
-    found = {
+    counts = {
         "enrolled": {"right": 0, "other": 0, "unknown": 0, "nobody": 0},
         "stranger": {"other": 0, "unknown": 0, "nobody": 0},
     }
     for begin, end, name in spoken:
         names, ticks = np.unique(
-            given[round(begin / TICK) : round(end / TICK)], return_counts=True
+            names_of_ticks[round(begin / TICK) : round(end / TICK)], return_counts=True
         )
-        of = found["stranger" if name == STRANGER else "enrolled"]
+        of = counts["stranger" if name == STRANGER else "enrolled"]
         for own, number in zip(names.tolist(), ticks.tolist(), strict=True):
             kind = "right" if own == name else own if own in of else "other"
             of[kind] += number
-    return found
+    return counts
 
 
 def measure(voices: Voices, folder: Path) -> dict:
@@ -94,22 +94,22 @@ def measure(voices: Voices, folder: Path) -> dict:
         order = rng.permutation(len(clips))
         recording, spoken = join([clips[i] for i in order], rate)
         counts.append(count(spoken, voices.who(recording, store)))
-    found: dict = {"encoder": voices.digest, "num_recordings": NUM_RECORDINGS}
+    report: dict = {"encoder": voices.digest, "num_recordings": NUM_RECORDINGS}
     for whose in ("enrolled", "stranger"):
         kinds = list(counts[0][whose])
         table = np.array([[one[whose][kind] for kind in kinds] for one in counts])
-        drawn = rng.integers(len(table), size=(NUM_RESAMPLES, len(table)))
-        sums = table[drawn].sum(1)
+        resamples = rng.integers(len(table), size=(NUM_RESAMPLES, len(table)))
+        sums = table[resamples].sum(1)
         limits = np.percentile(sums / sums.sum(1, keepdims=True), [2.5, 97.5], axis=0)
         shares = table.sum(0) / table.sum()
-        found[whose] = {
+        report[whose] = {
             "seconds": float(table.sum() * TICK),
             **{
                 kind: {"share": float(share), "interval": interval.tolist()}
                 for kind, share, interval in zip(kinds, shares, limits.T, strict=True)
             },
         }
-    return found
+    return report
 
 
 def main() -> int:
@@ -119,15 +119,15 @@ def main() -> int:
     parser.add_argument("out", type=Path, nargs="?", default=TABLE)
     options = parser.parse_args()
     try:
-        found = measure(Voices.load(), options.common_voice)
+        report = measure(Voices.load(), options.common_voice)
         with atomic_write(options.out) as file:
-            file.write(json.dumps(found, indent=2).encode())
+            file.write(json.dumps(report, indent=2).encode())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     rows = [["speech of", "given to", "share, %"]]
     for whose in ("enrolled", "stranger"):
-        for kind, one in found[whose].items():
+        for kind, one in report[whose].items():
             if kind != "seconds":
                 low, high = one["interval"]
                 share = f"{100 * one['share']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -53,11 +53,11 @@ def simulate_rooms(
     direct = (talker - microphone).norm(dim=1, keepdim=True)  # [K, 1]
     delays = (distances - direct) / SPEED_OF_SOUND * sample_rate
     early = min(round(EARLY_SECONDS * sample_rate), num_samples)
-    places = delays.round().long()
-    within = places < early
+    arrivals = delays.round().long()
+    within = arrivals < early
     responses = torch.zeros(len(rt60), num_samples)
-    places = places.clamp(max=early - 1)
-    responses.scatter_add_(1, places, amplitudes * direct * within)
+    arrivals = arrivals.clamp(max=early - 1)
+    responses.scatter_add_(1, arrivals, amplitudes * direct * within)
 
     seconds = torch.arange(num_samples) / sample_rate
     decay = 10 ** (-3 * seconds / rt60[:, None])  # [K, R], 60 dB in RT60
@@ -79,8 +79,8 @@ def _without_rumble(responses: Tensor, sample_rate: int) -> Tensor:
     size = 2 * responses.shape[1]  # samples, so that nothing wraps around
     turns = torch.arange(size // 2 + 1) / size
     delay = torch.exp(-2j * torch.pi * turns)
-    kept = math.exp(-2 * math.pi * LOWEST_HERTZ / sample_rate)
-    passed = ((1 - delay) / (1 - kept * delay)) ** 2
+    pole = math.exp(-2 * math.pi * LOWEST_HERTZ / sample_rate)
+    passed = ((1 - delay) / (1 - pole * delay)) ** 2
     spectra = torch.fft.rfft(responses, size) * passed
     return torch.fft.irfft(spectra, size)[:, : responses.shape[1]]
 

@@ -140,6 +140,6 @@ def convolution_costs(encoder: TitaNet) -> dict[int, tuple[int, int]]:
         first = block.sub_blocks[0]
         kernel = first.depthwise.kernel_size[0]
         full = first.pointwise.weight.numel() * kernel
-        own = first.depthwise.weight.numel() + first.pointwise.weight.numel()
-        costs[kernel] = (own, full)
+        separable = first.depthwise.weight.numel() + first.pointwise.weight.numel()
+        costs[kernel] = (separable, full)
     return costs

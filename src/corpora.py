@@ -117,13 +117,13 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
     """
     if parameters.name != "mixture":
         return _utterances(parameters)
-    found = []
+    labelled = []
     for place, (label, corpus) in enumerate(parameters.corpora.items()):
         try:
             unlabelled = _utterances(corpus)
         except UserError as error:
             raise CorpusError(f"dataset.mixture.{place}: {error}") from None
-        found += [
+        labelled += [
             replace(
                 utterance,
                 id=f"{label}/{utterance.id}",
@@ -132,7 +132,7 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
             )
             for utterance in unlabelled
         ]
-    return found
+    return labelled
 
 
 def without_label(name: str, corpus: str) -> str:
@@ -144,13 +144,13 @@ def _utterances(parameters: DatasetParameters) -> list[Utterance]:
     corpus = CORPORA[parameters.name]
     where = corpus.place(parameters)
     try:
-        found = sorted(corpus.scan(parameters), key=lambda utterance: utterance.id)
+        ordered = sorted(corpus.scan(parameters), key=lambda utterance: utterance.id)
     except OSError as error:
         raise CorpusError(
             f"{error.filename or where}: cannot be used: {error.strerror}"
         ) from None
     splits: dict[str, str] = {}
-    for utterance in found:
+    for utterance in ordered:
         # validation is of the speakers of training
         split = utterance.split if utterance.split in SPLITS else "train"
         other = splits.setdefault(utterance.speaker, split)
@@ -159,7 +159,7 @@ def _utterances(parameters: DatasetParameters) -> list[Utterance]:
                 f"{where}: expected speaker {utterance.speaker} in one split, "
                 f"found {other} and {split}"
             )
-    for one, other in pairwise(found):
+    for one, other in pairwise(ordered):
         if one.id == other.id:
             raise CorpusError(f"{where}: expected {one.id} once, found it twice")
     if len(splits) < 2:
@@ -167,7 +167,7 @@ def _utterances(parameters: DatasetParameters) -> list[Utterance]:
             f"{where}: expected at least two speakers, "
             f"found {', '.join(splits) or 'none'}"
         )
-    return found
+    return ordered
 
 
 def official_trials(parameters: DatasetParameters) -> Path | None:
@@ -178,7 +178,9 @@ def official_trials(parameters: DatasetParameters) -> Path | None:
 def pack_key(parameters: DatasetParameters) -> list:
     """What the pack of a corpus or a mixture is named after."""
     if parameters.name == "mixture":
-        keys = ([label, *pack_key(p)] for label, p in parameters.corpora.items())
+        keys = (
+            [label, *pack_key(corpus)] for label, corpus in parameters.corpora.items()
+        )
         return [parameters.name, *keys]
     return [parameters.name, *CORPORA[parameters.name].key(parameters)]
 
@@ -249,8 +251,8 @@ def _scan_voxceleb1(parameters: DatasetParameters) -> Iterator[Utterance]:
     its test (3); what it marks for validation (2) is trained on.
     """
     root = parameters.root
-    places = root / "wav", root / "dev" / "wav", root / "test" / "wav"
-    homes = [place for place in places if place.is_dir()]
+    candidates = root / "wav", root / "dev" / "wav", root / "test" / "wav"
+    homes = [place for place in candidates if place.is_dir()]
     if not homes:
         raise CorpusError(
             f"{root}: expected VoxCeleb1's wav, or dev/wav and test/wav, found none; "
@@ -314,7 +316,7 @@ def _scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
     `validated.tsv` holds what train, dev and test do, and further clips of their
     speakers: those three have every sentence once.
     """
-    root, p = parameters.root, parameters.commonvoice
+    root, options = parameters.root, parameters.commonvoice
     _expect_folder(root, "the folder of dataset.root")
     tables = {path.parent.name: path for path in sorted(root.glob("*/validated.tsv"))}
     if not tables:
@@ -322,7 +324,7 @@ def _scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
             f"{root}: expected <locale>/validated.tsv and <locale>/clips of a Common "
             f"Voice release, found none; it is given out at {COMMON_VOICE_PAGE}"
         )
-    for locale in p.locales:
+    for locale in options.locales:
         if locale not in tables:
             raise CorpusError(
                 f"dataset.commonvoice.locales: expected some of {', '.join(tables)}, "
@@ -331,7 +333,7 @@ def _scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
     clips: dict[str, list[tuple[str, Path]]] = {}  # of each speaker
     genders: dict[str, str] = {}
     for locale, table in tables.items():
-        if p.locales and locale not in p.locales:
+        if options.locales and locale not in options.locales:
             continue
         for row in _table_rows(
             table, ("client_id", "path"), delimiter="\t", quoting=csv.QUOTE_NONE
@@ -348,9 +350,9 @@ def _scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
             clips.setdefault(speaker, []).append((_quote(f"{locale}/{name}"), path))
             if gender := COMMON_VOICE_GENDERS.get(row.get("gender")):
                 genders[speaker] = gender
-    for speaker, found in clips.items():
-        if len(found) >= p.min_utterances:
-            for name, path in found:
+    for speaker, of_speaker in clips.items():
+        if len(of_speaker) >= options.min_utterances:
+            for name, path in of_speaker:
                 yield Utterance(name, speaker, path, gender=genders.get(speaker))
 
 
@@ -438,9 +440,9 @@ def _manifest_lines(path: Path) -> Iterator[tuple[str, Segment]]:
             values = {"offset": 0.0, "duration": None} | values
             for key, expected, fits in keys:
                 if not fits(values.get(key)):
-                    found = repr(values[key]) if key in values else "none"
+                    actual = repr(values[key]) if key in values else "none"
                     raise CorpusError(
-                        f"{path}:{number}: expected {key}, {expected}, found {found}"
+                        f"{path}:{number}: expected {key}, {expected}, found {actual}"
                     )
             audio = path.parent / values["audio_filepath"]
             segment = Segment(audio, values["offset"], values["duration"])
@@ -449,8 +451,8 @@ def _manifest_lines(path: Path) -> Iterator[tuple[str, Segment]]:
 
 def _expect_folder(path: Path, what: str) -> None:
     if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
-        raise CorpusError(f"{path}: expected {what}, found {found}")
+        actual = "a file" if path.exists() else "nothing"
+        raise CorpusError(f"{path}: expected {what}, found {actual}")
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -460,10 +462,10 @@ def _visible(folder: Path) -> list[Path]:
 def _files(home: Path, layout: str) -> list[Path]:
     """What is laid out such as `<speaker>/*.flac`; raise `CorpusError` for nothing."""
     paths = home.glob(re.sub("<.*?>", "*", layout))
-    found = [path for path in paths if not path.name.startswith(".")]
-    if not found:
+    visible = [path for path in paths if not path.name.startswith(".")]
+    if not visible:
         raise CorpusError(f"{home}: expected {layout}, found none")
-    return found
+    return visible
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -446,11 +446,11 @@ def _split_corpus(
 def prepare(parameters: Parameters) -> Splits:
     """Scan, pack and split the corpora that the parameters name; raise
     `CorpusError`."""
-    p, front_end = parameters.dataset, parameters.front_end
-    digest = hashlib.sha256(json.dumps(pack_key(p)).encode()).hexdigest()[:12]
-    directory = p.packs / f"{p.name}-{digest}"
+    dataset, front_end = parameters.dataset, parameters.front_end
+    digest = hashlib.sha256(json.dumps(pack_key(dataset)).encode()).hexdigest()[:12]
+    directory = dataset.packs / f"{dataset.name}-{digest}"
     rate, min_seconds = front_end.sample_rate, front_end.min_seconds
-    return split(pack(utterances(p), directory, rate, min_seconds), p)
+    return split(pack(utterances(dataset), directory, rate, min_seconds), dataset)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -512,14 +512,14 @@ class Clips:
         lengths = np.minimum(self.lengths[chosen], size)
         return self._rows(self.offsets[chosen], lengths, size, repeat=False)
 
-    def cut(self, chosen: np.ndarray, places: np.ndarray, size: int) -> Tensor:
+    def cut(self, chosen: np.ndarray, positions: np.ndarray, size: int) -> Tensor:
         """A piece of each of these clips, float32 [B, size] in [-1, 1].
 
-        `places` [B], 0 up to 1, say where it begins, of the places where it fits; a
-        clip that is shorter is repeated.
+        `positions` [B], 0 up to 1, say where it begins, from the first sample to the
+        last at which it fits; a clip that is shorter is repeated.
         """
         lengths = self.lengths[chosen]
-        starts = (places * (np.maximum(lengths - size, 0) + 1)).astype(np.int64)
+        starts = (positions * (np.maximum(lengths - size, 0) + 1)).astype(np.int64)
         begins = self.offsets[chosen] + starts
         return self._rows(begins, np.minimum(lengths, size), size, repeat=True)
 
@@ -615,23 +615,23 @@ class TrainingBatches:
     def _grouped_plan(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Batches of several utterances of each speaker. A speaker's last group is
         filled up with more crops of the same utterances."""
-        p = self.parameters.loss.groups
+        sizes = self.parameters.loss.groups
         rounds: list[list[np.ndarray]] = []
         for utterances_of_speaker in self.by_speaker:
             repeats = self.repeats[utterances_of_speaker]  # whole under GE2E
             shuffled = rng.permutation(utterances_of_speaker.repeat(repeats))
-            num_groups = -(-len(shuffled) // p.utterances_per_speaker)
-            groups = np.resize(shuffled, (num_groups, p.utterances_per_speaker))
+            num_groups = -(-len(shuffled) // sizes.utterances_per_speaker)
+            groups = np.resize(shuffled, (num_groups, sizes.utterances_per_speaker))
             for number, group in enumerate(groups):
                 rounds += [[]] if number == len(rounds) else []
                 rounds[number].append(group)
         plan = []
         for groups in rounds:
             order = rng.permutation(len(groups))
-            parts = _even_parts(order, p.speakers_per_batch)
+            parts = _even_parts(order, sizes.speakers_per_batch)
             plan += [np.concatenate([groups[i] for i in part]) for part in parts]
         # A batch of one speaker has nothing to tell apart.
-        several = [part for part in plan if len(part) > p.utterances_per_speaker]
+        several = [part for part in plan if len(part) > sizes.utterances_per_speaker]
         return [several[i] for i in rng.permutation(len(several))]
 
     def _batch(self, epoch: int, number: int, chosen: np.ndarray) -> Batch:
@@ -641,16 +641,16 @@ class TrainingBatches:
         size = round(seconds * self.sample_rate)
         speed = self.parameters.augmentation.speed
         longer = -(-size * (100 + speed.steps) // 100)
-        places = rng.random(len(chosen))
+        positions = rng.random(len(chosen))
         seeds = rng.integers(2**63, size=num_ranks())
-        own = share(len(chosen))
+        of_rank = share(len(chosen))
         return Batch(
-            waveforms=self.clips.cut(chosen[own], places[own], longer),
+            waveforms=self.clips.cut(chosen[of_rank], positions[of_rank], longer),
             lengths=None,
             crop=size,
-            indices=torch.tensor([self.splits.train[i] for i in chosen[own]]),
+            indices=torch.tensor([self.splits.train[i] for i in chosen[of_rank]]),
             speakers=to_device(
-                torch.from_numpy(self.speakers[chosen[own]]), self.device
+                torch.from_numpy(self.speakers[chosen[of_rank]]), self.device
             ),
             seed=int(seeds[rank()]),
             size=len(chosen),

@@ -102,9 +102,9 @@ def judge(comparison: Comparison) -> str:
     return _told(comparison.verdict, comparison)
 
 
-def recognise(found: Identification) -> str:
+def recognise(identification: Identification) -> str:
     """An identification in words."""
-    return _told(found.name or "nobody who is enrolled", found)
+    return _told(identification.name or "nobody who is enrolled", identification)
 
 
 def _told(answer: str, result: Comparison | Identification) -> str:
@@ -153,8 +153,8 @@ def load_store(voices: Voices, file: str) -> People:
 def roll(people: People) -> str:
     """Who is enrolled, with how many recordings."""
     names, counts = np.unique(people.names, return_counts=True)
-    told = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
-    return f"People, and their recordings: {', '.join(told) or 'none'}."
+    counted = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
+    return f"People, and their recordings: {', '.join(counted) or 'none'}."
 
 
 @dataclass(frozen=True)
@@ -198,15 +198,15 @@ def _build_page(gr: ModuleType, voices: Voices, folder: Path) -> Any:
 
     def compare(first: str | None, second: str | None) -> tuple:
         sounds = [("first voice", first), ("second voice", second)]
-        told = judge(voices.compare_clips(*hear(voices, sounds)))
-        return told, *(picture(*sound) for sound in sounds)
+        verdict = judge(voices.compare_clips(*hear(voices, sounds)))
+        return verdict, *(picture(*sound) for sound in sounds)
 
     def add(
         name: str, recorded: str | None, files: list[str] | None, people: People | None
     ) -> tuple:
-        given = [*([recorded] if recorded else []), *(files or [])]
-        people, told = enrol(voices, name, given, people)
-        return told, people, None, None
+        recordings = [*([recorded] if recorded else []), *(files or [])]
+        people, answer = enrol(voices, name, recordings, people)
+        return answer, people, None, None
 
     def save(people: People | None) -> tuple:
         people = voices.enrol({}, people)
@@ -255,16 +255,16 @@ def _build_page(gr: ModuleType, voices: Voices, folder: Path) -> Any:
             """Let `run` answer an event: a text, then values of the other outputs."""
 
             @wraps(run)
-            def answer(*given: Any) -> Any:
+            def answer(*values: Any) -> Any:
                 try:
-                    return run(*given)
+                    return run(*values)
                 except UserError as error:
                     others = [
                         None if isinstance(output, gr.Plot) else gr.skip()
                         for output in outputs[1:]
                     ]
-                    told = f"error: {error}"
-                    return (told, *others) if others else told
+                    text = f"error: {error}"
+                    return (text, *others) if others else text
 
             event(
                 answer,

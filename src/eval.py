@@ -128,7 +128,7 @@ def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
 def verify(
     scores: NDArray[np.float64],
     trials: Trials,
-    p: EvaluationParameters,
+    evaluation: EvaluationParameters,
     speakers: Sequence[str] | None = None,
     calibration: Calibration | None = None,
 ) -> VerificationReport:
@@ -137,7 +137,8 @@ def verify(
     With intervals if the speakers [U] of the utterances are given, and with the metrics
     of log likelihood ratios if a calibration is.
     """
-    targets, point = trials.targets, (p.p_target, p.c_miss, p.c_fa)
+    targets = trials.targets
+    point = evaluation.p_target, evaluation.c_miss, evaluation.c_fa
     report = VerificationReport(
         num_targets=int(targets.sum()),
         num_non_targets=int((~targets).sum()),
@@ -150,7 +151,7 @@ def verify(
         _, codes = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
         sides = codes[trials.enrolment], codes[trials.test]
         of_eer, of_dcf = bootstrap_speakers(
-            scores, targets, sides, *point, p.num_resamples, seed=0
+            scores, targets, sides, *point, evaluation.num_resamples, seed=0
         )
         report = replace(
             report,
@@ -191,11 +192,11 @@ def _centroids(model: SpeakerModel, splits: Splits, count: int) -> Tensor:
 
 def _first_of_each(splits: Splits, count: int) -> list[int]:
     """The first `count` training utterances of every training speaker."""
-    kept: dict[str, list[int]] = {}
+    by_speaker: dict[str, list[int]] = {}
     for index in splits.train:
-        of_speaker = kept.setdefault(splits.pack.entries[index].speaker, [])
+        of_speaker = by_speaker.setdefault(splits.pack.entries[index].speaker, [])
         of_speaker += [index] if len(of_speaker) < count else []
-    return [index for of_speaker in kept.values() for index in of_speaker]
+    return [index for of_speaker in by_speaker.values() for index in of_speaker]
 
 
 def identify(model: SpeakerModel, splits: Splits) -> dict[str, IdentificationReport]:
@@ -230,8 +231,8 @@ def _identify(
             embeddings.split(rows), targets.split(rows), strict=True
         ):
             mean_loss, logits = model.criterion.identify(part, expected, centroids)
-            places = logits.topk(min(TOP, len(class_of)), dim=1).indices  # [B, 5]
-            hits = places == expected[:, None]
+            nearest = logits.topk(min(TOP, len(class_of)), dim=1).indices  # [B, 5]
+            hits = nearest == expected[:, None]
             loss += mean_loss.item() * len(part)
             first += hits[:, 0].sum().item()
             among_top += hits.sum().item()
@@ -263,25 +264,25 @@ def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trial
 
     Raises `TrialError` where utterances cannot be paired or a list does not fit.
     """
-    p, entries = parameters.evaluation, splits.pack.entries
+    evaluation, entries = parameters.evaluation, splits.pack.entries
     corpora, made = parameters.dataset.corpora, {}
     parts = splits.by_corpus("development") | splits.by_corpus("test")
     for name, indices in parts.items():
         split, _, label = name.partition("/")
-        path = p.trials or official_trials(corpora[label])
+        path = evaluation.trials or official_trials(corpora[label])
         speakers = splits.speakers_of(indices)
         if split == "test" and path is not None:
             ids = [without_label(entries[i].id, label) for i in indices]
             made[name], _ = read_trials(path, ids, speakers)
             continue
         try:
-            trials = make_trials(speakers, p.max_trials, corpora[label].seed)
+            trials = make_trials(speakers, evaluation.max_trials, corpora[label].seed)
         except TrialError as error:
             raise TrialError(f"{name}: {error}") from None
         if trials.targets.all() or not trials.targets.any():
             raise TrialError(
                 f"evaluation.max_trials: expected enough for {name} to have target "
-                f"and non-target trials, got {p.max_trials}"
+                f"and non-target trials, got {evaluation.max_trials}"
             )
         made[name] = trials
     return made
@@ -295,21 +296,21 @@ def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     one threshold serves recordings of unknown origin, and which corpora it is for is
     chosen by their `development_fraction`.
     """
-    p = model.config.evaluation
+    evaluation = model.config.evaluation
     model.eval()
-    cohort = _centroids(model, splits, p.as_norm.utterances_per_speaker)
+    cohort = _centroids(model, splits, evaluation.as_norm.utterances_per_speaker)
     backend = Backend(cohort, {}, [])
     made = make_split_trials(splits, model.config)
     parts: dict[str, list] = {}
     for name, indices in splits.by_corpus("development").items():
         embeddings, trials = _vectors(model, splits, indices), made[name]
-        scores = _system_scores(embeddings, trials, backend, p)
+        scores = _system_scores(embeddings, trials, backend, evaluation)
         for system, system_scores in scores.items():
             parts.setdefault(system, []).append((system_scores, trials.targets))
     return replace(
         backend,
         calibrations={
-            system: calibrate(scored, p.false_alarm_rate)
+            system: calibrate(scored, evaluation.false_alarm_rate)
             for system, scored in parts.items()
         },
         calibrated_on=list(splits.by_corpus("development")),
@@ -317,13 +318,18 @@ def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
 
 
 def _system_scores(
-    embeddings: Tensor, trials: Trials, backend: Backend | None, p: EvaluationParameters
+    embeddings: Tensor,
+    trials: Trials,
+    backend: Backend | None,
+    evaluation: EvaluationParameters,
 ) -> dict[str, NDArray[np.float64]]:
     """The model's scores, plain and, where there is a cohort, normalised."""
     cosines = cosine_scores(embeddings, trials)
     if backend is None:
         return {"trained": cosines}
-    normalised = as_norm(cosines, embeddings, trials, backend.cohort, p.as_norm.top)
+    normalised = as_norm(
+        cosines, embeddings, trials, backend.cohort, evaluation.as_norm.top
+    )
     return {"trained": cosines, "trained, AS-norm": normalised}
 
 
@@ -334,19 +340,19 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     Only splits of the corpus that the model was trained on have its speakers; on others
     there is no identification.
     """
-    p, device = model.config, model.device
+    parameters, device = model.config, model.device
     model.eval()
     identification = {}
     if splits.speakers == model.speakers:
         identification = identify(model, splits)
-    untrained = build_model(p, model.speakers, model.digests, device).eval()
+    untrained = build_model(parameters, model.speakers, model.digests, device).eval()
     references = {
         "untrained": untrained,
         "mean log-mel": mean_log_mel(model.front_end),
     }
     verification = {}
     parts = splits.by_corpus("development") | splits.by_corpus("test")
-    for name, trials in make_split_trials(splits, p).items():
+    for name, trials in make_split_trials(splits, parameters).items():
         indices = parts[name]
         speakers = splits.speakers_of(indices)
         began = time.perf_counter()
@@ -358,20 +364,28 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
             f"{name}: {len(entries)} utterances embedded, "
             f"{sum(durations) / seconds:.0f} audio s/s"
         )
-        scores = _system_scores(embeddings, trials, model.backend, p.evaluation)
+        scores = _system_scores(
+            embeddings, trials, model.backend, parameters.evaluation
+        )
         calibrations = model.backend.calibrations if model.backend else {}
         reports = {
             system: verify(
-                system_scores, trials, p.evaluation, speakers, calibrations.get(system)
+                system_scores,
+                trials,
+                parameters.evaluation,
+                speakers,
+                calibrations.get(system),
             )
             for system, system_scores in scores.items()
         }
         batches = UtteranceBatches(
-            splits.pack, indices, p.evaluation.batch_seconds, device
+            splits.pack, indices, parameters.evaluation.batch_seconds, device
         )
         for system, reference in references.items():
             system_scores = cosine_scores(embed(reference, batches), trials)
-            reports[system] = verify(system_scores, trials, p.evaluation, speakers)
+            reports[system] = verify(
+                system_scores, trials, parameters.evaluation, speakers
+            )
         kinds = conditions(
             trials,
             [entry.gender for entry in entries],
@@ -382,7 +396,7 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
             kind: verify(
                 scores["trained"][mask],
                 trials.where(mask),
-                p.evaluation,
+                parameters.evaluation,
                 speakers,
                 calibrations.get("trained"),
             )
@@ -396,12 +410,14 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     return Evaluation(identification, verification, calibrated_on)
 
 
-def refuse_heard(model: SpeakerModel, splits: Splits, p: DatasetParameters) -> None:
+def refuse_heard(
+    model: SpeakerModel, splits: Splits, dataset: DatasetParameters
+) -> None:
     """Raise `ParameterError` where speakers to be tested are those that the model, or
     one whose weights it started from, was trained on; names alone, of another corpus,
     are only noted."""
     noted: set[str] = set()
-    for label, corpus in p.corpora.items():
+    for label, corpus in dataset.corpora.items():
         unseen = {
             without_label(splits.pack.entries[i].speaker, label)
             for i in splits.development + splits.test
@@ -421,14 +437,15 @@ def refuse_heard(model: SpeakerModel, splits: Splits, p: DatasetParameters) -> N
 
 
 def _is_split_of_training(
-    model: SpeakerModel, splits: Splits, p: DatasetParameters
+    model: SpeakerModel, splits: Splits, dataset: DatasetParameters
 ) -> bool:
-    def dealt_by(dataset: DatasetParameters) -> list:
+    def dealt_by(parameters: DatasetParameters) -> list:
         keys = "seed", "validation_fraction", "development_fraction", "test_fraction"
-        return [[getattr(p, key) for key in keys] for p in dataset.corpora.values()]
+        corpora = parameters.corpora.values()
+        return [[getattr(corpus, key) for key in keys] for corpus in corpora]
 
-    trained_on = model.config.dataset
-    return splits.pack.digests == model.digests and dealt_by(p) == dealt_by(trained_on)
+    same_audio = splits.pack.digests == model.digests
+    return same_audio and dealt_by(dataset) == dealt_by(model.config.dataset)
 
 
 def _fit_anew(
@@ -514,9 +531,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="such as dataset.name=folder dataset.root=recordings",
     )
     options = parser.parse_args(arguments)
-    given = [*options.checkpoint, *options.overrides]
-    paths = [word for word in given if "=" not in word]
-    overrides = [word for word in given if "=" in word]
+    words = [*options.checkpoint, *options.overrides]
+    paths = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
     files = (options.scores, options.trials)
     if bool(paths) == all(files) or bool(paths) == any(files):
         parser.error("expected either --checkpoint or --scores and --trials")

@@ -10,7 +10,7 @@ scores [K] by system, targets [K] -> `draw_scores` -> Figure
 turns -> `draw_turns` -> Figure
 embeddings [U, E] by system, speakers [U] -> `draw_embeddings` -> Figure
 plane [U, 2], speakers [U], sounds -> `map_embeddings` -> HTML
-places [S, 2], [U, 2] by name, [2] -> `map_voices` -> plotly's Figure
+points [S, 2], [U, 2] by name, [2] -> `map_voices` -> plotly's Figure
 
 U utterances, K trials, E embedding size, N samples, F bands, T frames. All figures
 share one style and one palette. A colour has one meaning throughout: the systems that
@@ -151,7 +151,7 @@ def draw_embeddings(
     `t-SNE`. Draws the first 24 speakers in order.
     """
     looks, labels = speaker_looks(speakers), np.array(speakers)
-    drawn = np.isin(speakers, list(looks))
+    shown = np.isin(speakers, list(looks))
     with matplotlib.rc_context(STYLE):
         size = (1.4 + 4.2 * len(methods), 0.5 + 3.8 * len(embeddings))
         figure = Figure(figsize=size)
@@ -160,10 +160,10 @@ def draw_embeddings(
             embeddings.items(), rows, strict=True
         ):
             for method, axes in zip(methods, row, strict=True):
-                plane = _project(method, system_embeddings[drawn], seed)
+                plane = _project(method, system_embeddings[shown], seed)
                 for name, (marker, colour) in looks.items():
                     axes.scatter(
-                        *plane[labels[drawn] == name].T,
+                        *plane[labels[shown] == name].T,
                         s=18,
                         color=colour,
                         marker=marker,
@@ -642,7 +642,7 @@ def map_embeddings(
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         start = FROM_WEB.substitute(version=get_plotlyjs_version(), digest=digest)
     encoded = [base64.b64encode(sounds.get(name, b"")).decode() for name in ids]
-    drawn = MAP.substitute(
+    plot = MAP.substitute(
         key=f"map-{uuid.uuid4().hex}",
         caption=caption,
         sounds=json.dumps(encoded),
@@ -651,8 +651,8 @@ def map_embeddings(
         start=start,
     )
     if not offline:
-        return drawn
-    return PAGE.substitute(title=html.escape(title), script=script, map=drawn)
+        return plot
+    return PAGE.substitute(title=html.escape(title), script=script, map=plot)
 
 
 def _lines(
@@ -694,15 +694,15 @@ def map_voices(
     """A voice [2], a star, among people [U, 2] by name and others [S, 2], in grey."""
     figure = go.Figure()
 
-    def add(name: str, places: NDArray[np.float64], **marker: Any) -> None:
-        x, y = places.T
+    def add(name: str, points: NDArray[np.float64], **marker: Any) -> None:
+        x, y = points.T
         name = html.escape(name, quote=False)
         figure.add_scatter(x=x, y=y, name=name, mode="markers", marker=marker)
 
     add("training speakers", others, color="lightgrey", size=5)
     looks = itertools.cycle(itertools.product(MARKERS.values(), PALETTE))
-    for (name, places), (symbol, colour) in zip(people.items(), looks, strict=False):
-        add(name, places, symbol=symbol, color=colour, size=10)
+    for (name, points), (symbol, colour) in zip(people.items(), looks, strict=False):
+        add(name, points, symbol=symbol, color=colour, size=10)
     add("this voice", voice[None], symbol="star", color="black", size=18)
     figure.update_layout(
         template="simple_white",

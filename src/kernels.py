@@ -60,7 +60,7 @@ def _convolve(
 def _correlate(
     x,  # [B, T, C]
     gradient,  # of y, [B, T, C]
-    found,  # of the taps, [parts, K', C], K' the next power of two
+    partial_sums,  # of the taps, [parts, K', C], K' the next power of two
     num_utterances,
     num_frames,
     num_channels,
@@ -80,16 +80,16 @@ def _correlate(
         for begin in range(0, num_frames, block_t):
             t = begin + tl.arange(0, block_t)
             known = (t < num_frames)[:, None] & inside
-            places = gradient + first + t[:, None] * num_channels + c
-            of_y = tl.load(places, known, other=0).to(tl.float32)
+            pointers = gradient + first + t[:, None] * num_channels + c
+            of_y = tl.load(pointers, known, other=0).to(tl.float32)
             for k in tl.static_range(num_taps):
                 rows = t + (k - num_taps // 2)
                 known = ((rows >= 0) & (rows < num_frames))[:, None] & inside
-                places = x + first + rows[:, None] * num_channels + c
-                frames = tl.load(places, known, other=0).to(tl.float32)
+                pointers = x + first + rows[:, None] * num_channels + c
+                frames = tl.load(pointers, known, other=0).to(tl.float32)
                 of_tap = tl.sum(frames * of_y, 0)
                 sums += tl.where(taps == k, of_tap, 0)
-    tl.store(found + (part * padded + taps) * num_channels + c, sums, inside)
+    tl.store(partial_sums + (part * padded + taps) * num_channels + c, sums, inside)
 
 
 def _run(x: Tensor, weight: Tensor, flipped: bool) -> Tensor:
@@ -117,11 +117,11 @@ def _gradients(x: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Ten
     batch_size, frames, channels = x.shape
     size = weight.shape[1]
     num_parts, num_taps = min(batch_size, MOST_PARTS), triton.next_power_of_2(size)
-    found = torch.empty(num_parts, num_taps, channels, device=x.device)
+    partial_sums = torch.empty(num_parts, num_taps, channels, device=x.device)
     grid = num_parts, triton.cdiv(channels, CORRELATE["block_c"])
     sizes = batch_size, frames, channels, size, num_taps
-    _correlate[grid](x, gradient, found, *sizes, **CORRELATE)
-    of_weight = found[:, :size].sum(0).T.to(weight.dtype).contiguous()
+    _correlate[grid](x, gradient, partial_sums, *sizes, **CORRELATE)
+    of_weight = partial_sums[:, :size].sum(0).T.to(weight.dtype).contiguous()
     return _run(gradient, weight, flipped=True), of_weight
 
 

@@ -130,8 +130,8 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        kept = bits >= dropped - 2**15
-        return x * (kept * (2**16 / (2**16 - dropped)))
+        keep = bits >= dropped - 2**15
+        return x * (keep * (2**16 / (2**16 - dropped)))
 
 
 class Linear(nn.Linear):

@@ -176,23 +176,27 @@ def _draw_block(axes: Axes, parts: Sequence[tuple[str, int]]) -> None:
 def draw_convolution_costs(costs: Mapping[int, tuple[int, int]]) -> Figure:
     """By kernel, the weights of a depthwise and a pointwise convolution beside those of
     a full one."""
-    places = np.arange(len(costs))
-    own, full = np.array(list(costs.values())).T
+    rows = np.arange(len(costs))
+    separable, full = np.array(list(costs.values())).T
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 2.8))
         axes = figure.subplots()
-        axes.barh(places - 0.2, full / 1e3, 0.4, color="0.75", label="full")
+        axes.barh(rows - 0.2, full / 1e3, 0.4, color="0.75", label="full")
         axes.barh(
-            places + 0.2, own / 1e3, 0.4, color=BLUE, label="depthwise and pointwise"
+            rows + 0.2,
+            separable / 1e3,
+            0.4,
+            color=BLUE,
+            label="depthwise and pointwise",
         )
-        for place, less, more in zip(places, own, full, strict=True):
-            axes.text(more / 1e3, place - 0.2, f" {more:,}", va="center", fontsize=8)
+        for row, less, more in zip(rows, separable, full, strict=True):
+            axes.text(more / 1e3, row - 0.2, f" {more:,}", va="center", fontsize=8)
             axes.text(
-                *(less / 1e3, place + 0.2, f" {less:,}, {more / less:.1f} times fewer"),
+                *(less / 1e3, row + 0.2, f" {less:,}, {more / less:.1f} times fewer"),
                 va="center",
                 fontsize=8,
             )
-        axes.set_yticks(places, [f"kernel {kernel}" for kernel in costs])
+        axes.set_yticks(rows, [f"kernel {kernel}" for kernel in costs])
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set(title="Weights of one convolution", xlabel="weights (thousands)")

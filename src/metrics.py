@@ -223,8 +223,8 @@ def det_points(
     if len(miss) > max_points:
         position = np.log(miss) - np.log(false_alarm)  # rises along the curve
         evenly = np.linspace(position[0], position[-1], max_points)
-        kept = np.unique(np.searchsorted(position, evenly).clip(max=len(miss) - 1))
-        miss, false_alarm = miss[kept], false_alarm[kept]
+        indices = np.unique(np.searchsorted(position, evenly).clip(max=len(miss) - 1))
+        miss, false_alarm = miss[indices], false_alarm[indices]
     return miss, false_alarm
 
 
@@ -293,8 +293,8 @@ def _speaker_weights(
     num_speakers = 1 + int(max(enrolled.max(), tested.max()))
     generator = np.random.default_rng(seed)
     while True:
-        drawn = generator.integers(num_speakers, size=num_speakers)
-        counts = np.bincount(drawn, minlength=num_speakers)
+        resample = generator.integers(num_speakers, size=num_speakers)
+        counts = np.bincount(resample, minlength=num_speakers)
         weight = np.where(targets, counts[enrolled], counts[enrolled] * counts[tested])
         if weight[targets].any() and weight[~targets].any():
             yield weight

@@ -440,13 +440,16 @@ def _nemo_seconds(samples: int, sample_rate: int) -> float:
 
 def _config(model: SpeakerModel) -> dict[str, Any]:
     """The `model_config.yaml` from which NeMo builds the same model."""
-    p, encoder = model.config, model.encoder
-    front_end, masks = p.front_end, p.augmentation.spec_augment
-    loss = {"_target_": LOSSES[p.loss.name]}
-    if p.loss.name == "arcface":
-        loss |= {"scale": p.loss.arcface.scale, "margin": p.loss.arcface.margin}
+    parameters, encoder = model.config, model.encoder
+    front_end, masks = parameters.front_end, parameters.augmentation.spec_augment
+    loss = {"_target_": LOSSES[parameters.loss.name]}
+    if parameters.loss.name == "arcface":
+        loss |= {
+            "scale": parameters.loss.arcface.scale,
+            "margin": parameters.loss.arcface.margin,
+        }
     data = {"manifest_filepath": None, "sample_rate": front_end.sample_rate}
-    kept = ("stride", "dilation", "separable", "se", "se_context_size")
+    keys = ("stride", "dilation", "separable", "se", "se_context_size")
     return {
         "train_ds": {**data, "labels": model.speakers, "batch_size": 64},
         "validation_ds": {**data, "labels": None, "batch_size": 64},
@@ -476,7 +479,7 @@ def _config(model: SpeakerModel) -> dict[str, Any]:
             "activation": "relu",
             "conv_mask": True,
             "jasper": [
-                block | {key: BLOCK[key] for key in kept} for block in _blocks(encoder)
+                block | {key: BLOCK[key] for key in keys} for block in _blocks(encoder)
             ],
         },
         "decoder": {
@@ -485,7 +488,7 @@ def _config(model: SpeakerModel) -> dict[str, Any]:
             "num_classes": len(model.speakers),
             "pool_mode": "attention",
             "emb_sizes": encoder.embedding_size,
-            "angular": p.loss.name == "arcface",
+            "angular": parameters.loss.name == "arcface",
         },
         "loss": loss,
         "target": "nemo.collections.asr.models.label_models.EncDecSpeakerLabelModel",
@@ -494,11 +497,15 @@ def _config(model: SpeakerModel) -> dict[str, Any]:
 
 def save_nemo(path: Path, model: SpeakerModel) -> None:
     """Write a model as a `.nemo` file; raise `NemoError` if NeMo has no such model."""
-    p = model.config
+    parameters = model.config
     for key, value, known in (
-        ("model.name", p.model.name, ("titanet",)),
-        ("front_end.normalization", p.front_end.normalization, ("per_feature",)),
-        ("loss.name", p.loss.name, tuple(LOSSES)),
+        ("model.name", parameters.model.name, ("titanet",)),
+        (
+            "front_end.normalization",
+            parameters.front_end.normalization,
+            ("per_feature",),
+        ),
+        ("loss.name", parameters.loss.name, tuple(LOSSES)),
     ):
         if value not in known:
             raise NemoError(

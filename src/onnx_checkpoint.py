@@ -85,13 +85,16 @@ def save_onnx(
     What was found is returned and stays in the file's metadata beside `digest`, which
     names the weights.
     """
-    p = model.config
-    if p.model.name != "titanet":
-        raise OnnxError(f"model.name: expected titanet, got {p.model.name}")
+    parameters = model.config
+    if parameters.model.name != "titanet":
+        raise OnnxError(f"model.name: expected titanet, got {parameters.model.name}")
     _optional("onnxscript")
     graph = _Graph(model).cpu().eval()
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
-    example = torch.randn(2, p.front_end.num_mels, 200), torch.tensor([200, 150])
+    example = (
+        torch.randn(2, parameters.front_end.num_mels, 200),
+        torch.tensor([200, 150]),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own insides
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -110,18 +113,20 @@ def save_onnx(
         "language": "any",
         "url": "https://arxiv.org/abs/2110.04410",
         "comment": f"digest {digest}",
-        "sample_rate": str(p.front_end.sample_rate),
+        "sample_rate": str(parameters.front_end.sample_rate),
         "output_dim": str(model.encoder.embedding_size),
-        "feat_dim": str(p.front_end.num_mels),
-        "window_size_ms": f"{1000 * p.front_end.window_seconds:.0f}",
-        "window_stride_ms": f"{1000 * p.front_end.hop_seconds:.0f}",
+        "feat_dim": str(parameters.front_end.num_mels),
+        "window_size_ms": f"{1000 * parameters.front_end.window_seconds:.0f}",
+        "window_stride_ms": f"{1000 * parameters.front_end.hop_seconds:.0f}",
         "window_type": "hanning",
     }
     program.model.metadata_props.update(metadata)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         program.save(str(file))
-        agreement = compare(file, model, _excerpts(speech, p.front_end.sample_rate))
+        agreement = compare(
+            file, model, _excerpts(speech, parameters.front_end.sample_rate)
+        )
         checked = {name: str(value) for name, value in asdict(agreement).items()}
         program.model.metadata_props.update(checked)
         program.save(str(file))

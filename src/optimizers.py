@@ -75,9 +75,9 @@ class Muon(torch.optim.AdamW):
             new = old * (1 - lr * group["weight_decay"])
             new = new - length * orthogonalised(direction)
             skipped = getattr(self, "found_inf", torch.zeros_like(old[0, 0, 0])) > 0
-            for i, (weight, kept) in enumerate(zip(weights, momenta, strict=True)):
+            for i, (weight, buffer) in enumerate(zip(weights, momenta, strict=True)):
                 weight.copy_(torch.where(skipped, weight, new[i]))
-                kept.copy_(torch.where(skipped, kept, momentum[i]))
+                buffer.copy_(torch.where(skipped, buffer, momentum[i]))
 
 
 def build_optimizer(
@@ -87,21 +87,25 @@ def build_optimizer(
 
     Muon leaves a matrix to AdamW whose attribute `muon` is false.
     """
-    p, weights = parameters, list(weights)
-    common = {"lr": p.lr, "weight_decay": p.weight_decay, "fused": True}
+    weights = list(weights)
+    common = {
+        "lr": parameters.lr,
+        "weight_decay": parameters.weight_decay,
+        "fused": True,
+    }
     vectors = {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0}
-    if p.name == "muon":
+    if parameters.name == "muon":
         matrices = {"params": [w for w in weights if _is_muons(w)], "muon": True}
         rest = [w for w in weights if w.ndim > 1 and not _is_muons(w)]
         return Muon([matrices, {"params": rest}, vectors], **common)
     groups = [{"params": [w for w in weights if w.ndim > 1]}, vectors]
-    if p.name == "sgd":
-        sgd = torch.optim.SGD(groups, momentum=p.momentum, **common)
+    if parameters.name == "sgd":
+        sgd = torch.optim.SGD(groups, momentum=parameters.momentum, **common)
         # Of its own, it would leave them unwritten where it skips its first step.
         for weight in weights:
             sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         return sgd
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[p.name]
+    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[parameters.name]
     return adam(groups, **common)
 
 

@@ -106,13 +106,13 @@ def gather(rows: Tensor) -> Tensor:
     return total(everybodys)
 
 
-def gather_lists(own: list[Any]) -> list[Any]:
+def gather_lists(items: list[Any]) -> list[Any]:
     """The lists of all ranks, concatenated in order of rank."""
     if num_ranks() == 1:
-        return own
+        return items
     lists: list[list[Any]] = [[]] * num_ranks()
-    dist.all_gather_object(lists, own)
-    return [item for found in lists for item in found]
+    dist.all_gather_object(lists, items)
+    return [item for of_rank in lists for item in of_rank]
 
 
 def anywhere(flag: bool) -> bool:

@@ -589,8 +589,8 @@ def _explain(error: ValidationError) -> str:
         hint = f"; did you mean {by_name[near[0]]}?" if near else ""
         return f"{key}: unknown key{hint}"
     expected = complaint["msg"]
-    for found, ours in WORDS:
-        expected = re.sub(found, ours, expected)
+    for pattern, ours in WORDS:
+        expected = re.sub(pattern, ours, expected)
     return f"{key}: expected {expected}, got {shown(complaint['input'])}"
 
 

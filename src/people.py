@@ -70,21 +70,21 @@ class People:
 
     def without(self, name: str) -> "People":
         """These without a person; raise `VoiceError` if there is no such person."""
-        kept = self.names != name
-        if kept.all():
+        keep = self.names != name
+        if keep.all():
             raise VoiceError(
                 f"{name}: expected one of the enrolled people, "
                 f"{', '.join(np.unique(self.names)) or 'none'}"
             )
-        rows = {key: getattr(self, key)[kept] for key in ROWS}
+        rows = {key: getattr(self, key)[keep] for key in ROWS}
         return People(self.model, self.digest, self.front_end, **rows)
 
     def centroids(self) -> tuple[list[str], NDArray[np.float64]]:
         """Names [P] and mean directions [P, E], one of each person however many clips
         there are."""
-        names, places = np.unique(self.names, return_inverse=True)
+        names, codes = np.unique(self.names, return_inverse=True)
         sums = np.zeros((len(names), self.vectors.shape[1]))
-        np.add.at(sums, places, self.vectors)
+        np.add.at(sums, codes, self.vectors)
         return names.tolist(), unit(sums)
 
     def save(self, path: Path) -> None:

@@ -182,8 +182,9 @@ def write_map(
     people = np.unique(speakers)
     of_each = max(1, MAPPED_UTTERANCES // len(people))
     for speaker in people[:MAPPED_UTTERANCES]:
-        own = np.flatnonzero(speakers == speaker)
-        rows |= set(own[:: -(-len(own) // of_each)].tolist())  # rounded up
+        of_speaker = np.flatnonzero(speakers == speaker)
+        step = -(-len(of_speaker) // of_each)  # rounded up
+        rows |= set(of_speaker[::step].tolist())
     mapped = sorted(rows)
     rate, sounds = splits.pack.sample_rate, {}
     for entry in (entries[row] for row in mapped):
@@ -336,8 +337,12 @@ def compare_models(
     metrics = [f"{label} {of}".strip() for label in labels for of in ("EER", "minDCF")]
     rows = [["", "accuracy", *metrics]]
     for name, (system, evaluation) in systems.items():
-        found = evaluation.identification.values() if system == "trained" else ()
-        accuracy = f"{mean(report.accuracy for report in found):.1%}" if found else ""
+        accuracies = [
+            report.accuracy
+            for report in evaluation.identification.values()
+            if system == "trained"
+        ]
+        accuracy = f"{mean(accuracies):.1%}" if accuracies else ""
         reports = [test.reports[system] for test in evaluation.tests.values()]
         cells = [cell for report in reports for cell in report_cells(report)[:2]]
         rows.append([name, accuracy, *cells])

@@ -104,20 +104,20 @@ def faults_of(
     samples: NDArray[np.int16], rate: int, seconds: float, speech: float
 ) -> list[str]:
     """What makes a verdict less sure."""
-    found = []
+    faults = []
     if not speech:
-        found.append("no speech was found")
+        faults.append("no speech was found")
     elif speech < FEW_SECONDS:
-        found.append(f"{speech:.1f} s of speech, below {FEW_SECONDS:g} s is little")
+        faults.append(f"{speech:.1f} s of speech, below {FEW_SECONDS:g} s is little")
     if 0 < speech < seconds / 2 and seconds - speech > FEW_SECONDS:
-        found.append(f"long pauses, {seconds - speech:.1f} of {seconds:.1f} s")
+        faults.append(f"long pauses, {seconds - speech:.1f} of {seconds:.1f} s")
     clipped = np.isin(samples, (-FULL_SCALE, FULL_SCALE - 1)).mean()
     if clipped > CLIPPED:
-        found.append(f"clipped, {100 * clipped:.1f} % of the samples at full scale")
+        faults.append(f"clipped, {100 * clipped:.1f} % of the samples at full scale")
     if rate >= 14_000:
         power = np.abs(np.fft.rfft(samples[: 60 * rate])) ** 2  # a minute will do
         hertz = np.fft.rfftfreq(len(samples[: 60 * rate]), 1 / rate)
         high = power[(hertz >= 5000) & (hertz < 7000)].mean()
         if high < NARROW * power[(hertz >= 2000) & (hertz < 3500)].mean():
-            found.append("narrow band, as of 8 kHz")
-    return found
+            faults.append("narrow band, as of 8 kHz")
+    return faults

@@ -196,7 +196,7 @@ class State:
                 weight.muon = True
             optimizer = build_optimizer(model.parameters(), chosen)
         optimizer.load_state_dict(saved["optimizer"])
-        kept = ("epoch", "step", "best_loss", "wandb_id")
+        names = ("epoch", "step", "best_loss", "wandb_id")
         added = {  # not in earlier versions
             name: saved[name] for name in ("recordings", "spent") if name in saved
         }
@@ -206,7 +206,7 @@ class State:
             optimizer,
             tally=tally,
             **added,
-            **{name: saved[name] for name in kept},
+            **{name: saved[name] for name in names},
         )
 
 
@@ -272,16 +272,16 @@ def training_step(
 
     `encoder` is the model's, as `fast_encoder` returns it.
     """
-    model, p = state.model, state.model.config.training
+    model, training = state.model, state.model.config.training
     progress = (state.step + 1) / num_steps
-    set_learning_rate(state.optimizer, p.optimizer, progress)
+    set_learning_rate(state.optimizer, training.optimizer, progress)
     model.criterion.schedule(progress)
     torch.manual_seed(batch.seed)
     buffers = [buffer.clone() for buffer in model.buffers()]
     state.optimizer.zero_grad()
     loss, hits = torch.zeros(2, device=batch.waveforms.device)
-    for number, part in enumerate(batch.parts(p.accumulation), 1):
-        with gradients_of_all_ranks(encoder, last=number == p.accumulation):
+    for number, part in enumerate(batch.parts(training.accumulation), 1):
+        with gradients_of_all_ranks(encoder, last=number == training.accumulation):
             waveforms = augmentation(part.waveforms, part.crop)  # [B, N]
             speakers = gather(part.speakers)  # [B], of all ranks
             features, frames = model.front_end(waveforms)  # [B, M, T]
@@ -433,8 +433,8 @@ def training_epoch(
     """One crop of every training utterance, or those that are left of the epoch; its
     metrics, or None where it was stopped."""
     state.model.train()
-    p = state.model.config.training
-    readings, tally = Readings(batches.splits, p.on_nonfinite), state.tally
+    training = state.model.config.training
+    readings, tally = Readings(batches.splits, training.on_nonfinite), state.tally
     began = time.perf_counter()
     products = cache(state.model.encoder.products)  # of a crop's frames
     title, done = f"epoch {state.epoch + 1}", state.step - state.epoch * len(batches)
@@ -639,12 +639,12 @@ def _end_epoch(
     metrics = {"epoch": state.epoch, "step": state.step, **trained, **spent}
     # Without validation utterances the last epoch is as good a choice as any.
     loss = -state.epoch
-    if found := identify(state.model, splits):
-        for name, report in found.items():
+    if identified := identify(state.model, splits):
+        for name, report in identified.items():
             metrics[f"{name}/loss"] = report.loss
             metrics[f"{name}/accuracy"] = report.accuracy
         # Of a mixture the mean over its corpora, however large each, chooses the best.
-        reports = found.values()
+        reports = identified.values()
         metrics["validation/loss"] = loss = mean(r.loss for r in reports)
         metrics["validation/accuracy"] = mean(r.accuracy for r in reports)
     if not math.isfinite(loss):

@@ -176,17 +176,17 @@ class Speed(nn.Module):
         """[B, N'] -> [B, size]; N' must be `size` times the greatest speed."""
         x = waveforms[:, :size]
         rows = _chosen(self.probability, len(waveforms))
-        drawn = torch.randint(len(self.percents), (len(rows),))
+        speeds = torch.randint(len(self.percents), (len(rows),))
         if len(rows) == 0:
             return x
-        rows, drawn = to_device(torch.stack([rows, drawn]), x.device)
+        rows, speeds = to_device(torch.stack([rows, speeds]), x.device)
         num_blocks, num_taps = -(-size // 100), self.filters.shape[1]
         blocks = torch.arange(num_blocks, device=x.device)
-        begins = self.percents[drawn, None] * blocks  # [R, m]
-        places = begins[..., None] + torch.arange(num_taps, device=x.device)
+        begins = self.percents[speeds, None] * blocks  # [R, m]
+        samples = begins[..., None] + torch.arange(num_taps, device=x.device)
         padded = F.pad(waveforms[rows], (self.ZERO_CROSSINGS, num_taps))
-        blocks = padded.gather(1, places.flatten(1)).view(places.shape)  # [R, m, K]
-        changed = (blocks @ self.filters[drawn]).flatten(1)[:, :size]
+        blocks = padded.gather(1, samples.flatten(1)).view(samples.shape)  # [R, m, K]
+        changed = (blocks @ self.filters[speeds]).flatten(1)[:, :size]
         return x.index_copy(0, rows, changed)
 
 
@@ -204,17 +204,17 @@ class Reverberation(nn.Module):
     def forward(self, waveforms: Tensor) -> Tensor:
         """[B, N] -> [B, N]"""
         rows = _chosen(self.probability, len(waveforms))
-        drawn = torch.randint(len(self.responses), (len(rows),))
+        chosen = torch.randint(len(self.responses), (len(rows),))
         if len(rows) == 0:
             return waveforms
-        responses = self.responses.whole(drawn.numpy(), self.size)
+        responses = self.responses.whole(chosen.numpy(), self.size)
         rows = to_device(rows, waveforms.device)
         dry = waveforms[rows]
         wet = reverberate(dry, responses)
         power = _power(wet)
         # A response of silence leaves the speech as it is.
-        kept = torch.where(power > 0, wet * (_power(dry) / power).sqrt(), dry)
-        return waveforms.index_copy(0, rows, kept)
+        scaled = torch.where(power > 0, wet * (_power(dry) / power).sqrt(), dry)
+        return waveforms.index_copy(0, rows, scaled)
 
 
 def reverberate(waveforms: Tensor, responses: Tensor) -> Tensor:
@@ -245,13 +245,13 @@ class Noise(nn.Module):
     def forward(self, waveforms: Tensor) -> Tensor:
         """[B, N] -> [B, N]"""
         rows = _chosen(self.probability, len(waveforms))
-        drawn = torch.randint(len(self.recordings), (len(rows),))
-        places = torch.rand(len(rows), dtype=torch.float64)
+        chosen = torch.randint(len(self.recordings), (len(rows),))
+        positions = torch.rand(len(rows), dtype=torch.float64)
         uniform = torch.rand(len(rows), dtype=torch.float64)
         if len(rows) == 0:
             return waveforms
         size = waveforms.shape[1]
-        noise = self.recordings.cut(drawn.numpy(), places.numpy(), size)
+        noise = self.recordings.cut(chosen.numpy(), positions.numpy(), size)
         low, high = self.snr_db
         snr = to_device((low + uniform * (high - low)).float(), noise.device)[:, None]
         rows = to_device(rows, waveforms.device)
@@ -330,8 +330,8 @@ def recording_digests(parameters: Parameters) -> dict[str, str]:
     if noise.probability and noise.root is not None:
         recordings["noise"] = noise_recordings(noise.root)
     return {
-        f"augmentation.{key}": _pack(key, found, parameters).digest
-        for key, found in recordings.items()
+        f"augmentation.{key}": _pack(key, paths, parameters).digest
+        for key, paths in recordings.items()
     }
 
 
@@ -369,16 +369,18 @@ def load_responses(
 ) -> Clips:
     """Room impulse responses for training, or those held out from it; simulated unless
     the parameters name a folder."""
-    p, rate = parameters.augmentation.reverberation, parameters.front_end.sample_rate
-    if p.root is not None:
-        recordings = response_recordings(p.root, p.download)
-        return _clips(
-            "reverberation", recordings, p.held_out, held_out, parameters, device
-        )
+    rooms, rate = (
+        parameters.augmentation.reverberation,
+        parameters.front_end.sample_rate,
+    )
+    if rooms.root is not None:
+        recordings = response_recordings(rooms.root, rooms.download)
+        share = rooms.held_out
+        return _clips("reverberation", recordings, share, held_out, parameters, device)
     generator = _generator(parameters, 2 + held_out)
-    low, high = p.rt60_seconds
-    rt60 = low + torch.rand(p.num_rooms, generator=generator) * (high - low)
-    size = round(p.max_seconds * rate)
+    low, high = rooms.rt60_seconds
+    rt60 = low + torch.rand(rooms.num_rooms, generator=generator) * (high - low)
+    size = round(rooms.max_seconds * rate)
     return Clips.simulated(simulate_rooms(rt60, rate, size, generator), device)
 
 
@@ -387,10 +389,10 @@ def load_noise(
 ) -> Clips:
     """Noise for training, or that held out from it; simulated, from white to brown,
     unless the parameters name a folder."""
-    p, rate = parameters.augmentation.noise, parameters.front_end.sample_rate
-    if p.root is not None:
-        recordings = noise_recordings(p.root)
-        return _clips("noise", recordings, p.held_out, held_out, parameters, device)
+    noise, rate = parameters.augmentation.noise, parameters.front_end.sample_rate
+    if noise.root is not None:
+        recordings = noise_recordings(noise.root)
+        return _clips("noise", recordings, noise.held_out, held_out, parameters, device)
     generator = _generator(parameters, 4 + held_out)
     exponents = 2 * torch.rand(NUM_COLOURS, generator=generator)
     size = round(COLOURED_SECONDS * rate)
@@ -404,22 +406,21 @@ class Augmentation(nn.Module):
 
     def __init__(self, parameters: Parameters, device: torch.device) -> None:
         super().__init__()
-        p = parameters.augmentation
+        augmentation, rate = parameters.augmentation, parameters.front_end.sample_rate
+        rooms, noise = augmentation.reverberation, augmentation.noise
         self.speed = self.reverberation = self.noise = self.telephone = None
-        if p.speed.steps:
-            self.speed = Speed(p.speed)
-        if p.reverberation.probability:
-            size = round(p.reverberation.max_seconds * parameters.front_end.sample_rate)
+        if augmentation.speed.steps:
+            self.speed = Speed(augmentation.speed)
+        if rooms.probability:
+            size = round(rooms.max_seconds * rate)
             responses = load_responses(parameters, device)
-            probability = p.reverberation.probability
-            self.reverberation = Reverberation(probability, responses, size)
-        if p.noise.probability:
+            self.reverberation = Reverberation(rooms.probability, responses, size)
+        if noise.probability:
             recordings = load_noise(parameters, device)
-            self.noise = Noise(p.noise.probability, recordings, p.noise.snr_db)
-        if p.telephone.probability:
-            rate = parameters.front_end.sample_rate
-            self.telephone = Telephone(p.telephone.probability, rate)
-        self.spec_augment = SpecAugment(p.spec_augment)
+            self.noise = Noise(noise.probability, recordings, noise.snr_db)
+        if augmentation.telephone.probability:
+            self.telephone = Telephone(augmentation.telephone.probability, rate)
+        self.spec_augment = SpecAugment(augmentation.spec_augment)
         self.to(device)
 
     def forward(self, waveforms: Tensor, size: int) -> Tensor:
@@ -446,12 +447,12 @@ class SpecAugment(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, M, T], not padded -> [B, M, T]."""
-        p = self.config
-        batch_size, num_mels, num_frames = features.shape
-        frequency = (p.frequency_masks, batch_size, num_mels, p.frequency_width)
-        time = (p.time_masks, batch_size, num_frames, int(p.time_fraction * num_frames))
-        in_band = _masks(*frequency, features.device)[:, :, None]
-        in_stretch = _masks(*time, features.device)[:, None]
+        config, (batch_size, num_mels, num_frames) = self.config, features.shape
+        bands = config.frequency_masks, batch_size, num_mels, config.frequency_width
+        widest = int(config.time_fraction * num_frames)
+        stretches = config.time_masks, batch_size, num_frames, widest
+        in_band = _masks(*bands, features.device)[:, :, None]
+        in_stretch = _masks(*stretches, features.device)[:, None]
         return features.masked_fill(in_band | in_stretch, 0)
 
 

@@ -169,11 +169,11 @@ class Voices:
                 seconds = len(samples) / self.sample_rate
                 stretches = speech_stretches(samples, self.sample_rate)
                 speech = sum(end - begin for begin, end in stretches)
-                found = [cut] if cut else []
-                found += faults_of(samples, self.sample_rate, seconds, speech)
-                faults = tuple(f"{name}: {fault}" for fault in found)
+                faults = [cut] if cut else []
+                faults += faults_of(samples, self.sample_rate, seconds, speech)
+                labelled = tuple(f"{name}: {fault}" for fault in faults)
                 digest = hashlib.sha256(samples.tobytes()).hexdigest()
-                rest.append((seconds, speech, digest, faults))
+                rest.append((seconds, speech, digest, labelled))
                 yield samples
 
         vectors = self._vectors(heard())
@@ -261,22 +261,22 @@ class Voices:
             return []
         vectors = self._vectors(pieces).astype(np.float64)
         turns: list[Turn] = []
-        for stretch, of_stretch, own in zip(
+        for stretch, of_stretch, window_vectors in zip(
             stretches,
             centres,
             np.split(vectors, np.cumsum(list(map(len, centres)))[:-1]),
             strict=True,
         ):
-            padded = np.pad(own, ((1, 1), (0, 0)))
+            padded = np.pad(window_vectors, ((1, 1), (0, 0)))
             smoothed = padded[:-2] + padded[1:-1] + padded[2:]
             nearest = (smoothed @ centroids.T).argmax(1)
             changes = np.flatnonzero(np.diff(nearest)) + 1
-            limits = [0, *changes.tolist(), len(own)]
+            limits = [0, *changes.tolist(), len(window_vectors)]
             middles = (of_stretch[changes - 1] + of_stretch[changes]) / 2
             times = [stretch[0], *middles.tolist(), stretch[1]]
             for turn, (first, last) in enumerate(itertools.pairwise(limits)):
                 person = nearest[first]
-                mean = unit(own[first:last].sum(0, keepdims=True))[0]
+                mean = unit(window_vectors[first:last].sum(0, keepdims=True))[0]
                 llr = float(self.calibration.llrs(mean @ centroids[person]))
                 name = names[person] if llr >= threshold.llr else None
                 begin, end = times[turn], times[turn + 1]
@@ -317,7 +317,7 @@ class Voices:
         miss, false_alarm = rates_at(1, accepted, targets)
         intervals = bootstrap_rates(accepted, targets, sides, NUM_RESAMPLES, seed=0)
         everybody = np.ones(len(speakers), bool)
-        own = replace(
+        calibration = replace(
             calibrate([_scored(vectors, speakers, everybody)[:2]], rate),
             miss=miss,
             false_alarm=false_alarm,
@@ -329,9 +329,9 @@ class Voices:
         if backend is None:  # such as NeMo's models have none
             cohort = [vectors[speakers == name].mean(0) for name in sounds]
             backend = Backend(F.normalize(torch.stack(cohort)), {}, [])
-        calibrations = {**backend.calibrations, OWN: own}
+        calibrations = {**backend.calibrations, OWN: calibration}
         self.model.backend = replace(backend, calibrations=calibrations)
-        return own
+        return calibration
 
     def disagreements(self, people: People, names: Sequence[str]) -> list[str]:
         """A line for each clip of these people that is more likely somebody else's than
@@ -363,10 +363,10 @@ class Voices:
         return digest.hexdigest()
 
     def _front_end(self) -> str:
-        p = self.model.config.front_end
+        parameters = self.model.config.front_end
         keys = ("sample_rate", "window_size", "hop_size", "n_fft", "num_mels")
         keys += ("preemphasis", "normalization")
-        return json.dumps({key: getattr(p, key) for key in keys})
+        return json.dumps({key: getattr(parameters, key) for key in keys})
 
     def _nobody(self) -> People:
         size = self.model.encoder.embedding_size
@@ -382,13 +382,13 @@ class Voices:
         names, centroids = self._own(people).centroids()
         if not names:
             raise VoiceError("expected enrolled people, the store has none")
-        own = self.threshold
-        if own is None:
+        threshold = self.threshold
+        if threshold is None:
             raise VoiceError(
                 f"{self.name}: expected a calibrated model, for without a threshold "
                 "nobody is unknown"
             )
-        return names, centroids, own.among(len(names))
+        return names, centroids, threshold.among(len(names))
 
     def _own(self, people: People) -> People:
         """The people, if this model heard them."""
@@ -566,7 +566,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         raise VoiceError(f"{options.target}: expected a new file, this one exists")
     sounds = read_people(options.people)
     voices = Voices.load(options.checkpoint)
-    own = voices.calibrate(sounds)
+    calibration = voices.calibrate(sounds)
     save_checkpoint(options.target, voices.model)
     counts = [len(files) for files in sounds.values()]
     num_targets = sum(math.comb(count, 2) for count in counts)
@@ -575,14 +575,14 @@ def _calibrate(options: argparse.Namespace) -> None:
     miss, false_alarm = (
         f"{name} {100 * measured:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
         for name, measured, (low, high) in (
-            ("misses", own.miss, own.miss_interval),
-            ("false alarms", own.false_alarm, own.false_alarm_interval),
+            ("misses", calibration.miss, calibration.miss_interval),
+            ("false alarms", calibration.false_alarm, calibration.false_alarm_interval),
         )
     )
     print(
-        f"{options.target}: threshold {own.threshold:+.1f} for {100 * rate:g} % false "
-        f"alarms, found on {len(counts)} people, {num_targets} pairs of one person and "
-        f"{num_others} of two\n"
+        f"{options.target}: threshold {calibration.threshold:+.1f} for "
+        f"{100 * rate:g} % false alarms, found on {len(counts)} people, "
+        f"{num_targets} pairs of one person and {num_others} of two\n"
         f"measured on people that it was not found on: {miss}, {false_alarm}"
     )
     if len(counts) < FEW_SPEAKERS:
