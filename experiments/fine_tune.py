@@ -1,6 +1,6 @@
 """How many people fine-tuning needs: EER before it, after it, and trained from scratch.
 
-    python experiments/fine_tune.py WORK assets/fine-tuning.json
+    python experiments/fine_tune.py WORK
 
 It is called from the folder that has the corpora below `data`, as init/titanet-s.yml
 names them. It trains an encoder on Common Voice and LibriSpeech, and tunes it by
@@ -8,11 +8,13 @@ init/fine-tune.yml on 10, 40 and 125 training speakers of speechocean762; half o
 batch is from the old corpora. It also trains on those speakers alone from scratch, for
 as many steps. All are tested on the test speakers of speechocean762 and, to see what
 tuning forgets, of Common Voice. Runs that WORK has already are not trained again.
+Writes `assets/fine-tuning.json` and the table in `docs/training.md`.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +23,22 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from blocks import DOCS, as_table, write_block
+
 from checkpoints import load_model
 from dataset import prepare
 from eval import evaluate_checkpoint
 from parameters import SHIPPED, UserError, load_parameters
-from report import as_report, print_table
+from report import as_report
 from train import train_once
 
-INIT = SHIPPED.parent / "init"
+HOME = SHIPPED.parent
+INIT = HOME / "init"
 OWN = Path("data/speechocean762")
 COUNTS = (10, 40, 125)  # speakers
 CROPS = 64 * 60  # of one's own speakers in an epoch, and as many of the old corpora
 EPOCHS = 2  # of tuning
+EPOCHS_BEFORE = 3  # of the encoder that is tuned
 SEED = 0
 NAMES = {  # of tests; "test" is that of a corpus alone
     "test": "speechocean762",
@@ -61,7 +67,12 @@ def train(work: Path, name: str, corpora: list[dict], *overrides: str) -> Path:
         layers += [INIT / "fine-tune.yml"]
     layers += [work / f"{name}.yml"]
     layers[-1].write_text(yaml.safe_dump({"dataset": {"mixture": corpora}}))
-    fixed = [f"run.directory={work}", f"run.name={name}", "wandb.mode=disabled"]
+    fixed = [
+        f"run.directory={work}",
+        f"run.name={name}",
+        "wandb.mode=disabled",
+        "evaluation.num_resamples=1",
+    ]
     return train_once(load_parameters(*layers, overrides=[*fixed, *overrides]))
 
 
@@ -70,31 +81,31 @@ def measure(work: Path) -> dict[str, dict[str, float]]:
     work.mkdir(parents=True, exist_ok=True)
     recipe = load_parameters(SHIPPED, INIT / "titanet-s.yml").as_dict()
     mixed = [c for c in recipe["dataset"]["mixture"] if c["label"] != OWN.name]
-    before = train(work, "before", mixed)
+    before = train(work, "before", mixed, f"training.epochs={EPOCHS_BEFORE}")
     splits = prepare(load_model(before, torch.device("cpu")).config)
     num_old = len(splits.train)
-    found = {}
+    eers_of = {}
     for count in COUNTS:
         folder = work / f"people-{count}"
         num_own = make_folder(folder, count)
-        own = {"label": "own", "name": "folder", "root": str(folder)}
-        if not found:
+        recordings = {"label": "own", "name": "folder", "root": str(folder)}
+        if not eers_of:
             evaluation = evaluate_checkpoint(
                 before, ["dataset.name=folder", f"dataset.root={folder}"]
             )
-            found["before"] = eers(as_report(evaluation)) | eers(read_report(before))
+            eers_of["before"] = eers(as_report(evaluation)) | eers(read_report(before))
         tuned = [
-            own | {"weight": CROPS / num_own},
+            recordings | {"weight": CROPS / num_own},
             *(corpus | {"weight": CROPS / num_old} for corpus in mixed),
         ]
         short = f"training.epochs={EPOCHS}", "training.batch_size=64"
         start = f"training.init_from={before}"
         run = train(work, f"tuned-{count}", tuned, *short, start)
-        found[f"tuned on {count}"] = eers(read_report(run))
-        alone = [own | {"weight": 2 * CROPS / num_own}]
+        eers_of[f"tuned on {count}"] = eers(read_report(run))
+        alone = [recordings | {"weight": 2 * CROPS / num_own}]
         run = train(work, f"scratch-{count}", alone, *short)
-        found[f"from scratch on {count}"] = eers(read_report(run))
-    return found
+        eers_of[f"from scratch on {count}"] = eers(read_report(run))
+    return eers_of
 
 
 def read_report(run: Path) -> dict:
@@ -111,24 +122,28 @@ def eers(report: dict) -> dict[str, float]:
     }
 
 
+def as_markdown(eers_of: Mapping[str, Mapping[str, float]]) -> str:
+    """The table in docs/training.md."""
+    tests = list(dict.fromkeys(NAMES.values()))
+    rows = [["encoder", *(f"{test}, EER %" for test in tests)]]
+    for system, eer_of in eers_of.items():
+        cells = (f"{100 * eer_of[t]:.1f}" if t in eer_of else "" for t in tests)
+        rows.append([system, *cells])
+    return as_table(rows)
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("work", type=Path, metavar="WORK", help="a folder for runs")
-    parser.add_argument("out", type=Path, metavar="OUT.json")
     options = parser.parse_args()
     try:
-        found = measure(options.work)
+        eers_of = measure(options.work)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    options.out.write_text(json.dumps(found, indent=1))
-    tests = list(dict.fromkeys(NAMES.values()))
-    rows = [
-        [system, *(f"{of[t]:.1%}" if t in of else "" for t in tests)]
-        for system, of in found.items()
-    ]
-    print_table([["encoder", *(f"EER on {test}" for test in tests)], *rows])
+    (HOME / "assets/fine-tuning.json").write_text(json.dumps(eers_of, indent=1) + "\n")
+    write_block(DOCS / "training.md", "fine_tune.py", as_markdown(eers_of))
     return 0
 
 
