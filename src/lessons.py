@@ -444,7 +444,8 @@ def draw_error_rates(scores: NDArray[np.float64], targets: NDArray[np.bool_]) ->
                 scores[mask], edges, weights=share, color=colour, alpha=0.4, label=name
             )
             wrong = mask & beyond
-            above.hist(scores[wrong], edges, weights=share[: wrong.sum()], color=colour)
+            share = share[: wrong.sum()]
+            above.hist(scores[wrong], edges, weights=share, color=colour, zorder=3)
         for axes in (above, below):
             axes.axvline(threshold, color="0.2", linewidth=0.8, ls="--")
         above.yaxis.set_major_formatter(PercentFormatter(1))
