@@ -367,7 +367,11 @@ class Training:
         features = self.spec_augment(features)
         for weight in self.weights:
             weight.grad = None
-        bfloat16 = self.device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        bfloat16 = (
+            self.device.type == "cuda"
+            or torch.cpu._is_amx_tile_supported()
+            or torch.cpu._is_avx512_bf16_supported()
+        )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             embeddings = self.encoder(features)
         loss, predictions = self.criterion(embeddings.float(), classes)
