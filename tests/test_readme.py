@@ -94,6 +94,16 @@ def test_longer_trainings():
         assert f"| {' | '.join([training['recipe'], *eers, accuracy])} |\n" in text
 
 
+def test_more_training():
+    text, stage = (DOCS / "results.md").read_text(), results("longer")["last_stage"]
+    for name in ("released", "trained further", "mean of the weights"):
+        eers = [
+            f"{100 * eer:.2f}" for of in stage[name].values() for eer in of.values()
+        ]
+        assert f"| {' | '.join([name, *eers])} |" in text
+    assert f"trained for {stage['hours']} more hours of crops" in text
+
+
 def test_the_model_card_is_as_measured():
     written = split_at_block(REPOSITORY / "init" / "titanet-s.md", "release.py")[1]
     assert written == release.as_markdown(results("titanet-s"))
