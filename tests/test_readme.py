@@ -15,6 +15,7 @@ from parameters import SHIPPED, load_parameters, parse_yaml
 from verdicts import Candidate, Comparison, Identification, Threshold
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
+import fine_tune
 import race
 import release
 import soak
@@ -107,6 +108,11 @@ def test_more_training():
 def test_the_model_card_is_as_measured():
     written = split_at_block(REPOSITORY / "init" / "titanet-s.md", "release.py")[1]
     assert written == release.as_markdown(results("titanet-s"))
+
+
+def test_fine_tuning():
+    written = split_at_block(DOCS / "training.md", "fine_tune.py")[1]
+    assert written == fine_tune.as_markdown(results("fine-tuning"))
 
 
 def test_the_speaker_who_weighs_most():
