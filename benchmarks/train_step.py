@@ -1,4 +1,5 @@
-"""Forward and backward pass of encoder and loss: eager, compiled, and NeMo's, in turns.
+"""Forward and backward pass of encoder and loss, in turns: eager, eager in bfloat16,
+compiled, and NeMo's.
 
     python benchmarks/train_step.py [--against nemo] [key=value ...]
 
@@ -35,11 +36,16 @@ SIZES = {
 Pass = Callable[[Tensor, Tensor], Tensor]
 
 
-def our_pass(model: SpeakerModel, encoder: Callable) -> Pass:
+def our_pass(
+    model: SpeakerModel, encoder: Callable, dtype: torch.dtype = torch.float32
+) -> Pass:
     """Features [B, M, T] without padding and speakers [B] to the loss []."""
 
     def run(features: Tensor, speakers: Tensor) -> Tensor:
-        return model.criterion(encoder(features), speakers).loss
+        narrow = dtype != torch.float32
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=narrow):
+            embeddings = encoder(features)
+        return model.criterion(embeddings, speakers).loss
 
     return run
 
@@ -106,6 +112,7 @@ def measure(overrides: tuple[str, ...], against_nemo: bool) -> dict:
     our_weights = [*model.encoder.parameters(), *model.criterion.parameters()]
     ways = {
         "eager": (our_pass(model, model.encoder), our_weights),
+        "bfloat16": (our_pass(model, model.encoder, torch.bfloat16), our_weights),
         "compiled": (
             our_pass(model, fast_encoder(model.encoder, device, "always")),
             our_weights,

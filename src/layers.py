@@ -210,5 +210,8 @@ class DepthwiseConv(nn.Conv1d):
         # channels-last kernels take: 3 to 15 times conv1d's speed on a CPU.
         x = x.transpose(1, 2).unsqueeze(2)
         weight = self.weight.unsqueeze(2)
-        x = F.conv2d(x, weight, padding=(0, self.padding[0]), groups=self.groups)
+        # In bfloat16 oneDNN never ends with 16 channels and a kernel of 15.
+        with torch.autocast(x.device.type, enabled=False):
+            x = at_least_float32(x)
+            x = F.conv2d(x, weight, padding=(0, self.padding[0]), groups=self.groups)
         return x.squeeze(2).transpose(1, 2)

@@ -212,7 +212,9 @@ class State:
 
 def _has_bfloat16(device: str) -> bool:
     # Older chips emulate it, more slowly than they compute in float32.
-    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def fast_encoder(
@@ -286,7 +288,7 @@ def training_step(
             speakers = gather(part.speakers)  # [B], of all ranks
             features, frames = model.front_end(waveforms)  # [B, M, T]
             features = augmentation.spec_augment(features)
-            with bfloat16_on_gpu(features.device.type):
+            with bfloat16_where_fast(features.device.type):
                 embeddings = encoder(features, frames)  # [B, E]
             output = model.criterion(gather(embeddings), speakers)
             part_loss = output.loss * (len(speakers) / batch.size)
@@ -306,8 +308,8 @@ def gradients_of_all_ranks(
     return nullcontext() if last or num_ranks() == 1 else encoder.no_sync()
 
 
-def bfloat16_on_gpu(device: str) -> torch.autocast:
-    """Where an encoder computes in bfloat16, if the device has it."""
+def bfloat16_where_fast(device: str) -> torch.autocast:
+    """A context in which an encoder computes in bfloat16, if the device has it."""
     return torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device))
 
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -59,6 +60,8 @@ CASES = {  # precision, overrides, how much weights may differ
 }
 
 
+# Not by a fixture: ranks are processes of their own.
+@patch("train._has_bfloat16", lambda device: False)
 def ten_steps(p: Parameters, dtype: torch.dtype) -> tuple[SpeakerModel, list]:
     """A model after ten steps, and what each step said of itself."""
     splits = prepare(p)
