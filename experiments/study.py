@@ -42,12 +42,14 @@ ASSETS = HOME / "assets"
 CROSS_ENTROPY, ARCFACE = "loss.name=cross_entropy", "loss.name=arcface"
 # At the default rate of Muon cross-entropy learns more slowly.
 COOLER = "training.optimizer.muon_lr=0.003"
+# In TitaNet's 15 epochs the d-vector learns little.
+LONGER = "training.epochs=30"
 MODELS = {  # files and overrides on top of parameters.yml
-    "d-vector, CE": (["init/dvector.yml", "init/study.yml"], [CROSS_ENTROPY]),
+    "d-vector, CE": (["init/dvector.yml", "init/study.yml"], [CROSS_ENTROPY, LONGER]),
     "TitaNet, CE": (["init/study.yml"], [CROSS_ENTROPY, COOLER]),
     "TitaNet, ArcFace": (["init/study.yml"], [ARCFACE]),
 }
-NUM_SEEDS = {"d-vector, CE": 1, "TitaNet, CE": 1, "TitaNet, ArcFace": 3}
+NUM_SEEDS = {"d-vector, CE": 2, "TitaNet, CE": 3, "TitaNet, ArcFace": 3}
 REFERENCES = {"untrained": "TitaNet, untrained", "mean log-mel": "mean log-mel"}
 
 
@@ -188,8 +190,10 @@ def scores_table(
 
     reports = {model: of_seeds(runs, "trained") for model, runs in of_model.items()}
     reports["released encoder"] = {t: [tests[t]["systems"]["trained"]] for t in TESTS}
+    arcface = of_model["TitaNet, ArcFace"]
     for system, shown in REFERENCES.items():
-        reports[shown] = of_seeds(of_model["TitaNet, ArcFace"], system)
+        runs = arcface if system == "untrained" else arcface[-1:]  # it has no seed
+        reports[shown] = of_seeds(runs, system)
     heads = [f"{test}, {of}" for test in TESTS.values() for of in ("EER %", "minDCF")]
     rows = [["system", *heads]]
     for shown, of_test in reports.items():

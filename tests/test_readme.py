@@ -329,6 +329,12 @@ def test_speed_of_a_pass():
             f"NeMo's time | {seconds['compiled']:.2f} s, {ratio['compiled']:.2f} | "
             f"{seconds['nemo']:.2f} s |"
         ) in text
+    rows = [
+        f"| TitaNet-{size} | {found['seconds']['eager']:.2f} s | "
+        f"{found['seconds']['bfloat16']:.2f} s, {found['ratio']['bfloat16']:.2f}"
+        for size, found in results("bfloat16").items()
+    ]
+    assert all(row in text for row in rows)
     most = max(found["largest_difference"] for found in steps.values())
     assert f"differ by at most {most:.2e}." in text
     first = [steps[size]["first_seconds"]["compiled"] for size in ("S", "L")]
