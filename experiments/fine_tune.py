@@ -4,9 +4,9 @@
 
 It is called from the folder that has the corpora below `data`, as init/titanet-s.yml
 names them. It trains an encoder on Common Voice and LibriSpeech, and tunes it by
-init/fine-tune.yml on 10, 40 and 125 training speakers of speechocean762; half of each
-batch is from the old corpora. It also trains on those speakers alone from scratch, for
-as many steps. All are tested on the test speakers of speechocean762 and, to see what
+init/fine-tune.yml on 10, 40 and 125 training speakers of speechocean762; three
+quarters of each epoch are from the old corpora. It also trains on those speakers alone
+from scratch, for as many steps. All are tested on the test speakers of speechocean762 and, to see what
 tuning forgets, of Common Voice. Runs that WORK has already are not trained again.
 Writes `assets/fine-tuning.json` and the table in `docs/training.md`.
 """
@@ -36,7 +36,8 @@ HOME = SHIPPED.parent
 INIT = HOME / "init"
 OWN = Path("data/speechocean762")
 COUNTS = (10, 40, 125)  # speakers
-CROPS = 64 * 60  # of one's own speakers in an epoch, and as many of the old corpora
+CROPS = 64 * 60  # of one's own speakers in an epoch
+OLD = 3  # crops of the old corpora for each of those
 EPOCHS = 2  # of tuning
 EPOCHS_BEFORE = 3  # of the encoder that is tuned
 SEED = 0
@@ -62,15 +63,16 @@ def make_folder(folder: Path, count: int) -> int:
 
 def train(work: Path, name: str, corpora: list[dict], *overrides: str) -> Path:
     """Train on a mixture by init/titanet-s.yml, or tune by init/fine-tune.yml."""
-    layers = [SHIPPED, INIT / "titanet-s.yml"]
-    if name.startswith("tuned"):
-        layers += [INIT / "fine-tune.yml"]
-    layers += [work / f"{name}.yml"]
-    layers[-1].write_text(yaml.safe_dump({"dataset": {"mixture": corpora}}))
+    recipe = "fine-tune.yml" if name.startswith("tuned") else "titanet-s.yml"
+    mixture = work / f"{name}.yml"
+    mixture.write_text(yaml.safe_dump({"dataset": {"mixture": corpora}}))
+    layers = [SHIPPED, INIT / recipe, mixture]
     fixed = [
         f"run.directory={work}",
         f"run.name={name}",
         "wandb.mode=disabled",
+        "dataset.validation_fraction=0",
+        "dataset.test_fraction=0",
         "evaluation.num_resamples=1",
     ]
     return train_once(load_parameters(*layers, overrides=[*fixed, *overrides]))
@@ -96,13 +98,13 @@ def measure(work: Path) -> dict[str, dict[str, float]]:
             eers_of["before"] = eers(as_report(evaluation)) | eers(read_report(before))
         tuned = [
             recordings | {"weight": CROPS / num_own},
-            *(corpus | {"weight": CROPS / num_old} for corpus in mixed),
+            *(corpus | {"weight": OLD * CROPS / num_old} for corpus in mixed),
         ]
         short = f"training.epochs={EPOCHS}", "training.batch_size=64"
         start = f"training.init_from={before}"
         run = train(work, f"tuned-{count}", tuned, *short, start)
         eers_of[f"tuned on {count}"] = eers(read_report(run))
-        alone = [recordings | {"weight": 2 * CROPS / num_own}]
+        alone = [recordings | {"weight": (1 + OLD) * CROPS / num_own}]
         run = train(work, f"scratch-{count}", alone, *short)
         eers_of[f"from scratch on {count}"] = eers(read_report(run))
     return eers_of

@@ -55,7 +55,7 @@ HELD_OUT, HELD_OUT_SEED = 25, 0  # development speakers
 EVALUATION_SAMPLES = 240 * RATE  # embedded at once, padding included
 EAGER_STEPS = 3  # before a step is captured in a CUDA graph
 SCALE, RAMP = 30.0, 0.5  # of ArcFace
-WARMUP, WEIGHT_DECAY, CLIP_NORM = 0.1, 2e-4, 5.0
+WARMUP, CLIP_NORM = 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Recipe:
     optimizer: str = "adamw"  # adamw | muon, for matrices; AdamW for the rest
     lr: float = 1.5e-3  # of AdamW
     muon_lr: float = 0.005
+    weight_decay: float = 2e-4
     margin: float = 0.2
     masks: tuple[int, int, int, float] = (3, 4, 5, 0.03)  # as SpecAugment ships
     crop_seconds: float = 2.0
@@ -76,6 +77,8 @@ IDEAS: dict[str, dict] = {
     "muon-0.01": {"optimizer": "muon", "muon_lr": 0.01},
     "muon-0.02": {"optimizer": "muon", "muon_lr": 0.02},
     "lr-2e-3": {"lr": 2e-3},
+    "decay-0.3": {"weight_decay": 0.3},
+    "decay-1": {"weight_decay": 1.0},
     "margin-0.3": {"margin": 0.3},
     "margin-0.5": {"margin": 0.5},
     "mask-none": {"masks": (0, 0, 0, 0.0)},
@@ -331,7 +334,7 @@ class Training:
                 {"params": [w for w in rest if w.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=lr,
-            weight_decay=WEIGHT_DECAY,
+            weight_decay=p.weight_decay,
             fused=True,
             capturable=self.device.type == "cuda",
         )
@@ -340,7 +343,7 @@ class Training:
         if muon:
             lr = torch.tensor(p.muon_lr, device=self.device)
             self.lrs.append((lr, p.muon_lr))
-            self.muon = Muon(muon, lr, WEIGHT_DECAY)
+            self.muon = Muon(muon, lr, p.weight_decay)
 
     @torch.no_grad()
     def batch(self) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,11 @@ def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
     ],
 )
 def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind):
-    p = miniature(f"training.optimizer.name={name}", "training.optimizer.momentum=0.7")
+    p = miniature(
+        f"training.optimizer.name={name}",
+        "training.optimizer.momentum=0.7",
+        "training.optimizer.weight_decay=2e-4",
+    )
     model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
     optimizer = build_optimizer(model.parameters(), p.training.optimizer)
     assert type(optimizer) is kind
