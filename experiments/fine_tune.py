@@ -36,10 +36,10 @@ HOME = SHIPPED.parent
 INIT = HOME / "init"
 OWN = Path("data/speechocean762")
 COUNTS = (10, 40, 125)  # speakers
-CROPS = 64 * 60  # of one's own speakers in an epoch
+CROPS = 64 * 40  # of one's own speakers in an epoch
 OLD = 3  # crops of the old corpora for each of those
 EPOCHS = 2  # of tuning
-EPOCHS_BEFORE = 3  # of the encoder that is tuned
+EPOCHS_BEFORE = 2  # of the encoder that is tuned
 SEED = 0
 NAMES = {  # of tests; "test" is that of a corpus alone
     "test": "speechocean762",
