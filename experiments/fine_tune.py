@@ -2,12 +2,12 @@
 
     python experiments/fine_tune.py WORK
 
-It is called from the folder that has the corpora below `data`, as init/titanet-s.yml
-names them. It trains an encoder on Common Voice and LibriSpeech, and tunes it by
-init/fine-tune.yml on 10, 40 and 125 training speakers of speechocean762; three
-quarters of each epoch are from the old corpora. It also trains on those speakers alone
-from scratch, for as many steps. All are tested on the test speakers of speechocean762 and, to see what
-tuning forgets, of Common Voice. Runs that WORK has already are not trained again.
+Run it in the folder that has the corpora below `data`, as init/titanet-s.yml names
+them. It trains an encoder on Common Voice and LibriSpeech, and fine-tunes it with
+init/fine-tune.yml on 10, 40 and 125 training speakers of speechocean762; three quarters
+of each epoch are from the old corpora. It also trains on those speakers alone from
+scratch, for as many steps. All are tested on the test speakers of speechocean762 and,
+to see what tuning forgets, of Common Voice. Runs already in WORK are not repeated.
 Writes `assets/fine-tuning.json` and the table in `docs/training.md`.
 """
 

@@ -4,18 +4,18 @@
 
 Both are folders with a folder for each person whom the released encoder never heard.
 
-Of Common Voice 60 people are enrolled with their first one or three clips; all others
-are strangers. Those with four clips or more are tested with the clips after the third,
-the same whatever is enrolled; the rest of the 60, with three, can only be mistaken for.
-The detection and identification rate is the share of their clips that is given to the
-right person at the threshold where 1 % or 5 % of the strangers' clips are given to
-somebody. A person is scored by the mean of its clips' directions, or by the best of its
-clips, each with a vector of its own. Then the same at the threshold of `Voices`, with
-and without raising it for 60 people.
+Common Voice: 60 people are enrolled with their first clip or first three clips; all
+others are strangers. Enrolled people with four clips or more are tested on the clips
+after the third, however many are enrolled. The rest of the 60, with three clips, are
+not tested; they only serve as wrong answers. The detection and identification rate is
+the share of test clips assigned to the right person, at the threshold where 1 % or 5 %
+of the strangers' clips are assigned to anybody. A person's score is the cosine with the
+mean direction of their clips, or the highest with any one clip. All is repeated at the
+threshold of `Voices`, with and without raising it for 60 people.
 
-Of speechocean762 half the people calibrate the encoder and the other half are tested.
+speechocean762: half the people calibrate the encoder, the other half are tested.
 
-Intervals are of 95 %, by drawing enrolled people and strangers anew.
+Intervals are 95 %, from resampling enrolled people and strangers.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def vectors_of(voices: Voices, folder: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def deal(vectors: dict[str, NDArray]) -> tuple[list[str], list[str]]:
-    """Whom to enrol, those whose clips can be tested first, and the strangers."""
+    """Names to enrol, those with clips to test first, and names of the strangers."""
     rng = np.random.default_rng(SEED)
     tested = [name for name, of in vectors.items() if len(of) > NUM_CLIPS]
     others = [name for name, of in vectors.items() if len(of) == NUM_CLIPS]

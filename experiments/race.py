@@ -440,8 +440,8 @@ def train(bench: Bench, job: Job) -> dict:
 
 
 def attempt(bench: Bench, job: Job) -> dict | str:
-    """The record, or what went wrong; once more without graphs where it did with
-    them."""
+    """Return the record or the error; after a failure with CUDA graphs, retry and
+    continue without them."""
     try:
         return train(bench, job)
     except Exception:

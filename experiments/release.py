@@ -6,13 +6,12 @@
     python experiments/release.py draw init/titanet-s.pt assets/embeddings.png
     python experiments/release.py curves RUN assets/titanet-s-training.png
 
-All are called from the folder that has the corpora below `data`, as init/titanet-s.yml
-names them; of LibriSpeech test-other is tested too. `make` fits the calibrations on the
-development speakers and keeps weights in float16, without the optimizer. `measure`
-evaluates the file that was made on each test, by language where Common Voice has
-speakers enough, and without the speaker whose absence lowers the EER most. `card`
-writes the tables of the model card, `draw` README's figure, `curves` those of the run's
-training.
+Run all in the folder that has the corpora below `data`, as init/titanet-s.yml names
+them; LibriSpeech's test-other is tested too. `make` fits the calibrations on the
+development speakers and stores weights in float16, without the optimizer. `measure`
+evaluates the released file on each test, by language where Common Voice has enough
+speakers, and without the one speaker whose removal lowers the EER most. `card` writes
+the tables of the model card, `draw` the figure in README, `curves` the training curves.
 """
 
 import argparse
@@ -54,7 +53,7 @@ TESTS = {
     "test/commonvoice": "Common Voice",
     "test": "LibriSpeech test-other",
 }
-FEW = 8  # speakers, of a language that is left out
+FEW = 8  # speakers; languages with fewer are left out
 
 
 def make(run: Path, released: Path) -> None:

@@ -46,7 +46,7 @@ TESTS = {  # what they try, and what holds in each
 
 
 def cost(kind: str) -> dict[str, float]:
-    """Bytes of anonymous memory at their most, and seconds."""
+    """Peak anonymous memory in bytes, and run time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, REPOSITORY / "tests" / "large.py", kind, folder]
         ran = subprocess.run(

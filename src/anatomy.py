@@ -131,8 +131,8 @@ def receptive_fields(encoder: TitaNet) -> list[tuple[int, int]]:
 
 
 def convolution_costs(encoder: TitaNet) -> dict[int, tuple[int, int]]:
-    """By kernel: the weights of a depthwise and a pointwise convolution, and those of
-    the full convolution between as many channels; of mega blocks."""
+    """Numbers of weights in the mega blocks' convolutions, by kernel: depthwise plus
+    pointwise, and a full convolution between as many channels."""
     costs = {}
     for block in encoder.blocks:
         if block.skip is None:

@@ -404,8 +404,8 @@ class LiveCurves:
         self._show([*self.epochs, metrics])
 
     def finish(self, epochs: Sequence[Mapping[str, float]]) -> str:
-        """Show all epochs of a run; whether they were trained now or found, in
-        words."""
+        """Show all epochs of a run; return a sentence that says whether they were
+        trained now or loaded."""
         now, minutes = len(self.epochs), (time.perf_counter() - self.began) / 60
         self._show(epochs)
         if now == 0:

@@ -246,11 +246,10 @@ def draw_receptive_fields(
 def draw_gates(
     gates: Mapping[str, Sequence[NDArray[np.float32]]], names: Sequence[str]
 ) -> Figure:
-    """Squeeze-and-excitation's gates, for each block [C] by utterance.
+    """Squeeze-and-excitation gates, [C] for each block, by utterance.
 
-    Three utterances: two of one voice, then one of another. A column is a block of
-    `names`, a row one of the other two utterances, whose gates are drawn against those
-    of the first.
+    The utterances are two of one voice, then one of another. Each row plots the gates
+    of the second or third against those of the first, one column per block of `names`.
     """
     first, *others = gates.items()
     with matplotlib.rc_context(STYLE):
@@ -332,9 +331,9 @@ def draw_target_cosines(
     cosines: Mapping[str, NDArray[np.float64]],
     bends: Mapping[str, float],
 ) -> Figure:
-    """What stands for the cosine at the target speaker, [K] by loss, over the angle to
-    its class vector; a dot where a curve goes on as a turned cosine, `bends` in
-    degrees."""
+    """What each loss uses for the target speaker's cosine, [K] by loss, over the angle
+    to the class vector. A dot marks the angle, from `bends` in degrees, where a curve
+    continues as a flipped cosine."""
     looks = {"cosine": ("0.3", "-")} | dict(
         zip(
             [name for name in cosines if name != "cosine"],

@@ -135,8 +135,8 @@ def rates_at(
 def threshold_for(
     false_alarm_rate: float, parts: Sequence[tuple[ArrayLike, ArrayLike]]
 ) -> float:
-    """The lowest threshold, a score or infinity, with at most this false-alarm rate; of
-    several lists of scores and targets with at most this mean rate."""
+    """The lowest threshold, a score or infinity, whose false-alarm rate, averaged over
+    the parts (scores and targets each), is at most this."""
     checked = [_checked(scores, targets) for scores, targets in parts]
     thresholds = np.unique(np.concatenate([scores for scores, _ in checked]))
     false_alarms = np.zeros(len(thresholds))

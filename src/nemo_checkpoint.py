@@ -8,8 +8,8 @@ model.nemo <-> `load_nemo`, `save_nemo` <-> `SpeakerModel`
 C channels, P channels of the epilog, M mel bands, F frequency bins, E embedding size, S
 training speakers. A `.nemo` file is a tar, sometimes gzipped, of `model_config.yaml`
 and `model_weights.ckpt`, a flat state dict; names are those of NeMo 2.7.3's
-`EncDecSpeakerLabelModel`. Such files come from anywhere: nothing in them is executed or
-extracted, and what they claim is checked before memory is given to it.
+`EncDecSpeakerLabelModel`. Such files are not trusted: nothing in them is executed or
+extracted, and the sizes they claim are checked before memory is allocated.
 
 Embeddings are the same in both programs, but classifiers may name different speakers:
 NeMo does not normalise its class vectors, ArcFace here does.
@@ -206,7 +206,7 @@ def _read_tensors(content: bytes) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise NemoError(f"{key}: expected a dense tensor")
         size += tensor.nbytes
-        # A tensor of strides 0 has any shape that it likes.
+        # With strides of 0 a tensor can claim any shape without storing it.
         if tensor.nbytes > tensor.untyped_storage().nbytes() or size > MAX_BYTES:
             raise NemoError(f"{key}: expected no more values than the file holds")
         if not tensor.isfinite().all():
@@ -285,7 +285,7 @@ def _honour(section: Any, where: str, honoured: Mapping[str, Any]) -> None:
 
 
 def _whole_samples(preprocessor: Mapping[str, Any], key: str) -> float:
-    """Seconds of a whole number of samples; NeMo would cut others down to one."""
+    """Read seconds, a whole number of samples; NeMo would round others down."""
     seconds, rate = preprocessor.get(key), preprocessor.get("sample_rate")
     numbers = isinstance(seconds, int | float) and isinstance(rate, int)
     if not (numbers and abs(seconds * rate) < MAX_BYTES):
@@ -432,7 +432,7 @@ def load_nemo(path: Path) -> SpeakerModel:
 
 
 def _nemo_seconds(samples: int, sample_rate: int) -> float:
-    """Seconds that NeMo, which cuts fractions of a sample off, takes for `samples`."""
+    """Seconds that NeMo, which rounds down, converts back to exactly `samples`."""
     seconds = samples / sample_rate
     too_low = int(seconds * sample_rate) < samples
     return math.nextafter(seconds, math.inf) if too_low else seconds

@@ -79,11 +79,11 @@ def _optional(package: str) -> ModuleType:
 def save_onnx(
     path: Path, model: SpeakerModel, digest: str, speech: Tensor
 ) -> Agreement:
-    """Write a TitaNet as ONNX, held against torch on excerpts of speech [N].
+    """Write a TitaNet as ONNX and compare it with torch on excerpts of speech [N].
 
-    Excerpts have 0.3 to 60 s, as far as there is speech, alone and in a padded batch.
-    What was found is returned and stays in the file's metadata beside `digest`, which
-    names the weights.
+    Excerpts last 0.3 to 60 s, or as long as `speech` allows, and are run alone and in a
+    padded batch. The agreement is returned and stored in the file's metadata with
+    `digest`, which identifies the weights.
     """
     parameters = model.config
     if parameters.model.name != "titanet":

@@ -44,7 +44,7 @@ class UserError(Exception):
     2."""
 
     def __str__(self) -> str:
-        """One line of printable text, whatever stands in the names that it tells."""
+        """One line of printable text: escapes other characters, cuts long messages."""
         text = super().__str__()
         if len(text) > MAX_MESSAGE:
             text = f"{text[: MAX_MESSAGE // 2]}...{text[-MAX_MESSAGE // 2 :]}"
@@ -143,8 +143,8 @@ class ManifestParameters(Section):
 
 
 class CommonVoiceParameters(Section):
-    """Which locales of a Common Voice release are read, all that are found where none
-    is named, and how many clips a speaker must have in them."""
+    """Locales of a Common Voice release to read (all if none is named), and the minimum
+    number of clips of a speaker in them."""
 
     locales: Names
     min_utterances: Count
@@ -162,7 +162,7 @@ CorpusName = Literal[
 
 
 class MixedCorpus(Section):
-    """One corpus of a mixture; what else is said of it is laid over `dataset`."""
+    """One corpus of a mixture; its other keys override those of `dataset`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -191,8 +191,8 @@ class DatasetParameters(Section):
 
     @property
     def corpora(self) -> "dict[str, DatasetParameters]":
-        """What each corpus of a mixture is read and split by, by its label; this
-        section by the label "" where it is no mixture."""
+        """The dataset parameters of each corpus of a mixture, by label; without a
+        mixture, this section under the label ""."""
         if self.name != "mixture":
             return {"": self}
         values = self.model_dump(mode="json")
@@ -610,7 +610,7 @@ def check_parameters(values: Mapping[str, Any]) -> Parameters:
 
 
 def _check_mixture(values: Mapping[str, Any], mixture: Sequence[MixedCorpus]) -> None:
-    """Refuse what one corpus of a mixture could not be read and split by."""
+    """Raise `ParameterError` if one corpus of a mixture has invalid parameters."""
     for place, corpus in enumerate(mixture):
         where = f"dataset.mixture.{place}."
         for key in ("packs", "mixture"):
@@ -716,9 +716,9 @@ def _check_together(parameters: Parameters) -> None:
 def load_parameters(*paths: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read, merge and check parameter files; later files and `a.b=value` overrides win.
 
-    The first file is of the first version unless it says another, later ones are of
-    this version unless they do. Raises `ParameterError` naming the key, what was
-    expected and what was given.
+    A first file that gives no version is read as version 1, a later one as the current
+    version. Raises `ParameterError` naming the key, what was expected and what was
+    given.
     """
     values: dict[str, Any] = {}
     for path in paths:

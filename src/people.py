@@ -148,7 +148,7 @@ def checked_name(name: str) -> str:
 
 
 def read_people(arguments: Sequence[str]) -> dict[str, list[Path]]:
-    """Files by name from folders of a folder for each person, and `NAME=file,file`.
+    """Files by person, from folders with a folder per person or `NAME=file,file`.
 
     Raises `VoiceError` for what holds no audio, and for two people with one name.
     """

@@ -38,8 +38,8 @@ REPORT_COLUMNS = ("EER", "minDCF", "Cllr", "on")  # as `report_cells` fills them
 MIN_DRAWN = 10  # utterances; with fewer, UMAP has nothing to show
 NUM_HARDEST = 25  # trials of each kind that are listed
 UNHEARD = "Utterances of speakers never heard in training"  # a figure's title
-MAPPED_UTTERANCES = 400  # in a map, besides its errors', and
-MAPPED_SECONDS = 3  # of each, so that a map has some 10 MB
+MAPPED_UTTERANCES = 400  # in a map, not counting those of its errors
+MAPPED_SECONDS = 3  # of each mapped utterance; a map then has about 10 MB
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Verification:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found, by split; what there are no utterances for is missing.
+    """Results of `evaluate` by split; splits without utterances are left out.
 
-    Splits are validation, development and test; of a mixture each corpus has its own,
-    such as `test/label`, and nothing is pooled.
+    Splits are validation, development and test. Each corpus of a mixture has its own,
+    such as `test/label`; results are not pooled.
     """
 
     identification: dict[str, IdentificationReport]
@@ -102,7 +102,7 @@ class Evaluation:
 
     @property
     def tests(self) -> dict[str, Verification]:
-        """The tests by the folder, within a run's, for what is written of them."""
+        """Tests by the folder, inside the run's, that their files are written to."""
         return {
             "" if name == "test" else name: verification
             for name, verification in self.verification.items()
@@ -134,8 +134,8 @@ def write_evaluation(
 def write_trials_and_scores(
     directory: Path, test: Verification, splits: Splits
 ) -> None:
-    """`trials.txt` and `scores.txt` of a test, from which its figures can be had again,
-    and the hardest of them in `errors.tsv`."""
+    """Write a test's `trials.txt` and `scores.txt`, from which its metrics can be
+    recomputed, and its hardest trials, `errors.tsv`."""
     ids = [splits.pack.entries[i].id for i in test.indices]
     write_trials(directory / "trials.txt", test.trials, ids)
     write_scores(directory / "scores.txt", test.trials, test.scores["trained"], ids)
@@ -322,11 +322,12 @@ def html_table(rows: list[list[str]]) -> str:
 def compare_models(
     evaluations: Mapping[str, Evaluation], references: Mapping[str, str]
 ) -> str:
-    """A short HTML table of models on their tests, of a mixture one for each corpus:
-    accuracy where it is known (of a mixture the mean), EER and minDCF with intervals.
-    All other rows of `as_table` are folded away below it.
+    """A short HTML table of models: accuracy if known, EER and minDCF with intervals.
 
-    `references` are systems of the last model's evaluation, with what to call them.
+    For a mixture, accuracy is the mean over its corpora, and each corpus has its own
+    EER and minDCF. The full tables (`as_table`) are folded away below.
+
+    `references` maps systems of the last model's evaluation to their labels.
     """
     systems = {
         name: ("trained", evaluation) for name, evaluation in evaluations.items()

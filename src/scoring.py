@@ -68,12 +68,13 @@ def as_norm(
 class Calibration:
     """A linear map from scores to log likelihood ratios, and decision thresholds.
 
-    Thresholds are log likelihood ratios. Miss and false alarm are rates of `threshold`
-    on the trials that it was chosen on. `strict` is the threshold of a tenth of its
-    false-alarm rate; calibrations had none at first.
+    Thresholds are log likelihood ratios. `miss` and `false_alarm` are the rates at
+    `threshold` on the trials that it was chosen on. `strict` is the threshold for a
+    tenth of its false-alarm rate; early calibrations have none.
 
-    One fitted to somebody's own recordings says of how many people; its rates are then
-    of people whom the threshold was not found on, with intervals of 95 %, low and high.
+    A calibration fitted to a user's own recordings has `num_people`, their number. Its
+    rates are cross-validated: measured on people whom the threshold was not chosen on,
+    with 95 % intervals (low, high).
     """
 
     scale: float

@@ -4,10 +4,10 @@
     python src/train.py --resume runs/NAME [key=value ...]
     torchrun --nproc_per_node 2 src/train.py -p parameters.yml
 
-B utterances, N samples, M mel bands, T frames, E embedding size. All chance of a step
-comes from (seed, epoch, batch), so a resumed run repeats an unbroken one. Of several
-processes each computes the embeddings of its share of a batch; all know the loss of the
-whole.
+B utterances, N samples, M mel bands, T frames, E embedding size. All randomness in a
+step derives from (seed, epoch, batch), so a resumed run repeats an unbroken one. With
+several processes, each embeds its share of a batch, and all compute the loss of the
+whole batch.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What is found of voices, as records and in words.
+"""Results of comparing voices, as records and in words.
 
-A cosine becomes a log likelihood ratio (LLR) by an encoder's calibration: how much
-likelier it is of two clips of one person than of two people, in natural units, so that
-2.3 is ten times. `Threshold` says from which LLR on they are taken for one person's.
+An encoder's calibration maps a cosine to a log likelihood ratio (LLR): the natural log
+of how much likelier the cosine is for two clips of one person than for clips of two
+people, so 2.3 is ten times. Clips whose LLR reaches `Threshold` count as one person's.
 """
 
 import math
@@ -26,9 +26,10 @@ class Threshold:
     def among(self, num_people: int) -> "Threshold":
         """For the nearest of several people, any of whom may be a false alarm.
 
-        Each comparison has its share of the rate. The log of a rate falls in a straight
-        line from the threshold through `strict`; without `strict` the threshold grows
-        by the log of the number, which the rate of calibrated scores never exceeds.
+        Divides the false-alarm rate evenly among the comparisons, taking its log as
+        linear in the threshold through `llr` and `strict`. Without `strict` the
+        threshold rises by log(num_people): the false-alarm rate of calibrated scores
+        at a threshold t never exceeds exp(-t).
         """
         higher = math.log(num_people)
         if self.strict is not None and self.strict > self.llr:

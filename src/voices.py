@@ -16,22 +16,23 @@ sound, `People` -> `Voices.who` -> `Turn`s
     python src/voices.py demo
 
 U clips, N samples, E embedding size. A sound is an audio file or samples. Without
-`--checkpoint` the encoder is the one that comes with the repository. A cosine becomes a
-log likelihood ratio by the encoder's calibration: above 0 the clips are more likely one
-person's, and by how much is in natural units, so that 2.3 is ten to one. Its thresholds
-are for a rate of false alarms, which are different people taken for one.
+`--checkpoint` the encoder is the one that comes with the repository. The encoder's
+calibration maps a cosine to a log likelihood ratio: above 0 the clips are more likely
+one person's. It is a natural log, so 2.3 is ten to one. Thresholds are set for a
+false-alarm rate; a false alarm is two people taken for one.
 
-`calibrate` finds a threshold for one's own recordings and writes it into a copy of the
+`calibrate` finds a threshold for your own recordings and writes it into a copy of the
 encoder, beside the encoder's own: `--checkpoint mine.pt` then decides by it. `embed`
-writes a row for each recording, or for each minute of one longer than two: path, begin
-and end in seconds, vector. Called again it goes on where it was stopped.
+writes a row for each recording: path, begin and end in seconds, vector. A recording of
+more than two minutes has a row for each one-minute window. Run again, `embed` resumes
+where it stopped.
 
 `who` says who of the enrolled speaks when, or that somebody unknown does. It listens to
 windows of 1.5 s, so turns below a second are lost, and it does not take overlapping
 speech apart: of two who speak at once it names one, or none.
 
-Where there are P enrolled people, a stranger has P chances of being taken for one of
-them, so `identify` and `who` have a threshold for a P-th of the rate of false alarms.
+With P enrolled people a stranger has P chances of being taken for one of them, so
+`identify` and `who` use the threshold for 1/P of the false-alarm rate.
 """
 
 import argparse
@@ -99,7 +100,7 @@ MAX_TRIALS = 10**6
 NUM_RESAMPLES = 1000
 EMBEDDED_AT_ONCE = 64  # files
 SAVED_EVERY = 60.0  # seconds
-HELD = 600.0  # seconds of sounds in memory, and the last whole
+HELD = 600.0  # seconds of sounds in memory; the last sound may exceed it
 CHECKED = 60.0  # seconds of speech on which ONNX is compared with torch
 
 
@@ -240,9 +241,10 @@ class Voices:
     def who(self, sound: Sound, people: People) -> list[Turn]:
         """Who of the enrolled people speaks when, in order of time.
 
-        Windows of speech, smoothed with their neighbours, go to the nearest person. As
-        many as follow one another are a turn, and a turn's mean decides whether the
-        person is known. Raises what `identify` does.
+        Each window of speech, smoothed with its neighbours, is assigned to the nearest
+        person. Consecutive windows of one person form a turn, and the mean of its
+        windows decides whether the speaker is that person or unknown. Raises what
+        `identify` does.
         """
         names, centroids, threshold = self._candidates(people)
         (named,) = with_names([sound])
@@ -286,10 +288,10 @@ class Voices:
         return turns
 
     def calibrate(self, sounds: Mapping[str, Sequence[Sound]]) -> Calibration:
-        """Find the threshold for one's own people, from now on the model's.
+        """Calibrate on these people, and use the result from now on.
 
-        Its rates are measured on each half of the people with a threshold found on the
-        other half. Raises `VoiceError` for too few people.
+        Its rates are cross-validated: each half of the people is tested at a threshold
+        found on the other half. Raises `VoiceError` for too few people.
         """
         several = [name for name, of_person in sounds.items() if len(of_person) > 1]
         if len(several) < MIN_PEOPLE:
@@ -334,8 +336,8 @@ class Voices:
         return calibration
 
     def disagreements(self, people: People, names: Sequence[str]) -> list[str]:
-        """A line for each clip of these people that is more likely somebody else's than
-        of the person of their other clips; none without a calibration."""
+        """A line for each clip of these people whose log likelihood ratio with the
+        person's other clips is below 0; none without a calibration."""
         lines = []
         for name in names if self.calibration is not None else ():
             rows = np.flatnonzero(people.names == name)
@@ -448,7 +450,7 @@ class Voices:
 def _few(
     sounds: Iterable[NDArray[np.int16]], size: float
 ) -> Iterator[list[NDArray[np.int16]]]:
-    """One sound after another until they have so many samples, and again."""
+    """Group sounds in order; a group ends when it has at least `size` samples."""
     few: list[NDArray[np.int16]] = []
     for samples in sounds:
         few.append(samples)

@@ -64,15 +64,15 @@ class Mirror:
         epoch = metrics["epoch"]
         if epoch > self.step:
             self.step = epoch
-            commit = epoch < self._epochs  # the last is open to what ends the run
+            commit = epoch < self._epochs  # the last step stays open for the results
             self._do(lambda wandb, page: page.log(dict(metrics), epoch, commit))
 
     def log_evaluation(self, evaluation: Evaluation, splits: Splits) -> None:
-        """Show what ends a run: figures of the directory, tables, the main figures as
-        the page's summary, what it was trained on, and its checkpoints.
+        """Log a run's results: the plots in its directory, tables, the main metrics as
+        the page's summary, the corpus it was trained on, and its checkpoints.
 
-        They belong to the last step, or to a further one where the page was resumed
-        after the last epoch. With `wandb.log_audio` the table of errors has players.
+        They belong to the last step, or to one more if the page was resumed after the
+        last epoch. With `wandb.log_audio` the table of errors has players.
         """
         results, summary = as_table(evaluation), as_summary(evaluation)
         lowest = [f"{folder or 'test'}/eer" for folder in evaluation.tests]
