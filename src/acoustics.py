@@ -15,11 +15,11 @@ from torch import Tensor
 
 SPEED_OF_SOUND = 343.0  # m/s
 SMALLEST, LARGEST = (3.0, 2.5, 2.3), (10.0, 8.0, 4.0)  # rooms, in m
-FROM_WALLS = 0.4  # m, at least, of talker and microphone
-EARLY_SECONDS = 0.05  # whose reflections are images; the ear hears later ones as a tail
-MATCHED_SECONDS = 0.02  # at their end, over which the tail's level is found
-LOWEST_HERTZ = 50.0  # that simulated rooms pass on and that colours reach down to
-MOST_CELLS = 4  # of mirrored rooms to either side, beyond which images are not early
+FROM_WALLS = 0.4  # m, minimum distance of talker and microphone from walls
+EARLY_SECONDS = 0.05  # of reflections from images; the ear hears later ones as a tail
+MATCHED_SECONDS = 0.02  # the end of the early part, which sets the tail's level
+LOWEST_HERTZ = 50.0  # cutoff of the rooms' high-pass; coloured noise is flat below
+MOST_CELLS = 4  # mirrored rooms to either side; images beyond are not early
 
 
 def simulate_rooms(

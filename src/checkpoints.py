@@ -51,13 +51,13 @@ class Heard:
 class SpeakerModel(nn.Module):
     """An encoder with all that it needs to be trained and used.
 
-    waveforms -> `front_end` -> `encoder` -> embeddings; training judges embeddings by
-    `criterion`, and verification reads their scores by `backend`.
+    waveforms -> `front_end` -> `encoder` -> embeddings; `criterion` is the training
+    loss, and `backend` normalises and calibrates verification scores.
 
     `speakers` are the training speakers in the order of the classifier's rows;
-    `digests` are those of the corpora that they were heard in, as `Pack` has them.
-    `ancestors` are who models were trained on from whose weights this one started, and
-    models from whose weights those did.
+    `digests` are those of their corpora, as in `Pack`. `ancestors` are the training
+    speakers of the models whose weights this one started from, directly or through
+    other models.
     """
 
     def __init__(

@@ -95,10 +95,10 @@ def _resolved_root(parameters: DatasetParameters) -> list[str]:
 class Corpus:
     """All that the program knows of one corpus, as functions of its `dataset` section.
 
-    `key` holds what its utterances depend on, whoever is held out: packs are named
-    after it. Equal names are of the same people wherever `people` are equal. `trials`
-    is the published list, whose names are utterance ids; of VoxCeleb1 VoxCeleb1-O,
-    cleaned.
+    `key` is what its utterances depend on, whichever speakers are held out; packs are
+    named after it. Where `people` are equal, equal speaker names mean the same person.
+    `trials` is the published trial list, which names utterances by id; VoxCeleb1's is
+    VoxCeleb1-O, cleaned.
     """
 
     scan: Callable[[DatasetParameters], Iterator[Utterance]]
@@ -109,11 +109,11 @@ class Corpus:
 
 
 def utterances(parameters: DatasetParameters) -> list[Utterance]:
-    """All utterances of the corpus in the order of their ids, of two speakers or more;
-    of a mixture corpus after corpus, with `label/` before names of utterances and
-    speakers.
+    """All utterances of a corpus, sorted by id, from at least two speakers.
 
-    Raises `CorpusError` saying where, what was expected and what was found.
+    A mixture lists its corpora one after another and puts `label/` before the names of
+    utterances and speakers. Raises `CorpusError` saying where, what was expected and
+    what was found.
     """
     if parameters.name != "mixture":
         return _utterances(parameters)
@@ -186,7 +186,7 @@ def pack_key(parameters: DatasetParameters) -> list:
 
 
 def people_key(parameters: DatasetParameters) -> list:
-    """Equal for two corpora whose equal names of speakers are of the same people."""
+    """Equal for two corpora in which equal speaker names mean the same person."""
     return [parameters.name, *CORPORA[parameters.name].people(parameters)]
 
 
@@ -245,10 +245,10 @@ def _scan_vctk(parameters: DatasetParameters) -> Iterator[Utterance]:
 
 
 def _scan_voxceleb1(parameters: DatasetParameters) -> Iterator[Utterance]:
-    """Speakers of the trials of VoxCeleb1-O are the test, the others are trained on.
+    """Speakers in the VoxCeleb1-O trials are tested; the others are trained on.
 
-    Of the others, validation is what the split for closed-set identification marks as
-    its test (3); what it marks for validation (2) is trained on.
+    Validation takes the others' utterances that the closed-set identification split
+    marks as test (3). Those that it marks as validation (2) are trained on.
     """
     root = parameters.root
     candidates = root / "wav", root / "dev" / "wav", root / "test" / "wav"
@@ -313,8 +313,8 @@ def _matching_lines(path: Path, pattern: str, example: str) -> list[tuple[str, .
 def _scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
     """Clips that listeners validated, of speakers with enough of them.
 
-    `validated.tsv` holds what train, dev and test do, and further clips of their
-    speakers: those three have every sentence once.
+    `validated.tsv` holds the clips of train, dev and test, which have every sentence
+    once, and further clips of the same speakers.
     """
     root, options = parameters.root, parameters.commonvoice
     _expect_folder(root, "the folder of dataset.root")
@@ -560,11 +560,11 @@ def noise_recordings(root: Path) -> list[Utterance]:
 def response_recordings(root: Path, download: bool) -> list[Utterance]:
     """Room impulse responses below a folder; raise `CorpusError` for none.
 
-    Of several channels the first: each microphone hears the direct sound at another
-    time, so that their mean would be a comb filter.
+    Only the first channel is used: the direct sound reaches each microphone at another
+    time, so averaging channels would act as a comb filter.
 
-    Of OpenSLR 28, which may be downloaded, the point-source and isotropic noises are
-    left out; it keeps the latter beside responses, told apart by their names alone.
+    OpenSLR 28, which can be downloaded, also has point-source and isotropic noises,
+    which are left out. Only their names tell the latter from the responses beside them.
     """
     home = root / "RIRS_NOISES"
     if download and not home.exists():

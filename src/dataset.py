@@ -464,8 +464,8 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 class Clips:
     """Some entries of a pack, or simulated sounds, of which pieces are cut.
 
-    All samples are resident on a GPU where they fit: what is resident on it may take
-    half of the memory that was free when nothing was.
+    The samples are kept on a GPU if, with all tensors already there, they take at most
+    half of the memory that was free before any.
     """
 
     def __init__(
@@ -515,8 +515,8 @@ class Clips:
     def cut(self, chosen: np.ndarray, positions: np.ndarray, size: int) -> Tensor:
         """A piece of each of these clips, float32 [B, size] in [-1, 1].
 
-        `positions` [B], 0 up to 1, say where it begins, from the first sample to the
-        last at which it fits; a clip that is shorter is repeated.
+        `positions` [B] in [0, 1) choose its start, from the clip's first sample to the
+        last start at which it fits. A shorter clip is repeated.
         """
         lengths = self.lengths[chosen]
         starts = (positions * (np.maximum(lengths - size, 0) + 1)).astype(np.int64)
@@ -548,8 +548,8 @@ class Clips:
 class TrainingBatches:
     """Epochs of training crops, one of every training utterance.
 
-    In a mixture an utterance has as many crops as its corpus weighs. A few utterances
-    have one more, so that all batches are equally large.
+    In a mixture the weight of a corpus is the mean number of crops per utterance. A few
+    utterances have one more crop, so that all batches have the same size.
 
     Each batch draws its crop duration from the encoder's. An utterance shorter than the
     crop is repeated to fill it, so nothing is padded. Waveforms are longer than the

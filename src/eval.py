@@ -109,9 +109,9 @@ def _ieee_float32() -> Iterator[None]:
 @_ieee_float32()
 @torch.inference_mode()
 def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
-    """One call of `model(waveforms, lengths)` for each batch, [U, E] float32 in the
-    order of the indices; a long utterance has the mean of its windows' embeddings.
-    Shared out among the ranks, all of which have the result."""
+    """Embed every batch by `model(waveforms, lengths)`: [U, E] float32 in the order of
+    the indices. A long utterance gets the mean of its windows' embeddings. The ranks
+    share the work, and each returns all embeddings."""
     embedded = []
     for batch in tqdm(
         batches, desc="embedding", unit="batch", leave=False, **progress_options()
@@ -203,8 +203,8 @@ def identify(model: SpeakerModel, splits: Splits) -> dict[str, IdentificationRep
     """Loss and accuracy on the validation utterances of each corpus, as
     `Splits.by_corpus` names them.
 
-    Speakers of all corpora are told apart. Without a classifier a speaker is the mean
-    direction of some of its training utterances, as many as the criterion wants.
+    The classes are the training speakers of all corpora. Without a classifier, a class
+    is the mean direction of the speaker's first `num_enrolled` training utterances.
     """
     return {
         name: _identify(model, splits, indices)
@@ -289,12 +289,12 @@ def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trial
 
 
 def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
-    """A cohort of the training speakers and, where there are development speakers,
-    calibrations on their trials; of the corpus that the model was trained on.
+    """Build the cohort of training speakers and, if there are development speakers,
+    calibrate on their trials. `splits` are of the model's training corpus.
 
-    Of a mixture every corpus with development speakers weighs alike, however large:
-    one threshold serves recordings of unknown origin, and which corpora it is for is
-    chosen by their `development_fraction`.
+    In a mixture every corpus with development speakers has equal weight, whatever its
+    size: one threshold serves recordings of unknown origin. Set a corpus's
+    `development_fraction` to choose whether it counts.
     """
     evaluation = model.config.evaluation
     model.eval()
@@ -337,8 +337,8 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     """Identification on validation, and verification on development and test beside an
     untrained encoder and the mean log-mel spectrum.
 
-    Only splits of the corpus that the model was trained on have its speakers; on others
-    there is no identification.
+    Identification needs the model's training speakers, so on other corpora there is
+    none.
     """
     parameters, device = model.config, model.device
     model.eval()
@@ -413,9 +413,9 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
 def refuse_heard(
     model: SpeakerModel, splits: Splits, dataset: DatasetParameters
 ) -> None:
-    """Raise `ParameterError` where speakers to be tested are those that the model, or
-    one whose weights it started from, was trained on; names alone, of another corpus,
-    are only noted."""
+    """Raise `ParameterError` if the model, or one whose weights it started from, was
+    trained on development or test speakers. Equal names in another corpus only print
+    a note."""
     noted: set[str] = set()
     for label, corpus in dataset.corpora.items():
         unseen = {
@@ -451,8 +451,8 @@ def _is_split_of_training(
 def _fit_anew(
     model: SpeakerModel, old: EvaluationParameters, splits: Splits, of_training: bool
 ) -> None:
-    """Fit the backend again where it was fitted with other parameters than the model
-    now has; raise `ParameterError` where the speakers for that are not at hand.
+    """Refit the backend if the parameters that it was fitted with have changed; raise
+    `ParameterError` if the speakers needed are not available.
 
     `of_training` says whether the splits are those of the model's training.
     """
@@ -503,8 +503,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
 def evaluate_scores(
     scores: Path, trials: Path, overrides: Sequence[str]
 ) -> VerificationReport:
-    """What two files say, at the shipped operating point unless the overrides name
-    another; without intervals, since they do not name the speakers."""
+    """Metrics of a file of scores and its trials, at the shipped operating point unless
+    overridden. No intervals: the files do not name the speakers."""
     parameters = load_parameters(SHIPPED, overrides=overrides).evaluation
     pairs, ids = read_trials(trials)
     return verify(read_scores(scores, pairs, ids), pairs, parameters)

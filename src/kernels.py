@@ -2,11 +2,11 @@
 
 x [B, T, C], weight [C, K] -> `depthwise` -> [B, T, C]
 
-B utterances, T frames, C channels, K taps. Each tap reads a tile of frames that is in
-the cache already, so a pass over memory serves all of them. Of 512 x 200 frames of 256
-channels in bfloat16 and 15 taps the convolution takes 107 us (H200), where the sum over
-taps that torch compiles takes 400 (H100); the gradient of the weights takes 273, where
-cuDNN's takes 460 and the compiled one 219.
+B utterances, T frames, C channels, K taps. All taps read a tile of frames from the
+cache, so one pass over memory is enough. With 15 taps and 512 x 200 frames of 256
+channels in bfloat16, the convolution takes 107 us (H200), against 400 us for torch's
+compiled sum over taps (H100). The gradient of the weights takes 273 us, against 460 us
+for cuDNN and 219 us compiled.
 """
 
 import torch

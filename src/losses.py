@@ -27,11 +27,11 @@ class LossOutput(NamedTuple):
 
 
 class Criterion(nn.Module):
-    """A loss of embeddings, and what training and evaluation ask of it besides.
+    """A loss of embeddings, and what else training and evaluation need of it.
 
-    Kinds define `forward(embeddings, speakers) -> LossOutput` and `logits`. Training
-    mode is for training batches; in evaluation mode a loss does not depend on how far
-    training has come.
+    Subclasses define `forward(embeddings, speakers) -> LossOutput` and `logits`. Use
+    training mode for training batches; in evaluation mode a loss does not depend on
+    the progress of training.
     """
 
     num_enrolled = 0  # utterances that stand for a speaker; 0 where a classifier does
@@ -77,8 +77,8 @@ class CrossEntropyLoss(Criterion):
     def __init__(self, embedding_size: int, num_speakers: int):
         super().__init__()
         self.classifier = _build_classifier(embedding_size, num_speakers, bias=True)
-        # Muon's steps are equally long however small the gradient is. These rows, which
-        # nothing normalises, grew by them, and with them the loss.
+        # Muon's steps have the same length however small the gradient is. They made
+        # these unnormalised rows grow, and with them the loss.
         self.classifier.weight.muon = False
 
     @_in_full_precision

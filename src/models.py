@@ -231,8 +231,8 @@ class TitaNet(nn.Module):
         return once + (every - once) * frames
 
     def layers(self) -> "list[Layer]":
-        """Its parts from features to embedding, with the frames of features that the
-        convolutions up to there see; squeeze-and-excitation sees the utterance."""
+        """Its parts from features to embedding, with the receptive field of the
+        convolutions up to there; squeeze-and-excitation sees the utterance."""
         names = ["prolog", *(f"mega block, kernel {k}" for k in MEGA_KERNELS), "epilog"]
         layers, seen = [], 1
         for name, block in zip(names, self.blocks, strict=True):

@@ -3,8 +3,8 @@
 `OptimizerParameters`, weights -> `build_optimizer` -> `torch.optim.Optimizer`
 
 Muon is Jordan et al., kellerjordan.github.io/posts/muon (2024), its rate matched to
-AdamW's as in arXiv 2502.16982. Every optimizer here does nothing in a step in which its
-attribute `found_inf`, a tensor of the device, is 1: nothing has to wait for the loss.
+AdamW's as in arXiv 2502.16982. Every optimizer here skips a step if its attribute
+`found_inf`, a tensor on the device, is 1, so nothing has to wait for the loss.
 """
 
 import math
@@ -101,7 +101,7 @@ def build_optimizer(
     groups = [{"params": [w for w in weights if w.ndim > 1]}, vectors]
     if parameters.name == "sgd":
         sgd = torch.optim.SGD(groups, momentum=parameters.momentum, **common)
-        # Of its own, it would leave them unwritten where it skips its first step.
+        # SGD itself would leave the buffers uninitialised if it skips its first step.
         for weight in weights:
             sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         return sgd

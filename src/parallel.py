@@ -62,8 +62,8 @@ def rank() -> int:
 
 
 def progress_options() -> dict[str, bool]:
-    """Options for tqdm: only rank 0 shows progress, if TQDM_DISABLE allows it, which
-    tqdm's bars in a notebook do not ask."""
+    """Options for tqdm: only rank 0 shows progress, and none does if TQDM_DISABLE is
+    set, which tqdm's notebook bars ignore."""
     return {"disable": True} if rank() > 0 or os.environ.get("TQDM_DISABLE") else {}
 
 

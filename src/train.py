@@ -80,7 +80,7 @@ STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the
 # crops and raises TitaNet-S from 22,600 to 40,400 audio seconds a second (H100).
 COMPILING_PAYS = 1500.0
 MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
-MAY_CHANGE = (  # without another result
+MAY_CHANGE = (  # keys that do not affect the result
     "dataset.packs",
     "dataset.download",
     "training.device",
@@ -89,8 +89,8 @@ MAY_CHANGE = (  # without another result
     "wandb",
 )
 MAY_CHANGE_ON_RESUME = (*MAY_CHANGE, "training.epochs")
-# Keys of the front end and the encoder that may be others than those of the model whose
-# weights training starts from.
+# Keys of the front end and the encoder that may differ from those of the model in
+# `training.init_from`.
 MAY_DIFFER = ("dither", "dropout", "crop_seconds")
 
 
@@ -173,8 +173,8 @@ class State:
     def restore(
         cls, path: Path, parameters: Parameters, device: torch.device
     ) -> "State":
-        """The state that `save` wrote; raise `ParameterError` where the parameters are
-        not those of the run, or where it was to train for more epochs."""
+        """Load the state that `save` wrote; raise `ParameterError` if the parameters
+        differ from the run's or ask for fewer epochs."""
         saved = load_checkpoint(path)
         old, new = saved["parameters"], parameters.as_dict()
         _refuse_changes(path.parent, old, new, MAY_CHANGE_ON_RESUME)
@@ -220,9 +220,9 @@ def _has_bfloat16(device: str) -> bool:
 def fast_encoder(
     encoder: nn.Module, device: torch.device, choice: str, hours: float = math.inf
 ) -> nn.Module:
-    """An encoder as training calls it: compiled as `choice` of `training.compile` says
-    for so many hours of crops, and with gradients that all ranks share where there are
-    several."""
+    """Wrap an encoder for training: with several ranks in DistributedDataParallel, else
+    in torch.compile as `choice`, the value of `training.compile`, says. `auto` compiles
+    on a GPU if the `hours` of crops reach `COMPILING_PAYS`."""
     if num_ranks() > 1:
         if choice == "always":
             raise TrainingError(
@@ -269,8 +269,8 @@ def training_step(
     num_steps: int,
     measures_blocks: bool = False,
 ) -> StepReading:
-    """One step of the optimizer; a loss or gradient that is not finite leaves weights
-    and buffers, such as batch statistics, as they were.
+    """Take one optimizer step. If the loss or gradient is not finite, weights and
+    buffers, such as batch statistics, stay unchanged.
 
     `encoder` is the model's, as `fast_encoder` returns it.
     """
@@ -304,7 +304,7 @@ def training_step(
 def gradients_of_all_ranks(
     encoder: nn.Module, last: bool
 ) -> AbstractContextManager[None]:
-    """Where a backward pass shares its gradients: of several parts in the last."""
+    """A context in which only the last part of a batch synchronises gradients."""
     return nullcontext() if last or num_ranks() == 1 else encoder.no_sync()
 
 
@@ -314,8 +314,8 @@ def bfloat16_where_fast(device: str) -> torch.autocast:
 
 
 def block_norms(encoder: nn.Module) -> dict[str, Tensor]:
-    """The norm [] of the gradient of each block of an encoder, named as in checkpoints
-    but for the dot: of `blocks.0`, `blocks_0`."""
+    """The gradient norm [] of each block of an encoder. Names are those of checkpoints
+    with the dot replaced: `blocks.0` becomes `blocks_0`."""
     gradients = defaultdict(list)
     for name, weight in encoder.named_parameters():
         block = re.match(r"\w+(\.\d+)?", name)[0].replace(".", "_")
@@ -332,8 +332,8 @@ def clip_gradient(state: State) -> Tensor:
 
 
 def step_where_finite(state: State, buffers: Sequence[Tensor], finite: Tensor) -> None:
-    """Step, or put back the model's buffers from before; `finite` [] is not read, so
-    nothing waits for the device."""
+    """Take an optimizer step if `finite` [], else restore the model's buffers. `finite`
+    stays on the device, so nothing waits for it."""
     state.optimizer.found_inf = 1 - finite.float()
     state.optimizer.step()
     for buffer, before in zip(state.model.buffers(), buffers, strict=True):
@@ -432,8 +432,8 @@ def training_epoch(
     num_steps: int,
     stop: StopSignals,
 ) -> dict[str, float] | None:
-    """One crop of every training utterance, or those that are left of the epoch; its
-    metrics, or None where it was stopped."""
+    """Train for one epoch, or what is left of it; return its metrics, or None if
+    stopped."""
     state.model.train()
     training = state.model.config.training
     readings, tally = Readings(batches.splits, training.on_nonfinite), state.tally
@@ -493,9 +493,9 @@ def train(
 ) -> Path:
     """Train, evaluate with the best checkpoint, and return the run's directory.
 
-    `resume` is the directory of a run to go on with; its parameters must be these, but
-    for where it runs and for epochs to be added. `watch` is handed the metrics of each
-    epoch. Raises `UserError` for whatever the user can mend.
+    `resume` is the directory of a run to resume. Its parameters must be these, except
+    for where it runs and for added epochs. `watch` is called with the metrics of each
+    epoch. Raises `UserError` for anything the user can fix.
     """
     keep_freed_memory()
     device = choose_device(parameters)
@@ -508,7 +508,7 @@ def train(
             "dataset: expected at least two speakers to train on, got "
             f"{len(splits.speakers)} after those held out"
         )
-    make_split_trials(splits, parameters)  # what cannot be tested is said beforehand
+    make_split_trials(splits, parameters)  # fail now if the splits cannot be tested
     if resume is None:
         digests = splits.pack.digests
         model = build_model(parameters, splits.speakers, digests, device)
@@ -526,7 +526,7 @@ def train(
         state.recordings = recordings
         run = None
         if rank() == 0:
-            state.save(resume / "last.pt")  # with these parameters, whatever comes
+            state.save(resume / "last.pt")  # keeps these parameters if interrupted
             run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     directory = gather_lists([run and run.directory])[0]
     failed = True
@@ -553,8 +553,8 @@ def train(
 
 
 def train_once(parameters: Parameters, watch: Watch | None = None) -> Path:
-    """The run that `run.name` names, which must have these parameters: as it is where
-    it was finished, gone on with where it was stopped, else trained."""
+    """Return the run named `run.name`: reused if finished, resumed if stopped, else
+    trained. An existing run must have these parameters."""
     name = parameters.run.name
     if name is None or not (directory := parameters.run.directory / name).exists():
         return train(parameters, watch=watch)

@@ -144,8 +144,8 @@ class Speed(nn.Module):
 
     At a speed of p / 100 output sample 100 m + r is input time p m + r p / 100, so 100
     windowed-sinc filters serve all outputs, and the outputs of a block m are one matrix
-    product (Crochiere and Rabiner, 1983, chapter 4). The band ends where the lower of
-    both sample rates has its half, less the filters' transition.
+    product (Crochiere and Rabiner, 1983, chapter 4). The cutoff is half the lower of
+    both sample rates, less half the filters' transition band.
     """
 
     ZERO_CROSSINGS = 32  # of a filter, to either side
@@ -400,9 +400,9 @@ def load_noise(
 
 
 class Augmentation(nn.Module):
-    """All that is done to a training batch: to waveforms in the order of nature, where
-    a talker speaks, in a room, with noise around, into a telephone; then to features,
-    `spec_augment`."""
+    """All augmentation of a training batch: speed, reverberation, noise and telephone
+    on waveforms, in the order in which they happen in nature; then `spec_augment` on
+    features."""
 
     def __init__(self, parameters: Parameters, device: torch.device) -> None:
         super().__init__()
