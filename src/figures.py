@@ -623,10 +623,18 @@ def map_embeddings(
     hidden = {"visible": False}  # distances on the page mean little
     figure.update_layout(
         template="simple_white",
-        title={"text": heading, "font": {"size": 14}},
+        # On the plot's edge, so that a narrow page has the buttons above it.
+        title={
+            "text": heading,
+            "font": {"size": 14},
+            "yref": "paper",
+            "y": 1,
+            "yanchor": "bottom",
+            "pad": {"b": 10},
+        },
         showlegend=len(set(speakers)) <= MAX_SPEAKERS,
         legend={"orientation": "h", "y": 0, "yanchor": "top"},
-        margin={"l": 10, "r": 10, "t": 50, "b": 10},
+        margin={"l": 10, "r": 10, "t": 80, "b": 10},
         xaxis=hidden,
         yaxis=hidden,
         hovermode="closest",
