@@ -213,8 +213,8 @@ def test_the_released_encoder_is_as_measured():
         miss, false_alarm = f"{trained['miss']:.1%}", f"{trained['false_alarm']:.1%}"
         assert f"| {test} | {miss} | {false_alarm} |" in sentences("voices")
         if test == "Common Voice":
-            assert f"{false_alarm.replace('%', ' %')} are false alarms" in text
-            assert f"{miss.replace('%', ' %')} of the pairs of one speaker" in text
+            assert f"accepts {false_alarm.replace('%', ' %')} of the pairs" in text
+            assert f"rejects {miss.replace('%', ' %')} of the pairs" in text
 
 
 def test_identification_is_as_measured():
