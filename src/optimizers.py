@@ -90,7 +90,7 @@ def build_optimizer(
     weights = list(weights)
     common = {
         "lr": parameters.lr,
-        "weight_decay": parameters.weight_decay,
+        "weight_decay": parameters.decay,
         "fused": True,
     }
     vectors = {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0}

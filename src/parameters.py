@@ -382,8 +382,16 @@ class OptimizerParameters(Section):
     final_lr: NonNegative
     warmup: Fraction
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: NonNegative
+    weight_decay: NonNegative | None
     clip_norm: Positive
+
+    @property
+    def decay(self) -> float:
+        """The weight decay; if none is given, one that suits the optimizer."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        # SGD and Adam add it to the gradient, where 0.3 would outweigh the loss.
+        return 2e-4 if self.name in ("sgd", "adam") else 0.3
 
 
 class TrainingParameters(Section):

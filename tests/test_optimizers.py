@@ -29,19 +29,15 @@ def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "kind", "decay"),
     [
-        ("sgd", torch.optim.SGD),
-        ("adam", torch.optim.Adam),
-        ("adamw", torch.optim.AdamW),
+        ("sgd", torch.optim.SGD, 2e-4),
+        ("adam", torch.optim.Adam, 2e-4),
+        ("adamw", torch.optim.AdamW, 0.3),
     ],
 )
-def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind):
-    p = miniature(
-        f"training.optimizer.name={name}",
-        "training.optimizer.momentum=0.7",
-        "training.optimizer.weight_decay=2e-4",
-    )
+def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind, decay):
+    p = miniature(f"training.optimizer.name={name}", "training.optimizer.momentum=0.7")
     model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
     optimizer = build_optimizer(model.parameters(), p.training.optimizer)
     assert type(optimizer) is kind
@@ -51,7 +47,10 @@ def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind):
     held = sum(w.numel() for group in groups for w in group["params"])
     modules = model.encoder, model.criterion
     assert held == sum(w.numel() for m in modules for w in m.parameters())
-    assert [group["weight_decay"] for group in groups] == [2e-4, 0]
+    assert [group["weight_decay"] for group in groups] == [decay, 0]
+    own = p.training.optimizer.model_copy(update={"weight_decay": 0.1})
+    groups = build_optimizer(model.parameters(), own).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0]
 
 
 @pytest.mark.parametrize("loss", ["arcface", "cross_entropy"])
