@@ -26,7 +26,7 @@ def titanet(checkpoint=None):
     try:
         import torch
 
-        from nemo_checkpoint import load_any_model
+        from exchange.nemo_files import load_any_model
 
         path = _Path(checkpoint or _SOURCES.parent / "init" / "titanet-s.pt")
         return load_any_model(path, torch.device("cpu")).eval()

@@ -24,12 +24,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from checkpoints import SpeakerModel, build_model, choose_device
-from corpora import Utterance, utterances
 from dataset import UtteranceBatches, pack
 from eval import embed
-from nemo_checkpoint import save_nemo
+from exchange.nemo_files import save_nemo
 from parameters import SHIPPED, UserError, load_parameters
+from runs.checkpoints import SpeakerModel, build_model, choose_device
+from speech.corpora import Utterance, utterances
 from train import keep_freed_memory
 
 ROUNDS, NEMOS_BATCH = 7, 32  # utterances, NeMo's own choice

@@ -24,11 +24,11 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from checkpoints import build_model, choose_device
 from dataset import Entry, Pack, Splits, TrainingBatches
+from engine.optimizers import build_optimizer
 from models import FLOP_PER_PRODUCT, build_encoder
-from optimizers import build_optimizer
 from parameters import SHIPPED, Parameters, UserError, load_parameters
+from runs.checkpoints import build_model, choose_device
 from train import State, training_step
 from transforms import Augmentation
 

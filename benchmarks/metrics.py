@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from metrics import bootstrap_speakers, equal_error_rate, min_cllr, min_dcf
+from verification.metrics import bootstrap_speakers, equal_error_rate, min_cllr, min_dcf
 
 
 def seconds(action: Callable[[], object], repeats: int) -> float:

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from audio import load_recording
-from checkpoints import SpeakerModel
 from dataset import FULL_SCALE
-from metrics import equal_error_rate
-from onnx_checkpoint import INPUTS, OUTPUTS, save_onnx
+from exchange.onnx_files import INPUTS, OUTPUTS, save_onnx
 from parameters import UserError
-from people import read_people
+from recognition.people import read_people
+from runs.checkpoints import SpeakerModel
+from speech.audio import load_recording
+from verification.metrics import equal_error_rate
 from voices import Voices
 
 NUM_CLIPS, ROUNDS = 4, 15

@@ -27,7 +27,6 @@ from torchaudio.transforms import MelSpectrogram
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from corpora import noise_recordings, response_recordings, utterances
 from dataset import TrainingBatches, prepare
 from parameters import (
     SHIPPED,
@@ -37,6 +36,7 @@ from parameters import (
     load_parameters,
     override_values,
 )
+from speech.corpora import noise_recordings, response_recordings, utterances
 from train import keep_freed_memory
 from transforms import Augmentation, FrontEnd
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from checkpoints import SpeakerModel, build_model, choose_device
-from nemo_checkpoint import save_nemo
+from exchange.nemo_files import save_nemo
 from parameters import SHIPPED, UserError, load_parameters
+from runs.checkpoints import SpeakerModel, build_model, choose_device
 from train import fast_encoder, keep_freed_memory
 
 BATCH_SIZE, NUM_FRAMES, NUM_SPEAKERS, ROUNDS = 16, 300, 251, 9

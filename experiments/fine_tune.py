@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from blocks import DOCS, as_table, write_block
 
-from checkpoints import load_model
 from dataset import prepare
 from eval import evaluate_checkpoint
 from parameters import SHIPPED, UserError, load_parameters
-from report import as_report
+from reports.report import as_report
+from runs.checkpoints import load_model
 from train import train_once
 
 HOME = SHIPPED.parent

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from checkpoints import atomic_write
-from metrics import bootstrap_rates, rates_at
 from parameters import UserError
-from people import read_people
-from report import print_table
+from recognition.people import read_people
+from reports.report import print_table
+from runs.checkpoints import atomic_write
+from verification.metrics import bootstrap_rates, rates_at
 from voices import Voices
 
 NUM_ENROLLED = 60

@@ -15,8 +15,8 @@ from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from demo import open_page
-from synthetic import SyntheticUtterance
+from commands.page import open_page
+from speech.synthetic import SyntheticUtterance
 from voices import Voices
 
 PICTURE = Path(__file__).parents[1] / "assets" / "page.jpg"

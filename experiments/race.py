@@ -42,11 +42,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from blocks import as_table, write_block
 
 from losses import ArcFaceLoss
-from metrics import equal_error_rate
 from models import build_encoder
 from parameters import SHIPPED, load_parameters
 from train import keep_freed_memory
 from transforms import FrontEnd, SpecAugment
+from verification.metrics import equal_error_rate
 
 RATE = 16_000  # Hz
 AUDIO = (".opus", ".ogg", ".flac", ".wav", ".mp3")

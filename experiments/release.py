@@ -29,17 +29,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from blocks import as_table, write_block
 
-from checkpoints import load_model, save_checkpoint
 from dataset import Splits, UtteranceBatches, prepare
 from eval import embed, evaluate_checkpoint, fit_backend, verify
-from figures import draw_curves, draw_embeddings
-from metrics import equal_error_rate
 from parameters import SHIPPED, UserError, load_parameters
-from report import Verification, as_report, print_table
-from report import as_table as table_of
-from runs import read_metrics
-from scoring import cosine_scores
-from trials import make_trials
+from reports.figures import draw_curves, draw_embeddings
+from reports.report import Verification, as_report, print_table
+from reports.report import as_table as table_of
+from runs.checkpoints import load_model, save_checkpoint
+from runs.run_directory import read_metrics
+from verification.metrics import equal_error_rate
+from verification.scoring import cosine_scores
+from verification.trials import make_trials
 
 CPU = torch.device("cpu")
 TEST_OTHER = (

@@ -19,14 +19,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from checkpoints import SpeakerModel, choose_device, load_model
 from dataset import UtteranceBatches, prepare
 from eval import embed, make_split_trials
-from metrics import equal_error_rate
 from parameters import Parameters, UserError, check_parameters, override_values
-from report import print_table
-from scoring import cosine_scores
+from reports.report import print_table
+from runs.checkpoints import SpeakerModel, choose_device, load_model
 from transforms import Noise, Reverberation, Telephone, load_noise, load_responses
+from verification.metrics import equal_error_rate
+from verification.scoring import cosine_scores
 
 SNR_DB = 5.0
 

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from blocks import DOCS, as_table, split_at_block, write_block
-
-from conftest import REPOSITORY
 from hostile import fuzz
 from kills import kill_and_go_on
+
+from conftest import REPOSITORY
 
 LARGE = {  # kinds of tests/large.py
     "hours": "six steps of TitaNet-S at batch 32 in 20 hours",

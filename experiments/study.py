@@ -26,14 +26,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from blocks import DOCS, as_table, write_block
 from release import TEST_OTHER, TESTS, interval
 
-from checkpoints import SpeakerModel, choose_device, load_model
-from corpora import without_label
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
 from eval import embed, evaluate_checkpoint
-from figures import draw_curves, draw_embeddings, draw_sounds
 from parameters import Parameters, UserError, load_parameters
-from report import as_report
-from runs import read_metrics
+from reports.figures import draw_curves, draw_embeddings, draw_sounds
+from reports.report import as_report
+from runs.checkpoints import SpeakerModel, choose_device, load_model
+from runs.run_directory import read_metrics
+from speech.corpora import without_label
 from train import train_once
 from transforms import Augmentation
 

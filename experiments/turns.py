@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from audio import load_recording
-from checkpoints import atomic_write
 from parameters import UserError
-from people import read_people
-from report import print_table
-from sounds import speech_stretches
-from verdicts import Turn
+from recognition.people import read_people
+from recognition.sounds import speech_stretches
+from recognition.verdicts import Turn
+from reports.report import print_table
+from runs.checkpoints import atomic_write
+from speech.audio import load_recording
 from voices import Voices
 
 NUM_RECORDINGS = 20

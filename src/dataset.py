@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
-from corpora import CorpusError, Utterance, pack_key, utterances, without_label
-from parallel import num_ranks, progress_options, rank, share
+from engine.parallel import num_ranks, progress_options, rank, share
 from parameters import DatasetParameters, Parameters
-from synthetic import SyntheticUtterance
+from speech.audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
+from speech.corpora import CorpusError, Utterance, pack_key, utterances, without_label
+from speech.synthetic import SyntheticUtterance
 
 FULL_SCALE = 32768  # of an int16 sample
 PACK_VERSION = 3

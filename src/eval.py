@@ -27,21 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from checkpoints import SpeakerModel, build_model, choose_device, make_directory
-from corpora import official_trials, people_key, without_label
 from dataset import Splits, UtteranceBatches, prepare
-from layers import valid_positions
-from metrics import (
-    actual_dcf,
-    bootstrap_speakers,
-    cllr,
-    equal_error_rate,
-    min_cllr,
-    min_dcf,
-    rates_at,
-)
-from nemo_checkpoint import load_any_model
-from parallel import gather_lists, progress_options
+from engine.layers import valid_positions
+from engine.parallel import gather_lists, progress_options
+from exchange.nemo_files import load_any_model
 from parameters import (
     SHIPPED,
     DatasetParameters,
@@ -53,7 +42,7 @@ from parameters import (
     load_parameters,
     override_values,
 )
-from report import (
+from reports.report import (
     REPORT_COLUMNS,
     Evaluation,
     IdentificationReport,
@@ -65,9 +54,20 @@ from report import (
     report_cells,
     write_evaluation,
 )
-from scoring import Backend, Calibration, as_norm, calibrate, cosine_scores
+from runs.checkpoints import SpeakerModel, build_model, choose_device, make_directory
+from speech.corpora import official_trials, people_key, without_label
 from transforms import FrontEnd
-from trials import (
+from verification.metrics import (
+    actual_dcf,
+    bootstrap_speakers,
+    cllr,
+    equal_error_rate,
+    min_cllr,
+    min_dcf,
+    rates_at,
+)
+from verification.scoring import Backend, Calibration, as_norm, calibrate, cosine_scores
+from verification.trials import (
     TrialError,
     Trials,
     conditions,

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import (
+from engine.layers import (
     BatchNorm,
     DepthwiseConv,
     Dropout,

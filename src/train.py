@@ -33,27 +33,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from checkpoints import (
-    RunError,
-    SpeakerModel,
-    build_model,
-    choose_device,
-    load_checkpoint,
-    restore_model,
-    save_checkpoint,
-)
 from dataset import Batch, Splits, TrainingBatches, prepare
-from eval import (
-    evaluate,
-    fit_backend,
-    identify,
-    make_split_trials,
-    refuse_heard,
-)
-from models import FLOP_PER_PRODUCT
-from nemo_checkpoint import load_any_model
-from optimizers import build_optimizer, set_learning_rate
-from parallel import (
+from engine.optimizers import build_optimizer, set_learning_rate
+from engine.parallel import (
     anywhere,
     first_rank_first,
     gather,
@@ -63,6 +45,15 @@ from parallel import (
     rank,
     ranks,
 )
+from eval import (
+    evaluate,
+    fit_backend,
+    identify,
+    make_split_trials,
+    refuse_heard,
+)
+from exchange.nemo_files import load_any_model
+from models import FLOP_PER_PRODUCT
 from parameters import (
     ParameterError,
     Parameters,
@@ -71,8 +62,17 @@ from parameters import (
     load_parameters,
     override_values,
 )
-from report import as_table, print_table, write_evaluation
-from runs import Run
+from reports.report import as_table, print_table, write_evaluation
+from runs.checkpoints import (
+    RunError,
+    SpeakerModel,
+    build_model,
+    choose_device,
+    load_checkpoint,
+    restore_model,
+    save_checkpoint,
+)
+from runs.run_directory import Run
 from transforms import Augmentation, recording_digests
 
 STEPS_PER_READING = 10  # between looks at the loss, each of which waits for the device

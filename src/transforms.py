@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acoustics import coloured_noise, simulate_rooms
-from corpora import CorpusError, Utterance, noise_recordings, response_recordings
 from dataset import Clips, Pack, pack, to_device
-from layers import valid_positions
+from engine.layers import valid_positions
 from parameters import (
     FrontEndParameters,
     Parameters,
     SpecAugmentParameters,
     SpeedParameters,
 )
+from speech.acoustics import coloured_noise, simulate_rooms
+from speech.corpora import CorpusError, Utterance, noise_recordings, response_recordings
 
 LOG_FLOOR = 2.0**-24  # added to powers
 DEVIATION_FLOOR = 1e-5  # added to standard deviations

@@ -54,20 +54,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from audio import AudioError, load_recording
-from checkpoints import SpeakerModel, atomic_write, save_checkpoint
-from corpora import EXTENSIONS, audio_files
 from dataset import FULL_SCALE, Entry, Pack, UtteranceBatches, windows
 from eval import embed
-from figures import draw_turns
-from metrics import bootstrap_rates, rates_at
-from nemo_checkpoint import load_any_model
-from onnx_checkpoint import save_onnx
+from exchange.nemo_files import load_any_model
+from exchange.onnx_files import save_onnx
 from parameters import UserError
-from people import People, checked_name, load_people, read_people, unit
-from report import FEW_SPEAKERS
-from scoring import Backend, Calibration, calibrate, cosine_scores
-from sounds import (
+from recognition.people import People, checked_name, load_people, read_people, unit
+from recognition.sounds import (
     MIN_PEAK,
     MIN_SECONDS,
     Clip,
@@ -78,10 +71,8 @@ from sounds import (
     speech_stretches,
     with_names,
 )
-from synthetic import SyntheticUtterance
-from trials import make_trials
-from vectors import load_vectors, no_vectors, refuse_format, save_vectors
-from verdicts import (
+from recognition.vectors import load_vectors, no_vectors, refuse_format, save_vectors
+from recognition.verdicts import (
     Candidate,
     Comparison,
     Identification,
@@ -89,6 +80,15 @@ from verdicts import (
     Turn,
     as_rttm,
 )
+from reports.figures import draw_turns
+from reports.report import FEW_SPEAKERS
+from runs.checkpoints import SpeakerModel, atomic_write, save_checkpoint
+from speech.audio import AudioError, load_recording
+from speech.corpora import EXTENSIONS, audio_files
+from speech.synthetic import SyntheticUtterance
+from verification.metrics import bootstrap_rates, rates_at
+from verification.scoring import Backend, Calibration, calibrate, cosine_scores
+from verification.trials import make_trials
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
 NUM_NEAREST = 3
@@ -689,7 +689,7 @@ def _embed_files(
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from demo import serve  # stands on this module
+    from commands.page import serve  # stands on this module
 
     serve(options.checkpoint, options.host)
 

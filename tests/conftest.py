@@ -13,7 +13,7 @@ import torch
 
 import transforms
 from parameters import Parameters, SyntheticParameters, load_parameters
-from synthetic import synthetic_utterances
+from speech.synthetic import synthetic_utterances
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"

@@ -17,9 +17,7 @@ import soundfile
 import torch
 
 import dataset
-from audio import Segment
 from conftest import MIXTURE, SHARED
-from corpora import CorpusError, Utterance, pack_key, utterances
 from dataset import (
     Clips,
     Entry,
@@ -32,6 +30,8 @@ from dataset import (
     split,
 )
 from parameters import ParameterError, Parameters
+from speech.audio import Segment
+from speech.corpora import CorpusError, Utterance, pack_key, utterances
 from transforms import FrontEnd
 
 CPU = torch.device("cpu")

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import corpora
 import eval as evaluation
-from checkpoints import build_model, save_checkpoint
 from conftest import MIXTURE
 from dataset import UtteranceBatches, prepare
 from eval import (
@@ -25,11 +23,13 @@ from eval import (
     refuse_heard,
     verify,
 )
-from metrics import cllr, min_dcf
 from parameters import ParameterError
-from report import as_report, as_summary
-from scoring import Calibration
-from trials import TrialError, make_trials, write_scores, write_trials
+from reports.report import as_report, as_summary
+from runs.checkpoints import build_model, save_checkpoint
+from speech import corpora
+from verification.metrics import cllr, min_dcf
+from verification.scoring import Calibration
+from verification.trials import TrialError, make_trials, write_scores, write_trials
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 
 from conftest import MINIATURE, RATE, REPOSITORY
 from parameters import SyntheticParameters, load_parameters
-from synthetic import synthetic_utterances
+from speech.synthetic import synthetic_utterances
 
 STRANGERS = [
     "dataset.seed=2",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import load_checkpoint
 from conftest import REPOSITORY
 from parameters import SHIPPED, load_parameters, parse_yaml
-from verdicts import Candidate, Comparison, Identification, Threshold
+from recognition.verdicts import Candidate, Comparison, Identification, Threshold
+from runs.checkpoints import load_checkpoint
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import fine_tune
@@ -72,10 +72,12 @@ def test_readme_leads_to_every_document():
     assert linked == {path.name for path in DOCS.glob("*.md")}
 
 
-def test_the_map_names_every_module():
-    modules = {path.name for path in (REPOSITORY / "src").glob("*.py")}
+def test_the_map_names_every_room():
+    files = {path.name for path in (REPOSITORY / "src").glob("*.py")}
+    folders = {f"{path.parent.name}/" for path in REPOSITORY.glob("src/*/__init__.py")}
     _, _, table = README.read_text().partition("## What is in `src`")
-    assert set(re.findall(r"`(\w+\.py)`", table.partition("\n## ")[0])) == modules
+    named = set(re.findall(r"`(\w+(?:\.py|/))`", table.partition("\n## ")[0]))
+    assert named == files | folders
 
 
 def test_the_race_is_as_it_was_run():

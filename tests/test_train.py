@@ -17,18 +17,17 @@ import soundfile
 import torch
 
 import train as training
-from checkpoints import RunError, build_model, load_checkpoint, load_model
 from conftest import MINIATURE, MIXTURE, NO_CHANCE, REPOSITORY, write
-from corpora import CorpusError
 from dataset import TrainingBatches, prepare
+from engine.optimizers import build_optimizer, learning_rate
 from eval import evaluate, evaluate_checkpoint
 from eval import main as evaluation_main
 from losses import AngularMarginLoss
-from metrics import equal_error_rate
 from models import Block, build_encoder
-from optimizers import build_optimizer, learning_rate
 from parameters import ModelParameters, ParameterError, load_parameters
-from report import as_report
+from reports.report import as_report
+from runs.checkpoints import RunError, build_model, load_checkpoint, load_model
+from speech.corpora import CorpusError
 from train import (
     State,
     StoppedError,
@@ -40,7 +39,8 @@ from train import (
     train_once,
 )
 from transforms import Augmentation, Noise, Reverberation, SpecAugment, Speed
-from trials import read_scores, read_trials
+from verification.metrics import equal_error_rate
+from verification.trials import read_scores, read_trials
 
 CPU = torch.device("cpu")
 
@@ -303,7 +303,7 @@ def test_a_finished_run_goes_on_for_more_epochs(miniature, monkeypatch, capsys):
 def test_a_run_whose_classifier_was_muons_goes_on(miniature, monkeypatch):
     settings = "run.name=mine", "loss.name=cross_entropy", "training.epochs=1"
     with monkeypatch.context() as earlier:
-        earlier.setattr("optimizers._is_muons", lambda weight: weight.ndim == 2)
+        earlier.setattr("engine.optimizers._is_muons", lambda weight: weight.ndim == 2)
         run = train(miniature(*settings))
     assert main(["--resume", str(run), "training.epochs=2"]) == 0
     assert [row["epoch"] for row in metrics(run)] == [1, 2]

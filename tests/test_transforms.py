@@ -11,11 +11,11 @@ import soundfile
 import torch
 import torchaudio
 
-import corpora
 from conftest import REPOSITORY
-from corpora import CorpusError
 from dataset import Clips, TrainingBatches, prepare
 from parameters import load_parameters
+from speech import corpora
+from speech.corpora import CorpusError
 from transforms import (
     Augmentation,
     FrontEnd,

@@ -16,13 +16,13 @@ import soundfile
 import torch
 
 import voices as using
-from checkpoints import build_model, save_checkpoint
 from conftest import RATE, REPOSITORY, said, write
 from eval import embed
-from people import load_people, read_people
-from scoring import Backend, Calibration, calibrate
-from sounds import Clip, VoiceError
-from verdicts import Threshold, Turn
+from recognition.people import load_people, read_people
+from recognition.sounds import Clip, VoiceError
+from recognition.verdicts import Threshold, Turn
+from runs.checkpoints import build_model, save_checkpoint
+from verification.scoring import Backend, Calibration, calibrate
 from voices import Voices, main
 
 CPU = torch.device("cpu")

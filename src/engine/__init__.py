@@ -1,0 +1,2 @@
+"""How it is computed: layers, kernels, optimizers, ranks. Calls parameters and errors
+only."""

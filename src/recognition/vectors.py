@@ -1,0 +1,120 @@
+"""Vectors of many recordings in a file, for other programs.
+
+rows <-> `save_vectors`, `load_vectors` <-> vectors.npz or vectors.parquet
+
+A row is a recording, or a window of a long one: path, begin and end in seconds, vector.
+The model's name and the digest of its weights go for all. U rows, E embedding size.
+Parquet needs pyarrow, an optional package: init/requirements-parquet.txt.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from recognition.people import STORE_VERSION, load_arrays
+from recognition.sounds import VoiceError
+from runs.checkpoints import atomic_write
+
+# Kind and number of axes of what a file holds.
+EMBEDDED = {
+    "model": "U0",
+    "digest": "U0",
+    "path": "U1",
+    "begin": "f1",
+    "end": "f1",
+    "vector": "f2",
+}
+ROWS = [key for key, kind in EMBEDDED.items() if kind[1] != "0"]
+
+
+def no_vectors(model: str, digest: str, size: int) -> dict[str, np.ndarray]:
+    """No rows of a model with embeddings of this size."""
+    return {
+        "model": np.array(model),
+        "digest": np.array(digest),
+        "path": np.empty(0, "U1"),
+        "begin": np.empty(0),
+        "end": np.empty(0),
+        "vector": np.empty((0, size), np.float32),
+    }
+
+
+def refuse_format(path: Path) -> None:
+    """Raise `VoiceError` for a name that is of neither format, or where a package is
+    missing."""
+    if path.suffix == ".parquet":
+        _pyarrow(path)
+    elif path.suffix != ".npz":
+        raise VoiceError(f"{path}: expected a file named .npz or .parquet")
+
+
+def _pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise VoiceError(
+            f"{path}: expected pyarrow, which is not installed: "
+            "pip install -r init/requirements-parquet.txt"
+        ) from None
+    return pyarrow, parquet
+
+
+def load_vectors(path: Path) -> dict[str, np.ndarray]:
+    """What `save_vectors` wrote; raise `VoiceError` if it cannot be read."""
+    if path.suffix == ".npz":
+        return load_arrays(path, EMBEDDED, "file of vectors")
+    pyarrow, parquet = _pyarrow(path)
+    try:
+        table = parquet.read_table(path)
+        size = int(table.schema.metadata[b"size"])
+        vectors = table["vector"].combine_chunks().flatten().to_numpy()
+        return {
+            "model": np.array(table.schema.metadata[b"model"].decode()),
+            "digest": np.array(table.schema.metadata[b"digest"].decode()),
+            "path": np.array(table["path"].to_pylist(), dtype=np.str_),
+            "begin": table["begin"].to_numpy(),
+            "end": table["end"].to_numpy(),
+            "vector": vectors.reshape(-1, size).astype(np.float32),
+        }
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        pyarrow.ArrowException,
+    ) as error:
+        reason = str(error).splitlines()[0]
+        raise VoiceError(f"{path}: not a readable file of vectors: {reason}") from None
+
+
+def save_vectors(
+    path: Path, parts: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Write the rows of all parts and return them; if that fails, an old file stays."""
+    rows = dict(parts[0])
+    for key in ROWS:
+        rows[key] = np.concatenate([part[key] for part in parts])
+    if path.suffix == ".npz":
+        with atomic_write(path) as file:
+            np.savez(file, version=STORE_VERSION, **rows)
+        return rows
+    pyarrow, parquet = _pyarrow(path)
+    size = rows["vector"].shape[1]
+    table = pyarrow.table(
+        {
+            "path": rows["path"].tolist(),
+            "begin": rows["begin"],
+            "end": rows["end"],
+            "vector": pyarrow.FixedSizeListArray.from_arrays(
+                rows["vector"].ravel(), size
+            ),
+        }
+    ).replace_schema_metadata(
+        {"model": str(rows["model"]), "digest": str(rows["digest"]), "size": str(size)}
+    )
+    with atomic_write(path) as file:
+        parquet.write_table(table, file)
+    return rows

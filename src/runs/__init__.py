@@ -1,0 +1,2 @@
+"""What a training leaves behind: checkpoints, the run directory, the page on W&B. Calls
+reports and all below them."""

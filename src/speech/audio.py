@@ -1,0 +1,197 @@
+"""Decode one recording to 16-bit mono, and encode one for a browser.
+
+`Utterance.source` -> `load_recording` -> int16 [N] -> `encode_ogg` -> bytes
+
+N samples. This is the only module that decodes and encodes audio files.
+"""
+
+import io
+import os
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+from speech.synthetic import SyntheticUtterance
+
+MIN_SECONDS = 0.025  # the shortest recording, unless a front end needs longer ones
+MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; any other rate means a damaged header
+STREAMED_SIZE = 0x7FFFF000  # bytes; at and above, a WAV header does not know its size
+MAX_OGG_PAGE = 65_307  # bytes
+CHUNK = 2**20  # samples on their way from disk
+RESAMPLED = 2**24  # samples at once, six minutes at 44.1 kHz
+
+
+class AudioError(Exception):
+    """A file that cannot be used. The message gives the reason without the name."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of an audio file, in seconds.
+
+    Without a duration it reaches to the end; without a channel all are averaged.
+    """
+
+    path: Path
+    offset: float = 0.0
+    duration: float | None = None
+    channel: int | None = None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Decoded mono speech."""
+
+    samples: np.ndarray  # int16 [N]
+    rate: int  # Hz, of the source
+    warning: str | None = None
+
+
+def load_recording(
+    source: Path | Segment | SyntheticUtterance,
+    sample_rate: int,
+    min_seconds: float = MIN_SECONDS,
+) -> Recording:
+    """Speech as int16 [N], mono, at `sample_rate` Hz, at least `min_seconds` long.
+
+    Channels are averaged unless the segment names one, other rates resampled and peaks
+    beyond full scale clipped; a 16-bit mono file at `sample_rate` comes back bit for
+    bit. Of a longer file only the segment is decoded. A cut WAV, Ogg or MP3 file, or
+    one that ends within the segment, gives what decodes, with a warning. Raises
+    `AudioError` with the reason if the file is no audio, cut FLAC, damaged, empty, too
+    short or not finite.
+    """
+    if isinstance(source, SyntheticUtterance):
+        samples = source.render(sample_rate)
+        _refuse_short(len(samples), sample_rate, min_seconds)
+        return Recording(samples, sample_rate)
+    try:
+        segment = Segment(source) if isinstance(source, Path) else source
+        waveform, rate, warning = _decode(segment)
+    except OSError as error:
+        raise AudioError(f"cannot be read: {error.strerror}") from None
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
+    # Usual rates stay exact; odd ones, whose filters would fill gigabytes, are rounded
+    # by less than a thousandth.
+    ratio = Fraction(rate, sample_rate)
+    ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
+    waveform = resampled(waveform, ratio.numerator, ratio.denominator)
+    _refuse_short(len(waveform), sample_rate, min_seconds)
+    if not waveform.isfinite().all():
+        raise AudioError("expected finite samples, found NaN or infinity")
+    samples = waveform.mul_(32768).round_().clamp_(-32768, 32767)  # hours, in place
+    return Recording(samples.to(torch.int16).numpy(), rate, warning)
+
+
+def _refuse_short(num_samples: int, sample_rate: int, min_seconds: float) -> None:
+    if num_samples < round(min_seconds * sample_rate):
+        seconds = num_samples / sample_rate
+        raise AudioError(f"expected at least {min_seconds:g} s, found {seconds:.4f} s")
+
+
+def resampled(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
+    """Resample [N] -> [N'] by new / old, stretch by stretch.
+
+    For whole hours torchaudio would need five times their own memory.
+    """
+    if old == new:
+        return waveform
+    size = RESAMPLED - RESAMPLED % old
+    reach = 8 * old  # longer than half a filter of 6 zero crossings on each side
+    stretches = []
+    for begin in range(0, len(waveform), size):
+        before = min(begin, reach)
+        stretch = resample(waveform[begin - before : begin + size + reach], old, new)
+        skipped = before // old * new
+        stretches.append(stretch[skipped : skipped + size // old * new])
+    return torch.cat(stretches)
+
+
+def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:
+    """Speech as a small Ogg Vorbis file, which browsers play; int16 [N], or float32
+    [N] in [-1, 1]."""
+    file = io.BytesIO()  # Vorbis, since Opus takes 15 times as long to save a third
+    soundfile.write(
+        file, samples, sample_rate, format="OGG", subtype="VORBIS", compression_level=1
+    )
+    return file.getvalue()
+
+
+def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
+    """One channel or the mean of all, float32 [N], its rate in Hz, and a warning if
+    cut."""
+    if not segment.path.is_file():
+        raise AudioError("expected a file, found none")
+    problem = "not readable as audio"
+    try:
+        # libsndfile gets an open file because it takes no name that is not UTF-8
+        with segment.path.open("rb") as stream:
+            ends_early = _ends_early(stream)
+            stream.seek(0)
+            with soundfile.SoundFile(stream) as file:
+                problem = "cut short or damaged"
+                promised, rate, container = file.frames, file.samplerate, file.format
+                begin = segment.offset * rate
+                if begin:
+                    if begin >= promised:
+                        raise AudioError(
+                            f"expected more than the offset of {segment.offset} s, "
+                            f"found {promised / rate:.2f} s"
+                        )
+                    promised -= file.seek(round(begin))
+                if segment.duration is not None:
+                    promised = round(min(segment.duration * rate, promised))
+                size, left = CHUNK // file.channels, promised
+                blocks = []  # because a header may promise more than fits into memory
+                while len(
+                    block := file.read(min(size, left), dtype="float32", always_2d=True)
+                ):
+                    channels = torch.from_numpy(block)  # [N, channels]
+                    if segment.channel is None:
+                        blocks.append(channels.mean(dim=1))
+                    else:
+                        blocks.append(channels[:, segment.channel].clone())
+                    left -= len(block)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None
+    if not blocks:
+        raise AudioError("holds no samples")
+    seconds = (promised - left) / rate
+    warning = None
+    if segment.duration is not None:  # its rounding does not matter
+        ends_early = seconds + MIN_SECONDS < segment.duration
+    if ends_early or left:
+        warning = f"cut short: {seconds:.2f} s are left"
+        if container == "FLAC" and left:
+            raise AudioError(warning)
+    return torch.cat(blocks), rate, warning
+
+
+def _ends_early(file: BinaryIO) -> bool:
+    """Whether a WAV or Ogg file is shorter than it claims; libsndfile does not say."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b"RIFF":
+        while len(header := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", header)
+            if name == b"data":
+                return length < STREAMED_SIZE and file.tell() + length > size
+            file.seek(length + length % 2, os.SEEK_CUR)
+    if head[:4] == b"OggS":
+        file.seek(max(0, size - MAX_OGG_PAGE))
+        tail = file.read()
+        page = tail[tail.rfind(b"OggS") :]
+        if len(page) < 27:
+            return True
+        length = 27 + page[26] + sum(page[27 : 27 + page[26]])
+        return len(page) < length or not page[5] & 4  # 4: end of stream
+    return False

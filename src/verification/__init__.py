@@ -1,0 +1,2 @@
+"""Trials, metrics and scores of speaker verification. Calls engine, parameters and
+errors."""

@@ -1,0 +1,155 @@
+"""Embeddings and trials to scores, and scores to log likelihood ratios.
+
+embeddings [U, E], trials [K] -> `cosine_scores` -> `as_norm` -> scores [K]
+scores [K], targets [K] -> `calibrate` -> `Calibration`: scores -> log likelihood ratios
+
+U utterances, K trials, S speakers of the cohort, E embedding size. AS-norm is adaptive
+symmetric score normalisation (Matejka et al., Interspeech 2017, section 2.5);
+calibration is logistic regression (Brummer and du Preez, Computer Speech and Language
+20, 2006). Both are fitted on speakers that are not tested.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from verification.metrics import rates_at, threshold_for
+from verification.trials import Trials
+
+SCORES_AT_ONCE = 65536  # trials, to bound memory
+
+
+def cosine_scores(embeddings: Tensor, trials: Trials) -> NDArray[np.float64]:
+    """Cosine of the two embeddings of each trial, [U, E] -> [K]."""
+    directions = F.normalize(embeddings.double())
+    enrolment, test = torch.from_numpy(trials.enrolment), torch.from_numpy(trials.test)
+    return torch.cat(
+        [
+            (directions[first] * directions[second]).sum(1)
+            for first, second in zip(
+                enrolment.split(SCORES_AT_ONCE), test.split(SCORES_AT_ONCE), strict=True
+            )
+        ]
+    ).numpy()
+
+
+def as_norm(
+    scores: NDArray[np.float64],
+    embeddings: Tensor,
+    trials: Trials,
+    cohort: Tensor,
+    top: int,
+) -> NDArray[np.float64]:
+    """Cosines z-normalised by each side's top cohort scores, [K] -> [K].
+
+    For each side of a trial, mean and deviation are those of its `top` highest cosines
+    with the cohort [S, E], which has one embedding per speaker. The two z-scores are
+    averaged.
+    """
+    strangers = F.normalize(embeddings.double()) @ F.normalize(cohort.double()).T
+    nearest = strangers.topk(min(top, len(cohort)), dim=1).values.numpy()  # [U, top]
+    mean, deviation = nearest.mean(1), np.maximum(nearest.std(1), 1e-6)
+    sides = [
+        (scores - mean[side]) / deviation[side]
+        for side in (trials.enrolment, trials.test)
+    ]
+    return sum(sides) / 2
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A linear map from scores to log likelihood ratios, and decision thresholds.
+
+    Thresholds are log likelihood ratios. `miss` and `false_alarm` are the rates at
+    `threshold` on the trials that it was chosen on. `strict` is the threshold for a
+    tenth of its false-alarm rate; early calibrations have none.
+
+    A calibration fitted to a user's own recordings has `num_people`, their number. Its
+    rates are cross-validated: measured on people whom the threshold was not chosen on,
+    with 95 % intervals (low, high).
+    """
+
+    scale: float
+    offset: float
+    threshold: float
+    miss: float
+    false_alarm: float
+    strict: float | None = None
+    num_people: int | None = None
+    miss_interval: tuple[float, float] | None = None
+    false_alarm_interval: tuple[float, float] | None = None
+
+    def llrs(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Natural logarithms of likelihood ratios, [K] -> [K]."""
+        return self.scale * scores + self.offset
+
+    @property
+    def threshold_of_scores(self) -> float:
+        """The threshold as a score; infinite if scores carry no information."""
+        if self.scale == 0:
+            return -math.inf if self.offset >= self.threshold else math.inf
+        return (self.threshold - self.offset) / self.scale
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The cohort and the calibrations of a model, fitted at the end of its training."""
+
+    cohort: Tensor  # [S, E], unit directions of the training speakers
+    calibrations: dict[str, Calibration]  # by scoring, plain or normalised
+    calibrated_on: list[str]  # of whose trials, such as development
+
+    def as_dict(self) -> dict[str, Any]:
+        """Tensors and plain types, for a checkpoint."""
+        calibrations = {name: asdict(c) for name, c in self.calibrations.items()}
+        return {
+            "cohort": self.cohort,
+            "calibrations": calibrations,
+            "calibrated_on": self.calibrated_on,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Backend":
+        """What `as_dict` gave."""
+        calibrations = {
+            name: Calibration(**c) for name, c in values["calibrations"].items()
+        }
+        # unsaid until there were mixtures
+        calibrated_on = values.get(
+            "calibrated_on", ["development"] if calibrations else []
+        )
+        return cls(values["cohort"], calibrations, calibrated_on)
+
+
+def calibrate(
+    parts: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]],
+    false_alarm_rate: float,
+) -> Calibration:
+    """Fit a calibration to the scores and targets, [K] each, of one corpus or several.
+
+    Targets and non-targets have equal weight, and so have the corpora. The threshold is
+    the lowest with at most this false-alarm rate, averaged over the corpora.
+    """
+    scores, targets = map(np.concatenate, zip(*parts, strict=True))
+    weights = np.concatenate(
+        [np.where(t, 1 / t.sum(), 1 / (~t).sum()) for _, t in parts]
+    )
+    regression = LogisticRegression(C=np.inf, tol=1e-8)
+    share = len(scores) / (2 * len(parts))
+    regression.fit(scores[:, None], targets, sample_weight=weights * share)
+    scale, offset = float(regression.coef_[0, 0]), float(regression.intercept_[0])
+    llrs = [(scale * part + offset, targets) for part, targets in parts]
+    threshold = threshold_for(false_alarm_rate, llrs)
+    miss, false_alarm = np.mean([rates_at(threshold, *part) for part in llrs], axis=0)
+    strict = threshold_for(false_alarm_rate / 10, llrs)
+    return Calibration(
+        scale, offset, threshold, float(miss), float(false_alarm), strict
+    )

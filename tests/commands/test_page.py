@@ -1,0 +1,471 @@
+"""The page: what it says, its answers over HTTP, and in a browser with a microphone."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from commands import page as demo
+from conftest import RATE, REPOSITORY, noise, tone, write
+from parameters import SyntheticParameters
+from recognition.people import load_people
+from recognition.sounds import VoiceError
+from speech.synthetic import synthetic_utterances
+from voices import Voices, main
+
+SPOKEN = SyntheticParameters(
+    num_speakers=3, utterances_per_speaker=3, min_seconds=3.6, max_seconds=4.4
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def voices() -> Voices:
+    return Voices.load()
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> list[list[str]]:
+    """Files of three recordings of each of three synthetic voices."""
+    folder = tmp_path_factory.mktemp("sounds")
+    files = [[], [], []]
+    for spoken in synthetic_utterances(SPOKEN, seed=3):
+        path = write(folder / f"{spoken.id}.wav", spoken.render(RATE))
+        files[spoken.speaker].append(str(path))
+    return files
+
+
+# What the page says
+
+
+def test_recordings_have_the_names_of_the_page(voices, sounds, tmp_path):
+    short = str(write(tmp_path / "short.wav", tone(0.5)))
+    clips = demo.hear(voices, [("first", short), ("second", short)])
+    assert [clip.name for clip in clips] == ["first", "second"]
+    assert [{w.split(":")[0] for w in clip.warnings} for clip in clips] == [
+        {"first"},
+        {"second"},
+    ]
+    (plain,) = voices.listen([sounds[0][0]])
+    (named,) = demo.hear(voices, [("first", sounds[0][0])])
+    assert named.vector == pytest.approx(plain.vector)
+
+
+def test_a_recording_that_is_no_use_is_named_as_on_the_page(voices, sounds, tmp_path):
+    bad = tmp_path / "bad.wav"
+    bad.write_text("none")
+    with pytest.raises(VoiceError, match=r"^second: not readable as audio"):
+        demo.hear(voices, [("first", sounds[0][0]), ("second", str(bad))])
+    with pytest.raises(VoiceError, match=r"^second: expected a recording, got none$"):
+        demo.hear(voices, [("first", sounds[0][0]), ("second", None)])
+
+
+def test_verdicts_are_told(voices, sounds):
+    clips = demo.hear(voices, [("one", sounds[0][0]), ("two", sounds[0][1])])
+    found = voices.compare_clips(*clips)
+    told = demo.judge(found)
+    assert told == f"The same person.\n\n{found}"
+    quiet = replace(found, warnings=("one: clipped", "two: narrow band"))
+    assert demo.judge(quiet) == (
+        f"{told}\n\nLess sure: one: clipped\n\nLess sure: two: narrow band"
+    )
+
+
+def test_people_are_told(voices, sounds):
+    people, _ = demo.enrol(voices, "ann", sounds[0][:2], None)
+    found = voices.identify(sounds[0][2], people)
+    assert demo.recognise(found) == f"Ann.\n\n{found}"
+    unknown = replace(found, name=None)
+    assert demo.recognise(unknown).startswith("Nobody who is enrolled.\n\n")
+
+
+def test_numbers_are_explained(voices):
+    told = demo.explain(voices.threshold)
+    assert f"{voices.threshold.llr:+.1f}" in told
+    assert voices.threshold.origin in told
+    assert "no calibration" in demo.explain(None)
+
+
+def test_people_are_enrolled_by_and_by(voices, sounds, tmp_path):
+    ann, told = demo.enrol(voices, " Ann ", sounds[0][:1], None)
+    assert told == "People, and their recordings: Ann (1)."
+    both, _ = demo.enrol(voices, "Ben", sounds[1][:2], ann)
+    again, told = demo.enrol(voices, "Ann", sounds[0][:2], both)
+    assert told == "People, and their recordings: Ann (2), Ben (2)."
+    expected = voices.enrol({"Ann": sounds[0][:2], "Ben": sounds[1][:2]})
+    for name in ("Ann", "Ben"):
+        vectors = again.vectors[again.names == name]
+        wanted = expected.vectors[expected.names == name]
+        assert vectors == pytest.approx(wanted, abs=1e-5)
+    names = {Path(file).name for of_person in sounds for file in of_person}
+    assert set(again.clips) <= names  # not where the page keeps its uploads
+    other = str(write(tmp_path / "other.wav", noise()))
+    _, told = demo.enrol(voices, "Ann", [other], again)
+    assert "other.wav: no speech was found" in told
+    assert "does not sound like the person's other clips" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "num_files", "words"),
+    [("Ann", 0, "expected recordings of the person"), ("a/b", 1, "expected a name")],
+)
+def test_who_cannot_be_enrolled(voices, sounds, name, num_files, words):
+    with pytest.raises(VoiceError, match=words):
+        demo.enrol(voices, name, sounds[0][:num_files], None)
+
+
+def test_a_store_comes_back(voices, sounds, tmp_path):
+    people, _ = demo.enrol(voices, "Ann", sounds[0][:2], None)
+    people.save(tmp_path / "people.npz")
+    loaded = demo.load_store(voices, str(tmp_path / "people.npz"))
+    assert demo.roll(loaded) == "People, and their recordings: Ann (2)."
+    replace(people, digest="another").save(tmp_path / "other.npz")
+    with pytest.raises(VoiceError, match=r"^expected people enrolled with titanet"):
+        demo.load_store(voices, str(tmp_path / "other.npz"))
+    (tmp_path / "bad.npz").write_text("none")
+    with pytest.raises(VoiceError, match=r"^bad\.npz: not a readable store"):
+        demo.load_store(voices, str(tmp_path / "bad.npz"))
+
+
+# The map
+
+
+def test_a_plane_is_that_of_principal_components():
+    random = np.random.default_rng(0)
+    cohort = random.normal(size=(50, 6)) * [1, 5, 1, 3, 1, 1]
+    plane, pca = demo.Plane.of(cohort), PCA(2).fit(cohort)
+    assert plane.share == pytest.approx(pca.explained_variance_ratio_.sum())
+    others = random.normal(size=(4, 6))
+    signs = np.sign((plane.directions * pca.components_).sum(1))
+    assert plane.places(others) * signs == pytest.approx(pca.transform(others))
+
+
+def test_people_have_their_places(voices, sounds):
+    people = voices.enrol({"Ann": sounds[0][:2], "Ben": sounds[1][:1]})
+    plane = demo.Plane.of(voices.model.backend.cohort.numpy())
+    found = plane.places_of(people)
+    assert {name: places.shape for name, places in found.items()} == {
+        "Ann": (2, 2),
+        "Ben": (1, 2),
+    }
+    assert found["Ben"] == pytest.approx(plane.places(voices.embed(sounds[1][:1])))
+
+
+# Without gradio
+
+
+def test_without_gradio_a_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is restored
+    assert main(["demo"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: expected the package gradio")
+    assert "requirements-demo.txt" in line
+
+
+# Over HTTP
+
+
+def test_a_host_that_is_not_ours(voices, tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="gradio, an optional package, is missing")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    for host in ("192.0.2.1", "no such host"):
+        with pytest.raises(VoiceError, match=f"^--host: expected .*, got {host}: "):
+            demo.open_page(voices, host, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("uploads")
+
+
+@pytest.fixture(scope="module")
+def page(voices, folder):
+    """The page, listening on a port of its own."""
+    pytest.importorskip("gradio", reason="gradio, an optional package, is missing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1")
+        patch.setenv("GRADIO_TEMP_DIR", "")  # so that it is restored
+        page = demo.open_page(voices, "127.0.0.1", folder)
+        yield page
+        page.close()
+
+
+class Visitor:
+    """A session of the page without a browser."""
+
+    def __init__(self, page, folder):
+        import gradio_client
+
+        self.file = gradio_client.handle_file
+        self.client = gradio_client.Client(
+            page.local_url,
+            download_files=folder,
+            verbose=False,
+            analytics_enabled=False,
+        )
+
+    def ask(self, name, *given):
+        return self.client.predict(*given, api_name=f"/{name}")
+
+    def enrol(self, name, files):
+        return self.ask("add", name, None, list(map(self.file, files)))[0]
+
+
+@pytest.fixture
+def visitor(page, tmp_path) -> Visitor:
+    return Visitor(page, tmp_path)
+
+
+def test_two_voices_are_compared(visitor, voices, sounds):
+    first, second = sounds[0][0], sounds[1][0]
+    told, *pictures = visitor.ask("compare", visitor.file(first), visitor.file(second))
+    sentence = str(voices.compare(first, second))
+    sentence = sentence.replace(first, "first voice").replace(second, "second voice")
+    assert told.split("\n\n")[1] == sentence
+    assert len(pictures) == 2
+    assert all(p["plot"].startswith("data:image") for p in pictures)
+
+
+def test_people_are_of_one_session(visitor, page, sounds, tmp_path):
+    assert visitor.enrol("Ann", sounds[0][:2]).endswith("Ann (2).")
+    assert visitor.enrol("Ben", sounds[1][:2]).endswith("Ann (2), Ben (2).")
+    told = visitor.ask("identify", visitor.file(sounds[0][2]))
+    assert told.startswith("Ann.\n\nthis voice: Ann; nearest by ")
+    other = Visitor(page, tmp_path)
+    nobody = "error: expected enrolled people, the store has none"
+    assert other.ask("identify", other.file(sounds[0][2])) == nobody
+    _, store = visitor.ask("save")
+    store = store["value"] if isinstance(store, dict) else store
+    assert sorted(set(load_people(Path(store)).names)) == ["Ann", "Ben"]
+    assert other.ask("load", other.file(store)).endswith("Ann (2), Ben (2).")
+    assert other.ask("identify", other.file(sounds[0][2])) == told
+
+
+def test_a_voice_is_placed_among_others(visitor, voices, sounds):
+    visitor.enrol("Ann", sounds[0][:2])
+    told, plot = visitor.ask("place", visitor.file(sounds[0][2]))
+    assert "192 numbers" in told
+    assert plot["type"] == "plotly"
+    for name in ("training speakers", "Ann", "this voice"):
+        assert f'"name":"{name}"' in plot["plot"]
+
+
+def spoiled(tmp_path: Path, kind: str) -> Path:
+    path = tmp_path / "spoiled.wav"
+    if kind == "text":
+        path.write_text("not audio")
+    elif kind == "silence":
+        write(path, np.zeros(RATE))
+    else:
+        write(path)  # of 0.1 s
+    return path
+
+
+@pytest.mark.parametrize("kind", ["text", "silence", "short", None])
+def test_a_bad_recording_gives_a_line(visitor, folder, sounds, tmp_path, kind):
+    bad = None if kind is None else visitor.file(spoiled(tmp_path, kind))
+    visitor.enrol("Ann", sounds[0][:2])
+    answers = [
+        visitor.ask("compare", visitor.file(sounds[0][0]), bad)[0],
+        visitor.ask("add", "Ben", bad, None)[0],
+        visitor.ask("identify", bad),
+        visitor.ask("place", bad)[0],
+    ]
+    for told in answers:
+        assert told.startswith("error: ")
+        assert len(told.splitlines()) == 1
+        assert str(folder) not in told
+    assert visitor.ask("save")[0] == "People, and their recordings: Ann (2)."
+
+
+def test_a_bad_store_gives_a_line(visitor, folder, sounds, tmp_path):
+    visitor.enrol("Ann", sounds[0][:2])
+    bad = tmp_path / "people.npz"
+    bad.write_text("none")
+    told = visitor.ask("load", visitor.file(bad))
+    assert told.startswith("error: people.npz: not a readable store")
+    assert visitor.ask("save")[0] == "People, and their recordings: Ann (2)."
+
+
+def test_the_page_keeps_to_this_machine(page):
+    import httpx
+
+    found = httpx.get(page.local_url)
+    assert found.headers["content-security-policy"] == demo.POLICY.decode()
+    assert page.config["analytics_enabled"] is False
+    assert page.share_url is None
+    with pytest.raises(ConnectionRefusedError):  # another address of this machine
+        socket.create_connection(("127.0.0.2", page.server_port), timeout=5)
+
+
+def test_a_large_upload_is_refused(page, folder):
+    import httpx
+
+    held = set(folder.rglob("large.wav"))
+    content = bytes(33 * 2**20)
+    found = httpx.post(
+        f"{page.local_url}gradio_api/upload",
+        files={"files": ("large.wav", content)},
+        timeout=60,
+    )
+    assert found.status_code == 413
+    assert set(folder.rglob("large.wav")) == held
+
+
+def test_uploads_are_deleted(voices, sounds, tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="gradio, an optional package, is missing")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr(demo, "KEPT", 1)
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    page = demo.open_page(voices, "127.0.0.1", folder)
+    try:
+        visitor = Visitor(page, tmp_path)
+        visitor.enrol("Ann", sounds[0][:2])
+        visitor.ask("save")
+        deadline = time.monotonic() + 60
+        # gradio also leaves empty files, one for each that it hands on
+        while files := [p for p in folder.rglob("*.*") if p.is_file()]:
+            assert time.monotonic() < deadline, files
+            time.sleep(0.2)
+    finally:
+        page.close()
+
+
+@pytest.mark.reliability
+def test_nothing_is_left_when_the_program_is_stopped(sounds, tmp_path):
+    pytest.importorskip("gradio", reason="gradio, an optional package, is missing")
+    words = [sys.executable, str(REPOSITORY / "src" / "voices.py"), "demo"]
+    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def heed_signals() -> None:  # which a background job ignores, and its children
+        for stop in stops:
+            signal.signal(stop, signal.SIG_DFL)
+
+    for stop in stops:
+        places = {"TMPDIR": str(tmp_path), "BROWSER": "true", "no_proxy": "127.0.0.1"}
+        with subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **places},
+            preexec_fn=heed_signals,
+        ) as program:
+            url = program.stdout.readline().split()[0]
+            visitor = Visitor(SimpleNamespace(local_url=url), tmp_path / "own")
+            visitor.enrol("Ann", sounds[0][:1])
+            assert list(tmp_path.glob("voices-*/*"))
+            program.send_signal(stop)
+            program.wait(timeout=60)
+        assert not list(tmp_path.glob("voices-*"))
+
+
+# In a browser
+
+
+@pytest.fixture
+def tab(page, sounds):
+    """The page in Chromium, whose microphone hears the first voice; and what it asks
+    for."""
+    reason = "playwright, which drives a browser, is missing"
+    driver = pytest.importorskip("playwright.sync_api", reason=reason)
+    if CHROMIUM is None:
+        pytest.skip("Chromium is missing")
+    flags = (
+        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+        "--disable-background-networking --disable-component-update "
+        "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream "
+        f"--use-file-for-fake-audio-capture={sounds[0][0]}"
+    ).split()
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        tab = browser.new_page(permissions=["microphone"])
+        asked = []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(page.local_url)
+        yield tab
+        browser.close()
+    schemes = ("blob:", "data:", page.local_url)
+    assert asked
+    assert [url for url in asked if not url.startswith(schemes)] == []
+
+
+def press(tab, name: str, which: int = 0) -> None:
+    buttons = tab.get_by_role("button", name=name, exact=True)
+    buttons.locator("visible=true").nth(which).click()
+
+
+def record(tab, seconds: float = 4.0) -> None:
+    press(tab, "Record")
+    tab.wait_for_timeout(1000 * seconds)
+    press(tab, "Stop")
+    tab.get_by_label("Download").locator("visible=true").wait_for()  # it has arrived
+
+
+def answer(tab, label: str, told: str) -> str:
+    """The text of a box once it has these words."""
+    from playwright.sync_api import expect
+
+    box = tab.get_by_label(label, exact=True)
+    expect(box).to_have_value(re.compile(re.escape(told)), timeout=60_000)
+    return box.input_value()
+
+
+def test_a_recorded_voice_is_judged(tab, sounds):
+    record(tab)
+    press(tab, "One person or two?")
+    answer(tab, "Verdict", "error: second voice: expected a recording, got none")
+    press(tab, "Upload file", 1)
+    tab.locator("input[type=file]").set_input_files(sounds[0][1])
+    tab.get_by_label("Download").nth(1).wait_for()
+    press(tab, "One person or two?")
+    told = answer(tab, "Verdict", "the same person; cosine ")
+    assert told.startswith("The same person.")
+    assert re.search(r"threshold \+\d\.\d for 1 % false alarms on", told)
+    tab.locator(".matplotlib img").nth(1).wait_for()
+    assert tab.get_by_role("button", name="Share").count() == 0
+
+
+def test_a_recorded_voice_is_known_again_and_placed(tab, sounds):
+    tab.get_by_role("tab", name="Enrol").click()
+    for name, files in (("Ann", sounds[0]), ("<b>Ben", sounds[1])):
+        tab.get_by_label("Name").fill(name)
+        with tab.expect_file_chooser() as chooser:
+            tab.get_by_text("Click to Upload").locator("visible=true").click()
+        chooser.value.set_files(files[1:])
+        tab.get_by_text(Path(files[-1]).stem).first.wait_for()
+        press(tab, "Enrol")
+        answer(tab, "Enrolled", f"{name} (2)")
+    press(tab, "Save people.npz")
+    tab.get_by_role("link", name="KB").wait_for()
+    tab.get_by_role("tab", name="Who is this?").click()
+    record(tab)
+    press(tab, "Who is this?")
+    assert answer(tab, "Answer", "nearest by ").startswith("Ann.")
+    tab.get_by_role("tab", name="Map").click()
+    record(tab)
+    press(tab, "Where is it among others?")
+    answer(tab, "What this shows", "192 numbers")
+    legend = tab.locator(".legendtext")
+    legend.first.wait_for()
+    assert legend.all_text_contents() == [
+        "training speakers",
+        "<b>Ben",
+        "Ann",
+        "this voice",
+    ]

@@ -1,0 +1,73 @@
+"""The layers with a form of their own against torch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.layers import Dropout, _Normalised, linear
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_its_share_and_the_mean(rate):
+    x = torch.rand(1000, 1001, requires_grad=True)  # not a multiple of four
+    dropped = Dropout(rate)(x)
+    zeros = (dropped == 0).float().mean().item()
+    assert zeros == pytest.approx(rate, abs=4 * (rate * (1 - rate) / x.numel()) ** 0.5)
+    kept = dropped != 0
+    assert torch.allclose(dropped[kept], x[kept] / (1 - rate), rtol=1e-4)
+    dropped.sum().backward()
+    assert torch.equal(x.grad != 0, kept)
+    rows, columns = kept.float().mean(1), kept.float().mean(0)
+    for means in (rows, columns):  # neighbours do not share their fate
+        assert means.std().item() == pytest.approx(
+            (rate * (1 - rate) / 1000) ** 0.5, rel=0.1
+        )
+
+
+def test_dropout_is_none_in_evaluation_and_at_probability_zero():
+    x = torch.randn(4, 5)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+
+
+@pytest.mark.parametrize("num_rows", [2, 7, 48])
+def test_normalised_rows_and_gradients_are_those_of_torch(num_rows):
+    rows = torch.randn(num_rows, 3, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(2, 3, dtype=torch.float64).requires_grad_().unbind()
+    found, mean, variance, count = _Normalised.apply(rows, weight, bias, 1e-3)
+    expected = F.batch_norm(rows, None, None, weight, bias, training=True, eps=1e-3)
+    assert torch.allclose(found, expected)
+    assert torch.allclose(mean, rows.mean(0))
+    assert torch.allclose(variance, rows.var(0, correction=0))
+    assert count == num_rows
+    grown = torch.randn_like(rows)
+    for one, other in zip(
+        torch.autograd.grad(found, (rows, weight, bias), grown, retain_graph=True),
+        torch.autograd.grad(expected, (rows, weight, bias), grown),
+        strict=True,
+    ):
+        assert torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 7, 3), (16, 300, 64), (5, 77, 200)])
+def test_linear_and_its_gradients_are_those_of_torch(shape, bias):
+    torch.manual_seed(0)
+    x = torch.randn(shape, requires_grad=True)
+    weight = torch.randn(48, shape[-1], requires_grad=True)
+    leaves = [x, weight, *([torch.randn(48, requires_grad=True)] if bias else [])]
+    found, expected = linear(*leaves), F.linear(*(leaf.double() for leaf in leaves))
+    gradient = torch.randn_like(found)
+    pairs = zip(
+        (found, *torch.autograd.grad(found, leaves, gradient)),
+        (expected, *torch.autograd.grad(expected, leaves, gradient.double())),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+
+
+def test_linear_of_a_part_of_a_weight():
+    x, weight = torch.randn(4, 9, 6), torch.randn(5, 20)
+    part = weight.split((6, 14), 1)[0]  # not contiguous
+    assert torch.allclose(linear(x, part), x @ part.T, atol=1e-5)

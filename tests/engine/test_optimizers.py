@@ -1,0 +1,135 @@
+"""Optimizers: which is built, Muon against torch's own, and the schedule."""
+
+import pytest
+import torch
+from torch import nn
+
+from engine.optimizers import (
+    Muon,
+    build_optimizer,
+    learning_rate,
+    orthogonalised,
+    set_learning_rate,
+)
+from runs.checkpoints import build_model
+
+CPU = torch.device("cpu")
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
+    p = shipped(
+        "training.optimizer.lr=2.0",
+        "training.optimizer.warmup=0.2",
+        "training.optimizer.final_lr=0.5",
+    ).training.optimizer
+    rates = [learning_rate(p, progress) for progress in (0.1, 0.2, 0.6, 1.0)]
+    assert rates == pytest.approx([1.0, 2.0, 1.25, 0.5])
+    assert learning_rate(p.model_copy(update={"warmup": 0.0}), 0.0) == 2.0
+    assert learning_rate(p.model_copy(update={"warmup": 1.0}), 1.0) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "decay"),
+    [
+        ("sgd", torch.optim.SGD, 2e-4),
+        ("adam", torch.optim.Adam, 2e-4),
+        ("adamw", torch.optim.AdamW, 0.3),
+    ],
+)
+def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind, decay):
+    p = miniature(f"training.optimizer.name={name}", "training.optimizer.momentum=0.7")
+    model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
+    optimizer = build_optimizer(model.parameters(), p.training.optimizer)
+    assert type(optimizer) is kind
+    groups = optimizer.param_groups
+    if name == "sgd":
+        assert groups[0]["momentum"] == 0.7
+    held = sum(w.numel() for group in groups for w in group["params"])
+    modules = model.encoder, model.criterion
+    assert held == sum(w.numel() for m in modules for w in m.parameters())
+    assert [group["weight_decay"] for group in groups] == [decay, 0]
+    own = p.training.optimizer.model_copy(update={"weight_decay": 0.1})
+    groups = build_optimizer(model.parameters(), own).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0]
+
+
+@pytest.mark.parametrize("loss", ["arcface", "cross_entropy"])
+def test_muon_moves_a_classifier_whose_rows_are_normalised(miniature, loss):
+    p = miniature("training.optimizer.name=muon", f"loss.name={loss}")
+    model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
+    optimizer = build_optimizer(model.parameters(), p.training.optimizer)
+    groups = optimizer.param_groups
+    classifier = id(model.criterion.classifier.weight)
+    (holder,) = [g for g in groups if classifier in map(id, g["params"])]
+    assert holder["muon"] == (loss == "arcface")
+    assert holder["weight_decay"] > 0
+    weights = [w for group in groups for w in group["params"]]
+    assert len(weights) == len(set(map(id, weights))) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
+def test_orthogonalised_matrices_have_alike_singular_values(shape):
+    found = torch.linalg.svdvals(orthogonalised(torch.randn(3, *shape)))
+    # Five steps of this quintic end between 0.7 and 1.2 (arXiv 2502.16982, section 2).
+    assert 0.5 < found.min() < found.max() < 1.3
+
+
+def test_muon_is_torchs_own_for_matrices_and_adamw_for_the_others():
+    shapes = (20, 30), (40, 10), (20, 30), (7,), (5, 1, 3)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(w.detach().clone()) for w in ours]
+    optimizer = Muon(
+        [{"params": ours[:3], "muon": True}, {"params": ours[3:]}],
+        lr=0.01,
+        weight_decay=0.1,
+        fused=True,
+    )
+    expected = (
+        torch.optim.Muon(
+            theirs[:3], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(theirs[3:], lr=0.01, weight_decay=0.1),
+    )
+    begun = [w.detach().clone() for w in ours]
+    for _ in range(5):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        optimizer.step()
+        for other in expected:
+            other.step()
+    for one, other, before in zip(ours, theirs, begun, strict=True):
+        # torch multiplies in bfloat16 on a CPU too.
+        assert (one - other).norm() < 0.02 * (one - before).norm()
+
+
+def test_muon_goes_on_from_its_state(shipped):
+    p = shipped("training.optimizer.name=muon").training.optimizer
+    weights = [nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6))]
+    copies = [nn.Parameter(w.detach().clone()) for w in weights]
+    unbroken, broken = (build_optimizer(ws, p) for ws in (weights, copies))
+    for step in range(4):
+        for one, other in zip(weights, copies, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        if step == 2:
+            state = broken.state_dict()
+            broken = build_optimizer(copies, p)
+            broken.load_state_dict(state)
+        unbroken.step()
+        broken.step()
+    assert all(map(torch.equal, weights, copies))
+
+
+def test_matrices_follow_the_schedule_at_their_own_rate(shipped):
+    p = shipped(
+        "training.optimizer.name=muon",
+        "training.optimizer.lr=2e-3",
+        "training.optimizer.muon_lr=1e-2",
+    ).training.optimizer
+    weights = [nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6))]
+    optimizer = build_optimizer(weights, p)
+    set_learning_rate(optimizer, p, 0.7)
+    matrices, *others = (group["lr"] for group in optimizer.param_groups)
+    assert others == [learning_rate(p, 0.7)] * 2
+    assert matrices == pytest.approx(5 * others[0])

@@ -1,0 +1,67 @@
+"""Decisions on log likelihood ratios, and how they read."""
+
+import math
+
+import pytest
+
+from recognition.verdicts import (
+    Candidate,
+    Comparison,
+    Identification,
+    Threshold,
+    Turn,
+    as_rttm,
+)
+
+THRESHOLD = Threshold(1.5, 3.0, 0.01, "trials")
+
+
+@pytest.mark.parametrize(
+    ("llr", "verdict", "same"),
+    [
+        (3.0, "the same person", True),
+        (1.5, "probably the same person", True),
+        (1.4, "undecided", False),
+        (0.0, "different people", False),
+        (None, "no verdict, the model has no calibration", None),
+    ],
+)
+def test_verdicts(llr, verdict, same):
+    threshold = None if llr is None else THRESHOLD
+    found = Comparison("a", "b", 0.5, llr, threshold, (2.0, 3.0), ())
+    assert (found.verdict, found.same_speaker) == (verdict, same)
+
+
+def test_a_comparison_as_a_sentence():
+    found = Comparison("a", "b", 0.5, 3.25, THRESHOLD, (2.0, 3.0), ())
+    assert str(found) == (
+        "a and b: the same person; cosine 0.500, log likelihood ratio +3.2 (threshold "
+        "+1.5 for 1 % false alarms on trials); 2.0 and 3.0 s of speech"
+    )
+
+
+def test_an_identification_as_a_sentence():
+    nearest = (Candidate("Ann", 0.5, 4.0), Candidate("Bob", 0.25, 1.0))
+    found = Identification("x", "Ann", nearest, 2, THRESHOLD, 2.0, ())
+    assert found.margin == 3
+    assert str(found) == (
+        "x: Ann; nearest by log likelihood ratio: Ann +4.0, Bob +1.0, margin 3.0; "
+        "threshold +1.5 for 1 % false alarms on trials, of 2 people; 2.0 s of speech"
+    )
+
+
+def test_threshold_among_several_people():
+    one = Threshold(2.0, 4.0, 0.01, "")  # 1 % above 2, 0.1 % above 4
+    assert one.among(1) == one
+    assert one.among(10) == Threshold(4.0, 6.0, 0.01, "")  # 0.1 % for each
+    assert one.among(100) == Threshold(6.0, 8.0, 0.01, "")
+    alone = Threshold(2.0, None, 0.01, "")
+    assert alone.among(10) == Threshold(2 + math.log(10), None, 0.01, "")
+
+
+def test_rttm():
+    turns = [Turn(0.5, 2.0, "Ann Lee", 3.0), Turn(2.0, 4.25, None, -1.0)]
+    assert as_rttm(turns, "the meeting") == (
+        "SPEAKER the_meeting 1 0.500 1.500 <NA> <NA> Ann_Lee <NA> <NA>\n"
+        "SPEAKER the_meeting 1 2.000 2.250 <NA> <NA> unknown <NA> <NA>\n"
+    )

@@ -1,0 +1,434 @@
+"""Files that lie: sound ones, changed by chance, are read or refused in one line.
+
+    python tests/hostile.py COUNT SEED FOLDER      prints what `fuzz` found as JSON
+
+Every input depends on (seed, kind, number) alone. None may raise anything but the
+refusal of its kind in one line, take longer than `MAX_SECONDS`, or let the process grow
+by more than `MAX_GROWTH`. Beginning with a sound file, damage is done to its bytes or,
+of an archive, to what is inside under sums that are right.
+"""
+
+import io
+import json
+import resource
+import signal
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # as a command
+
+from conftest import MINIATURE, RATE, noise, write
+from dataset import pack
+from exchange.nemo_files import CONFIG, WEIGHTS, NemoError, load_nemo, save_nemo
+from parameters import MAX_MESSAGE, SHIPPED, ParameterError, load_parameters
+from runs.checkpoints import RunError, build_model, load_model, save_checkpoint
+from speech.audio import AudioError, Segment, load_recording
+from speech.corpora import CorpusError, utterances
+from verification.trials import (
+    TrialError,
+    make_trials,
+    read_scores,
+    read_trials,
+    write_scores,
+    write_trials,
+)
+
+MAX_SECONDS = 10.0  # of a core for one input, a lot more than any has taken
+MAX_GROWTH = 2**29  # bytes of resident memory, over all inputs
+CPU = torch.device("cpu")
+SPEAKERS = ["ann", "ben", "王", "d e"]
+
+Random = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Sound files of one kind, how they are read, and who refuses."""
+
+    files: Sequence[bytes]
+    fragments: Sequence[bytes]  # that its readers may stumble over
+    read: Callable[[Path, Random], object]
+    refusal: type[Exception]
+    share: int  # of the inputs, the less the longer one takes
+    names_file: bool = True  # in a refusal; audio is named by its id, parameters by key
+    rewrap: Callable[[bytes, Random], bytes] | None = None  # damage inside
+
+
+NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
+TEXT = (
+    *(b"\0", b"\n", b"\r", b"\t", b" ", b"'", b'"', b"\\", b"\x1b[2J", b"\xff"),
+    *("\u2028".encode(), "\ufeff".encode(), "王".encode(), b"\xed\xb0\x80"),
+    *(b"-1", b"0", b"nan", b"inf", b"1e999", b"9" * 30, b"9" * 5000, b"x" * 5000),
+)
+YAML = (
+    *TEXT,
+    *(b"[", b"]", b"{", b"}", b": ", b"- ", b"? ", b"| ", b"> ", b"%", b"@", b"#"),
+    *(b"&a ", b"*a", b"<<: *a\n", b"---\n", b"...\n", b"null", b"[]", b"{}"),
+    *(b"!!bool x", b"!!int ''", b"!!float ''", b"!!timestamp x", b"!!binary x"),
+    *(b"!!set {[a]}", b"!!omap [a]", b"!!pairs [a]", b"!!str [a]", b"!!map [a]"),
+    *(b"!!python/name:os.mkdir ", b"!<\n>", b"2026-99-99", b"0o99", b"1:1:1"),
+    *(b"&a [*a]", b"&a {b: *a}", b"[" * 3000, b"{a: " * 400, b'"a\\nb": 1\n'),
+    b"[&a [x,x,x,x,x,x,x,x,x], "
+    + b", ".join(
+        b"&%c [%s]" % (98 + level, b",".join([b"*%c" % (97 + level)] * 9))
+        for level in range(12)
+    )
+    + b"]",
+)
+JSON = (
+    *TEXT,
+    *(b"[", b"]", b"{", b"}", b":", b",", b"null", b"true", b"NaN", b"Infinity"),
+    *(b"[" * 900, b"[" * 900 + b"]" * 900, b"{}", b'"\\u0000"', b'"\\ud800"'),
+    *(b'"' + b"a/" * 3000 + b'"', b'"' + b"a" * 300 + b'"', b"..", b"/", b"1e-300"),
+)
+
+
+def damaged(content: bytes, kind: Kind, random: Random) -> bytes:
+    """One to three changes."""
+    for _ in range(random.integers(1, 4)):
+        size = len(content)
+        near = random.random() < 0.5  # headers stand at the beginning or the end
+        place = int(random.integers(min(size, 300) if near else size) if size else 0)
+        if near and random.random() < 0.3:
+            place = size - place
+        length = int(random.choice([1, 4, 30, 1000]))
+        head, tail = content[:place], content[place:]
+        change = random.integers(8)
+        if change == 0 and tail:
+            tail = bytes([tail[0] ^ 1 << int(random.integers(8))]) + tail[1:]
+        elif change == 1:
+            tail = random.bytes(length) + tail[length:]
+        elif change == 2:
+            tail = b""
+        elif change == 3:
+            tail = tail[length:]
+        elif change == 4:
+            tail = tail[:length] * int(random.integers(2, 9)) + tail[length:]
+        elif change == 5:
+            other = kind.files[random.integers(len(kind.files))]
+            tail = other[random.integers(len(other) + 1) :]
+        elif change == 6:
+            width = int(random.choice([1, 2, 4, 8]))
+            number = int(random.choice(NUMBERS)) % 256**width
+            order = random.choice(["little", "big"])
+            tail = number.to_bytes(width, str(order)) + tail[width:]
+        elif change == 7 and kind.fragments:
+            skipped = int(random.choice([0, 1, length]))
+            fragment = kind.fragments[random.integers(len(kind.fragments))]
+            tail = fragment + tail[skipped:]
+        content = head + tail
+    return content
+
+
+def _audio(folder: Path) -> Kind:
+    speech = noise(0.3)
+    loud = np.stack([speech / 9000, 3 - speech / 9000], 1)
+    files = [
+        write(folder / name, samples, rate, **options).read_bytes()
+        for name, samples, rate, options in (
+            ("a.wav", speech, RATE, {}),
+            ("b.wav", loud, 48_000, {"subtype": "FLOAT"}),
+            ("c.wav", np.tile(speech[:2400, None], 8), 8_000, {"subtype": "PCM_24"}),
+            ("d.wav", speech, 22_050, {"subtype": "MS_ADPCM"}),
+            ("e.flac", speech, RATE, {}),
+            ("f.flac", np.tile(speech[:, None], 8), 192_000, {"subtype": "PCM_24"}),
+            ("g.ogg", speech, RATE, {}),
+            ("h.ogg", loud / 4, 48_000, {"format": "OGG", "subtype": "OPUS"}),
+            ("i.mp3", speech, 44_100, {}),
+        )
+    ]
+
+    def read(path: Path, random: Random) -> None:
+        source = path
+        if random.random() < 0.3:
+            source = Segment(path, float(random.choice([0, 0.01, 0.1, 9e9])), 0.1)
+        recording = load_recording(source, RATE)
+        assert recording.samples.dtype == np.int16
+        assert recording.samples.ndim == 1
+        assert len(recording.samples) >= 400
+
+    return Kind(files, (), read, AudioError, 6, names_file=False)
+
+
+def _parameters(folder: Path) -> Kind:
+    return Kind(
+        [SHIPPED.read_bytes()],
+        YAML,
+        lambda path, _: load_parameters(path),
+        ParameterError,
+        2,
+        names_file=False,
+    )
+
+
+def _overrides(folder: Path) -> Kind:
+    """Small files after the shipped one."""
+    files = [
+        b"training: {epochs: 9, batch_size: 5}\n",
+        b"dataset:\n  name: folder\n  root: recordings\nloss:\n  name: arcface\n",
+        b"loss:\n  arcface: &a {scale: 30.0, margin: 0.2}\n  cosface: *a\n",
+    ]
+    shipped = load_parameters(SHIPPED).as_yaml()
+    (folder / "shipped.yml").write_text(shipped)
+
+    def read(path: Path, _: Random) -> None:
+        load_parameters(folder / "shipped.yml", path)
+
+    return Kind(files, YAML, read, ParameterError, 2, names_file=False)
+
+
+IDS = ["ann/1.wav", "ann/2.wav", "ben/1.wav", "王/1.wav", "d%20e/1.wav"]
+TRIALS = make_trials(["a", "a", "b", "c", "d"], 100, seed=1)
+
+
+def _trials(folder: Path) -> Kind:
+    write_trials(folder / "sound.txt", TRIALS, IDS)
+
+    def read(path: Path, random: Random) -> None:
+        read_trials(path, IDS if random.random() < 0.5 else None)
+
+    files = [(folder / "sound.txt").read_bytes()]
+    return Kind(files, (*TEXT, b"1 a b\n"), read, TrialError, 2)
+
+
+def _scores(folder: Path) -> Kind:
+    scores = np.linspace(-1, 1, len(TRIALS.targets))
+    write_scores(folder / "sound.txt", TRIALS, scores, IDS)
+
+    def read(path: Path, _: Random) -> None:
+        assert np.isfinite(read_scores(path, TRIALS, IDS)).all()
+
+    files = [(folder / "sound.txt").read_bytes()]
+    return Kind(files, (*TEXT, b"1_0", b"a b 1\n"), read, TrialError, 2)
+
+
+def _manifest(folder: Path) -> Kind:
+    write(folder / "1.wav", noise(0.2))
+    rows = [
+        {"audio_filepath": "1.wav", "label": speaker, "offset": offset, "duration": 0.1}
+        for speaker, offset in zip(SPEAKERS * 2, np.arange(8) / 100, strict=True)
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    dataset = load_parameters(SHIPPED, overrides=["dataset.name=manifest"]).dataset
+
+    def read(path: Path, _: Random) -> None:
+        chosen = dataset.manifest.model_copy(update={"train": path})
+        found = utterances(dataset.model_copy(update={"manifest": chosen}))
+        pack(found, folder / "pack", RATE)
+
+    return Kind([text.encode()], JSON, read, CorpusError, 2)
+
+
+def _speakers(folder: Path) -> Kind:
+    for speaker in SPEAKERS:
+        write(folder / "corpus" / speaker / "1.wav", noise(0.2))
+    table = "speaker,age,gender\n" + "".join(f"{s},7,f\n" for s in SPEAKERS)
+    overrides = ["dataset.name=folder", f"dataset.root={folder / 'corpus'}"]
+    dataset = load_parameters(SHIPPED, overrides=overrides).dataset
+
+    def read(path: Path, _: Random) -> None:
+        path.replace(folder / "corpus" / "speakers.csv")
+        utterances(dataset)
+
+    return Kind([table.encode()], (*TEXT, b",", b'"' * 3), read, CorpusError, 1)
+
+
+def _built(*overrides: str):
+    return build_model(
+        load_parameters(SHIPPED, overrides=[*MINIATURE, *overrides]),
+        SPEAKERS,
+        {"": "digest"},
+        CPU,
+    )
+
+
+def _inside_zip(content: bytes, kind: Kind, random: Random) -> bytes:
+    """Damage to the pickle or a tensor, under a sound zip."""
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(file, "w") as new,
+    ):
+        names = old.namelist()
+        chosen = next(name for name in names if name.endswith("data.pkl"))
+        if random.random() < 0.1:
+            chosen = names[random.integers(len(names))]
+        for name in names:
+            member = old.read(name)
+            new.writestr(
+                name, damaged(member, kind, random) if name == chosen else member
+            )
+    return file.getvalue()
+
+
+PICKLE = (
+    *(b"K\xff", b"M\xff\xff", b"J\xff\xff\xff\x7f", b"G" + b"\x7f\xf0" + bytes(6)),
+    *(b"N", b"\x88", b"]", b"}", b")", b"(", b"t", b"R", b"b", b"s", b"u", b"."),
+    *(b"\x8a\x08" + b"\x7f" * 8, b"cos\nmkdir\n", b"ctorch\nzeros\n", b"Q", b"h\0"),
+    *(b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n"),
+    *(b"X\xff\xff\xff\x7f", b"X\1\0\0\0a", b"r\xff\xff\xff\x7f", b"q\xff"),
+)
+
+
+def _checkpoint(folder: Path) -> Kind:
+    for name in ("titanet", "dvector"):
+        save_checkpoint(folder / f"{name}.pt", _built(f"model.name={name}"))
+    files = [path.read_bytes() for path in sorted(folder.glob("*.pt"))]
+
+    def read(path: Path, _: Random) -> None:
+        load_model(path, CPU)
+
+    inner = Kind([b"\x80\x02."], PICKLE, read, RunError, 1)
+    return Kind(
+        files,
+        PICKLE,
+        read,
+        RunError,
+        2,
+        rewrap=lambda content, random: _inside_zip(content, inner, random),
+    )
+
+
+def _nemo(folder: Path) -> Kind:
+    save_nemo(folder / "sound.nemo", _built())
+    content = (folder / "sound.nemo").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        config = archive.extractfile(f"./{CONFIG}").read()
+        weights = archive.extractfile(f"./{WEIGHTS}").read()
+
+    def read(path: Path, _: Random) -> None:
+        load_nemo(path)
+
+    text = Kind([config], YAML, read, NemoError, 1)
+    inner = Kind([b"\x80\x02."], PICKLE, read, NemoError, 1)
+
+    def rewrap(_: bytes, random: Random) -> bytes:
+        members = {CONFIG: config, WEIGHTS: weights}
+        if random.random() < 0.5:
+            members[CONFIG] = damaged(config, text, random)
+        else:
+            members[WEIGHTS] = _inside_zip(weights, inner, random)
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for name, part in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(part)
+                archive.addfile(member, io.BytesIO(part))
+        return file.getvalue()
+
+    return Kind([content], PICKLE, read, NemoError, 1, rewrap=rewrap)
+
+
+KINDS = {
+    "audio": _audio,
+    "parameters": _parameters,
+    "overrides": _overrides,
+    "trials": _trials,
+    "scores": _scores,
+    "manifest": _manifest,
+    "speakers": _speakers,
+    "checkpoint": _checkpoint,
+    "nemo": _nemo,
+}
+
+
+class HangError(BaseException):
+    """An input that is still being read; no reader may catch it."""
+
+
+def _stop(*_) -> None:
+    raise HangError
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # bytes
+
+
+def fuzz(count: int, seed: int, folder: Path) -> dict:
+    """Read at least so many damaged files in `folder`, where the last of each kind
+    stays; raise `AssertionError` at the first breach.
+
+    Returns for each kind how many were tried, read and refused, the slowest in seconds,
+    and the bytes by which the process grew at its peak.
+    """
+    kinds = {}
+    for name, build in KINDS.items():
+        (folder / name).mkdir(parents=True)
+        kinds[name] = build(folder / name)
+        for content in kinds[name].files:
+            _read(kinds[name], folder / name, content, [seed])  # warm, and sound
+    shares = sum(kind.share for kind in kinds.values())
+    before, found = signal.signal(signal.SIGPROF, _stop), {}
+    try:
+        for place, (name, kind) in enumerate(kinds.items()):
+            tried, refused, slowest = -(-count * kind.share // shares), 0, 0.0
+            start = _peak()
+            for number in range(tried):
+                key = [seed, place, number]
+                random = np.random.default_rng(key)
+                content = kind.files[random.integers(len(kind.files))]
+                rewrap = kind.rewrap if random.random() < 0.5 else None
+                if rewrap:
+                    content = rewrap(content, random)
+                else:
+                    content = damaged(content, kind, random)
+                signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+                began = time.process_time()
+                try:
+                    _read(kind, folder / name, content, key)
+                except kind.refusal as error:
+                    refused += 1
+                    breach = _breach(kind, folder / name, str(error))
+                except (Exception, HangError) as error:
+                    breach = f"{type(error).__name__}: {error}"
+                else:
+                    breach = ""
+                finally:
+                    signal.setitimer(signal.ITIMER_PROF, 0)
+                seconds, growth = time.process_time() - began, _peak() - start
+                slowest = max(slowest, seconds)
+                if growth > MAX_GROWTH:
+                    breach = f"{growth} bytes of memory"
+                if seconds > MAX_SECONDS:
+                    breach = f"{seconds:.1f} s"
+                assert not breach, f"{name}, seed {seed}, number {number}: {breach}"
+            found[name] = {
+                "tried": tried,
+                "read": tried - refused,
+                "refused": refused,
+                "slowest_seconds": round(slowest, 3),
+                "growth_bytes": _peak() - start,
+            }
+    finally:
+        signal.signal(signal.SIGPROF, before)
+    return found
+
+
+def _read(kind: Kind, folder: Path, content: bytes, key: Sequence[int]) -> None:
+    path = folder / "input.bin"
+    path.write_bytes(content)
+    kind.read(path, np.random.default_rng([*key, 0]))
+
+
+def _breach(kind: Kind, folder: Path, message: str) -> str:
+    """What is wrong with a refusal."""
+    if not message.isprintable():
+        return f"more than a line: {message!r}"
+    if len(message) > 2 * MAX_MESSAGE:
+        return f"a message of {len(message)} characters: {message[:80]}"
+    if kind.names_file and not message.startswith(f"{folder}"):
+        return f"a message that names no file: {message}"
+    return ""
+
+
+if __name__ == "__main__":
+    count, seed, folder = sys.argv[1:]
+    print(json.dumps(fuzz(int(count), int(seed), Path(folder)), indent=1))

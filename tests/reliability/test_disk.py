@@ -1,0 +1,242 @@
+"""Disks that are full, read-only or taken away: what was finished stays whole."""
+
+import errno
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dataset
+import train as training
+from dataset import prepare
+from reports import report
+from reports.figures import Figure
+from runs.checkpoints import RunError, build_model, load_checkpoint, save_checkpoint
+from runs.run_directory import Run, read_metrics
+
+pytestmark = pytest.mark.reliability
+
+CPU = torch.device("cpu")
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A file system of a megabyte and a half."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", path]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a small file system cannot be mounted here")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def fill(disk: Path) -> None:
+    with open(disk / "filler", "wb", buffering=0) as file:
+        for size in (2**12, 1):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                pass
+
+
+def make_read_only(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+
+@pytest.fixture
+def command(tmp_path, capsys, monkeypatch) -> Callable[..., str]:
+    """src/train.py with parameters, or to go on with a run; its error, which must be
+    one line."""
+    # Slow, and no matter here.
+    monkeypatch.setattr(report, "draw_verification", lambda *_: {"det": Figure()})
+    monkeypatch.setattr(report, "project_umap", lambda x, _: np.zeros((len(x), 2)))
+
+    def run(*arguments) -> str:
+        if not isinstance(arguments[0], str):
+            (tmp_path / "p.yml").write_text(arguments[0].as_yaml())
+            arguments = "-p", str(tmp_path / "p.yml")
+        status = training.main(arguments)
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert not any("Traceback" in line for line in lines)
+        assert status == (2 if errors else 0)
+        assert len(errors) == status // 2
+        assert not errors or lines[-1] == errors[0]
+        return errors[0] if errors else ""
+
+    return run
+
+
+def struck(monkeypatch, place, name, action, call=1) -> None:
+    """Have an action precede one call of a function."""
+    real, calls = getattr(place, name), itertools.count(1)
+
+    def strike(*arguments, **options):
+        if next(calls) == call:
+            action()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(place, name, strike)
+
+
+def partial_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if "partial" in path.name]
+
+
+# A small file system
+
+
+@pytest.mark.parametrize("spoil", [fill, make_read_only])
+def test_checkpoint_survives_a_disk_that_fails(disk, miniature, spoil):
+    model = build_model(miniature(), ["a", "b"], {"": "digest"}, CPU)
+    save_checkpoint(disk / "x.pt", model, epoch=1)
+    spoil(disk)
+    with pytest.raises(RunError, match=f"{disk / 'x.pt'}: cannot be written") as error:
+        save_checkpoint(disk / "x.pt", model, epoch=2)
+    reason = errno.ENOSPC if spoil is fill else errno.EROFS
+    assert os.strerror(reason) in str(error.value)
+    assert load_checkpoint(disk / "x.pt")["epoch"] == 1
+    assert not partial_files(disk)
+
+
+@pytest.mark.parametrize("large", [0, 10**5, 10**6])
+def test_torch_does_not_hide_what_the_disk_said(disk, miniature, large):
+    model = build_model(miniature(), ["a", "b"], {"": "digest"}, CPU)
+    fill(disk)
+    with pytest.raises(RunError, match=os.strerror(errno.ENOSPC)):
+        save_checkpoint(disk / "x.pt", model, more=torch.rand(large))
+    assert os.listdir(disk) == ["filler"]
+
+
+@pytest.mark.parametrize("spoil", [fill, make_read_only, lambda disk: None])
+def test_packing_where_there_is_no_room(disk, miniature, command, spoil):
+    spoil(disk)  # the corpus needs 2.5 MB
+    error = command(miniature(f"dataset.packs={disk / 'packs'}"))
+    assert f"{disk / 'packs'}/synthetic-" in error
+    assert "cannot pack the corpus" in error
+    assert not list(disk.glob("packs/*"))
+
+
+@pytest.mark.parametrize("spoil", [fill, make_read_only])
+def test_run_that_cannot_begin_takes_no_name(disk, miniature, spoil):
+    p = miniature("run.name=mine", f"run.directory={disk}")
+    spoil(disk)
+    with pytest.raises(RunError, match=f"{disk / 'mine'}.*cannot be written"):
+        Run.create(p)
+    assert not (disk / "mine").exists()
+
+
+@pytest.mark.parametrize("spoil", [fill, make_read_only])
+def test_training_goes_on_where_the_disk_has_recovered(
+    disk, miniature, command, monkeypatch, spoil
+):
+    p = miniature("run.name=mine", f"run.directory={disk}", "training.epochs=3")
+    run = disk / "mine"
+    struck(monkeypatch, training, "identify", lambda: spoil(disk), call=2)
+    error = command(p)
+    assert f"{run}/" in error
+    assert "cannot be written" in error
+    assert load_checkpoint(run / "last.pt")["epoch"] == 1
+    assert load_checkpoint(run / "best.pt")["epoch"] == 1
+    assert not partial_files(run)
+    subprocess.run(["mount", "-o", "remount,rw,size=64m", disk], check=True)
+    assert command("--resume", str(run)) == ""
+    assert [row["epoch"] for row in read_metrics(run)] == [1, 2, 3]
+
+
+# Everywhere
+
+
+AT_THE_END = ("report.json", "trials.txt", "scores.txt", "errors.tsv")
+DRAWN = ("det.png", "map.html")
+
+
+@pytest.mark.parametrize(
+    "name", ["parameters.yml", "best.pt", "last.pt", *AT_THE_END, *DRAWN]
+)
+def test_every_file_is_written_whole_or_named(miniature, command, monkeypatch, name):
+    p = miniature("run.name=mine", "training.epochs=1")
+    run, real_open = p.run.directory / "mine", open
+
+    def full_open(file, *arguments, **options):
+        if Path(str(file)).name == f"{name}.partial":
+            Path(file).write_bytes(b"half")
+            raise FULL
+        return real_open(file, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", full_open)
+    error = command(p)
+    monkeypatch.setattr("builtins.open", real_open)
+    assert error.startswith(f"error: {run / name}: cannot be written: ")
+    assert FULL.strerror in error
+    assert not (run / name).exists()
+    assert not partial_files(p.run.directory)
+    assert run.exists() == (name != "parameters.yml")
+    if name in AT_THE_END + DRAWN:
+        assert load_checkpoint(run / "last.pt")["epoch"] == 1
+        assert load_checkpoint(run / "best.pt")["epoch"] == 1
+
+
+def test_metrics_that_cannot_be_appended(miniature, command, monkeypatch):
+    p = miniature("run.name=mine", "training.epochs=3")
+    path = p.run.directory / "mine" / "metrics.jsonl"
+
+    def append_half():
+        with open(path, "a") as file:
+            file.write('{"epoch": 2, "tra')
+        raise RunError(f"{path}: cannot be written: {FULL}")
+
+    struck(monkeypatch, Run, "log_epoch", append_half, call=2)
+    assert f"{path}: cannot be written" in command(p)
+    assert load_checkpoint(path.parent / "last.pt")["epoch"] == 1
+    assert command("--resume", str(path.parent)) == ""
+    assert [row["epoch"] for row in read_metrics(path.parent)] == [1, 2, 3]
+
+
+# A directory that goes away
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "named"),
+    [
+        ("training_epoch", 2, "metrics.jsonl"),
+        ("_epoch_line", 1, "last.pt"),
+        ("evaluate", 1, "best.pt"),
+        ("as_report", 1, "report.json"),
+        ("write_trials_and_scores", 1, "trials.txt"),
+        ("draw_verification", 1, "det.png"),
+        ("write_map", 1, "map.html"),
+    ],
+)
+def test_run_directory_that_goes_away(
+    miniature, command, monkeypatch, place, call, named
+):
+    p = miniature("run.name=mine")
+    run = p.run.directory / "mine"
+    module = training if hasattr(training, place) else report
+    struck(monkeypatch, module, place, lambda: shutil.rmtree(run), call)
+    error = command(p)
+    assert error.startswith(f"error: {run / named}: cannot be written: ")
+    assert not run.exists()
+
+
+def test_pack_that_goes_away_while_packing(miniature, command, monkeypatch):
+    p = miniature()
+    packs = p.dataset.packs
+    struck(monkeypatch, dataset, "load_recording", lambda: shutil.rmtree(packs), call=9)
+    error = command(p)
+    assert f"{packs}/synthetic-" in error
+    assert "cannot pack the corpus" in error
+    monkeypatch.undo()
+    assert len(prepare(p).pack.entries) == 40

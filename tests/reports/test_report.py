@@ -1,0 +1,138 @@
+"""Tables of what an evaluation found."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import Entry, Pack, Splits
+from reports import report
+from reports.report import (
+    Evaluation,
+    IdentificationReport,
+    Verification,
+    VerificationReport,
+    compare_models,
+    html_table,
+    write_map,
+)
+from verification.metrics import Interval
+from verification.scoring import cosine_scores
+from verification.trials import Trials, make_trials
+
+
+def evaluation(accuracy: float | None, **rates: float) -> Evaluation:
+    """A test whose systems have these EERs."""
+    reports = {
+        name.replace("_", " "): VerificationReport(
+            *(3, 4, 5, eer, 0.5, 0.1),
+            eer_interval=Interval(0.01, 0.3),
+            min_dcf_interval=Interval(0.25, 0.75),
+        )
+        for name, eer in rates.items()
+    }
+    nothing = np.zeros(0, np.int64)
+    trials = Trials(nothing, nothing, nothing.astype(bool))
+    embeddings = np.zeros((0, 2), np.float32)
+    test = Verification([], trials, embeddings, {}, reports, {})
+    identification = {}
+    if accuracy is not None:
+        found = IdentificationReport(1.0, accuracy, 1.0, 10, 5, 5)
+        identification = {"validation": found}
+    return Evaluation(identification, {"test": test}, [])
+
+
+def cells(table: str) -> list[list[str]]:
+    short = table.split("<details>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", short)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_models_and_references_in_one_short_table():
+    found = {
+        "one": evaluation(None, trained=0.1, untrained=0.3),
+        "other": evaluation(0.75, trained=0.2, untrained=0.4),
+    }
+    table = compare_models(found, {"untrained": "other, untrained"})
+    assert cells(table) == [
+        ["", "accuracy", "EER", "minDCF"],
+        ["one", "", "10.00% [1.00, 30.00]", "0.500 [0.250, 0.750]"],
+        ["other", "75.0%", "20.00% [1.00, 30.00]", "0.500 [0.250, 0.750]"],
+        ["other, untrained", "", "40.00% [1.00, 30.00]", "0.500 [0.250, 0.750]"],
+    ]
+    details = table.split("<details>")[1]
+    assert "accuracy 75.00%" in details
+    assert "30.00%" in details
+
+
+def test_each_corpus_of_a_mixture_has_its_columns():
+    found = evaluation(0.5, trained=0.1, untrained=0.3)
+    test = found.verification.pop("test")
+    found.verification.update({"test/a": test, "development/a": test, "test/b": test})
+    found.identification["validation/a"] = found.identification.pop("validation")
+    table = compare_models({"one": found}, {"untrained": "untrained"})
+    assert cells(table)[0] == ["", "accuracy", "a EER", "a minDCF", "b EER", "b minDCF"]
+    metrics = ["10.00% [1.00, 30.00]", "0.500 [0.250, 0.750]"]
+    assert cells(table)[1] == ["one", "50.0%", *metrics, *metrics]
+    assert "a: 3 targets, 4 non-targets" in table
+
+
+def test_no_column_of_accuracies_where_nobody_has_one():
+    table = compare_models({"one": evaluation(None, trained=0.1)}, {})
+    assert cells(table)[0] == ["", "EER", "minDCF"]
+
+
+def test_cells_are_text():
+    assert "<td>&lt;b&gt;</td>" in html_table([["", "x"], ["a", "<b>"]])
+
+
+@pytest.mark.parametrize(
+    ("most", "people", "of_each"),
+    [(12, 5, 2), (400, 5, 6), (3, 3, 1)],  # of 5 speakers with 6 utterances
+)
+def test_a_map_says_how_many_it_shows_and_has_the_errors(
+    tmp_path, monkeypatch, most, people, of_each
+):
+    monkeypatch.setattr(report, "MAPPED_UTTERANCES", most)
+    monkeypatch.setattr(report, "NUM_HARDEST", 1)
+    names = [f"{speaker}{n}" for speaker in "abcde" for n in range(6)]
+    entries = [
+        Entry(x, x[0], None, None, None, 100 * i, 100) for i, x in enumerate(names)
+    ]
+    pack = Pack(torch.zeros(3000, dtype=torch.int16), entries, 16_000, [], {"": "x"})
+    splits = Splits(pack, [], [], [], [], [*range(30)])
+    embeddings = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+    trials = make_trials([x[0] for x in names], 1000, 1)
+    scores = cosine_scores(torch.from_numpy(embeddings), trials)
+    reports = {"trained": VerificationReport(1, 1, 5, 0.125, 0.5, 0.1)}
+    test = Verification(
+        splits.test, trials, embeddings, {"trained": scores}, reports, {}
+    )
+    model = SimpleNamespace(config=SimpleNamespace(seed=1))
+    write_map(tmp_path, test, splits, model, "mine/test")
+
+    page = (tmp_path / "map.html").read_text()
+    figure = json.loads(re.search(r"newPlot\(map, .* \.\.\.(.*)}\);\n", page)[1])
+    shown = {name for trace in figure["data"] for name in trace.get("text", ())}
+    false_alarm = max(np.flatnonzero(~trials.targets), key=lambda k: scores[k])
+    miss = min(np.flatnonzero(trials.targets), key=lambda k: scores[k])
+    wrong = {
+        names[side[k]]
+        for k in (false_alarm, miss)
+        for side in (trials.enrolment, trials.test)
+    }
+    assert wrong <= shown
+    for speaker in "abcde"[:people]:
+        own = [x for x in names if x[0] == speaker]
+        assert set(own[:: 6 // of_each]) <= shown
+    assert len(shown) <= people * of_each + len(wrong)
+    speakers = len({x[0] for x in shown})
+    assert figure["layout"]["title"]["text"] == (
+        "mine/test: UMAP, EER 12.50%<br>"
+        f"{len(shown)} of 30 utterances of {speakers} of 5 speakers "
+        "never heard in training"
+    )
+    assert page.count("<li>") == 2
