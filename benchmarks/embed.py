@@ -24,13 +24,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from dataset import UtteranceBatches, pack
-from eval import embed
+from dataset import UtteranceBatches
+from engine.devices import choose_device, keep_freed_memory
+from engine.parameter_files import SHIPPED, load_parameters
+from errors import UserError
 from exchange.nemo_files import save_nemo
-from parameters import SHIPPED, UserError, load_parameters
-from runs.checkpoints import SpeakerModel, build_model, choose_device
+from runs.speaker_model import SpeakerModel, build_model, embed
 from speech.corpora import Utterance, utterances
-from train import keep_freed_memory
+from speech.packs import pack
 
 ROUNDS, NEMOS_BATCH = 7, 32  # utterances, NeMo's own choice
 
@@ -100,7 +101,7 @@ def main() -> int:
             print("NeMo is not installed here: without it")
     try:
         parameters = load_parameters(SHIPPED, overrides=options.overrides)
-        device = choose_device(parameters)
+        device = choose_device(parameters.training, parameters.model)
         corpus = [u for u in utterances(parameters.dataset) if u.split == "test"]
         model = build_model(parameters, ["a", "b"], {"": "none"}, device).eval()
     except UserError as error:

@@ -24,12 +24,18 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from dataset import Entry, Pack, Splits, TrainingBatches
+from dataset import Splits, TrainingBatches
+from engine.devices import choose_device
 from engine.optimizers import build_optimizer
+from engine.parameter_files import SHIPPED, load_parameters
+from errors import UserError
 from models import FLOP_PER_PRODUCT, build_encoder
-from parameters import SHIPPED, Parameters, UserError, load_parameters
-from runs.checkpoints import build_model, choose_device
-from train import State, training_step
+from parameters import Parameters
+from runs.resuming import State
+from runs.speaker_model import build_model
+from speech.packs import Entry, Pack
+from speech.surroundings import load_surroundings
+from train import training_step
 from transforms import Augmentation
 
 NUM_SPEAKERS, NUM_UTTERANCES, HOURS = 251, 28_539, 100.6
@@ -110,7 +116,11 @@ def measure(
     model = build_model(parameters, splits.speakers, {"": "noise"}, device).train()
     optimizer_parameters = parameters.training.optimizer
     state = State(model, build_optimizer(model.parameters(), optimizer_parameters))
-    augmentation = Augmentation(parameters, device)
+    augmentation = Augmentation(
+        parameters.augmentation,
+        parameters.front_end.sample_rate,
+        load_surroundings(parameters, device),
+    ).to(device)
     batches = TrainingBatches(splits, parameters, device)
     encoder = WAYS[way](model.encoder)
     stream = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
@@ -167,7 +177,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     try:
         base = load_parameters(SHIPPED, overrides=options.overrides)
-        device = choose_device(base)
+        device = choose_device(base.training, base.model)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

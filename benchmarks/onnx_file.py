@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from dataset import FULL_SCALE
+from errors import UserError
 from exchange.onnx_files import INPUTS, OUTPUTS, save_onnx
-from parameters import UserError
 from recognition.people import read_people
-from runs.checkpoints import SpeakerModel
+from runs.speaker_model import SpeakerModel
 from speech.audio import load_recording
+from speech.packs import FULL_SCALE
 from verification.metrics import equal_error_rate
 from voices import Voices
 

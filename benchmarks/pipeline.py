@@ -28,16 +28,17 @@ from torchaudio.transforms import MelSpectrogram
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from dataset import TrainingBatches, prepare
-from parameters import (
+from engine.devices import keep_freed_memory
+from engine.parameter_files import (
     SHIPPED,
-    Parameters,
-    UserError,
     check_parameters,
     load_parameters,
     override_values,
 )
+from errors import UserError
+from parameters import Parameters
 from speech.corpora import noise_recordings, response_recordings, utterances
-from train import keep_freed_memory
+from speech.surroundings import load_surroundings
 from transforms import Augmentation, FrontEnd
 
 CPU = torch.device("cpu")
@@ -141,14 +142,21 @@ class FileLoop:
 def measure(parameters: Parameters, rounds: int, loop_files: int) -> dict:
     """Audio-seconds per second of each way, and the parts' shares of the augmented."""
     kinds = ("speed", "reverberation", "noise")
-    splits, front_end = prepare(parameters), FrontEnd(parameters.front_end).train()
+    splits, front_end = (
+        prepare(parameters.dataset, parameters.front_end),
+        FrontEnd(parameters.front_end).train(),
+    )
     ways = {}
     for name, probability in (("plain", 0), ("augmented", 0.5)):
         changes = [f"augmentation.{k}.probability={probability}" for k in kinds]
         overridden = check_parameters(override_values(parameters.as_dict(), changes))
         ways[name] = (
             TrainingBatches(splits, overridden, CPU),
-            Augmentation(overridden, CPU),
+            Augmentation(
+                overridden.augmentation,
+                overridden.front_end.sample_rate,
+                load_surroundings(overridden, CPU),
+            ).to(CPU),
             front_end,
         )
     loop = FileLoop(overridden)

@@ -22,10 +22,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from engine.acceleration import fast_encoder
+from engine.devices import choose_device, keep_freed_memory
+from engine.parameter_files import SHIPPED, load_parameters
+from errors import UserError
 from exchange.nemo_files import save_nemo
-from parameters import SHIPPED, UserError, load_parameters
-from runs.checkpoints import SpeakerModel, build_model, choose_device
-from train import fast_encoder, keep_freed_memory
+from runs.speaker_model import SpeakerModel, build_model
 
 BATCH_SIZE, NUM_FRAMES, NUM_SPEAKERS, ROUNDS = 16, 300, 251, 9
 SIZES = {
@@ -106,7 +108,7 @@ def seconds(run: Pass, weights: list[Tensor], batch: tuple[Tensor, Tensor]) -> f
 def measure(overrides: tuple[str, ...], against_nemo: bool) -> dict:
     """Seconds of each way, and its ratio to NeMo or else to eager."""
     parameters = load_parameters(SHIPPED, overrides=overrides)
-    device = choose_device(parameters)
+    device = choose_device(parameters.training, parameters.model)
     speakers = [str(number) for number in range(NUM_SPEAKERS)]
     model = build_model(parameters, speakers, {"": "none"}, device).train()
     our_weights = [*model.encoder.parameters(), *model.criterion.parameters()]

@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from blocks import DOCS, as_table, write_block
 
 from dataset import prepare
+from engine.parameter_files import SHIPPED, load_parameters
+from errors import UserError
 from eval import evaluate_checkpoint
-from parameters import SHIPPED, UserError, load_parameters
-from reports.report import as_report
+from reports.tables import as_report
 from runs.checkpoints import load_model
 from train import train_once
 
@@ -84,7 +85,8 @@ def measure(work: Path) -> dict[str, dict[str, float]]:
     recipe = load_parameters(SHIPPED, INIT / "titanet-s.yml").as_dict()
     mixed = [c for c in recipe["dataset"]["mixture"] if c["label"] != OWN.name]
     before = train(work, "before", mixed, f"training.epochs={EPOCHS_BEFORE}")
-    splits = prepare(load_model(before, torch.device("cpu")).config)
+    chosen = load_model(before, torch.device("cpu")).config
+    splits = prepare(chosen.dataset, chosen.front_end)
     num_old = len(splits.train)
     eers_of = {}
     for count in COUNTS:

@@ -41,10 +41,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from blocks import as_table, write_block
 
+from engine.devices import keep_freed_memory
+from engine.parameter_files import SHIPPED, load_parameters
 from losses import ArcFaceLoss
 from models import build_encoder
-from parameters import SHIPPED, load_parameters
-from train import keep_freed_memory
 from transforms import FrontEnd, SpecAugment
 from verification.metrics import equal_error_rate
 

@@ -30,14 +30,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from blocks import as_table, write_block
 
 from dataset import Splits, UtteranceBatches, prepare
-from eval import embed, evaluate_checkpoint, fit_backend, verify
-from parameters import SHIPPED, UserError, load_parameters
+from engine.parameter_files import SHIPPED, load_parameters
+from errors import UserError
+from eval import evaluate_checkpoint, fit_backend, verify
 from reports.figures import draw_curves, draw_embeddings
-from reports.report import Verification, as_report, print_table
-from reports.report import as_table as table_of
+from reports.tables import as_report, print_table
+from reports.tables import as_table as table_of
 from runs.checkpoints import load_model, save_checkpoint
 from runs.run_directory import read_metrics
+from runs.speaker_model import embed
 from verification.metrics import equal_error_rate
+from verification.records import Verification
 from verification.scoring import cosine_scores
 from verification.trials import make_trials
 
@@ -59,7 +62,9 @@ FEW = 8  # speakers; languages with fewer are left out
 def make(run: Path, released: Path) -> None:
     """Write the best model of a run as it is released."""
     model = load_model(run, CPU)
-    model.backend = fit_backend(model, prepare(model.config))
+    model.backend = fit_backend(
+        model, prepare(model.config.dataset, model.config.front_end)
+    )
     model.encoder.half()
     model.criterion.half()
     save_checkpoint(released, model)
@@ -74,7 +79,8 @@ def measure(released: Path, figures: Path) -> None:
         print_table(table_of(evaluation))
         reports[name] = as_report(evaluation)
         if name == "mixture":
-            splits = prepare(load_model(released, CPU).config)
+            chosen = load_model(released, CPU).config
+            splits = prepare(chosen.dataset, chosen.front_end)
             tests = evaluation.verification
             reports["languages"] = by_language(tests["test/commonvoice"], splits)
             reports["without_one"] = {
@@ -162,7 +168,7 @@ def card(figures: Path, document: Path) -> None:
 def draw(released: Path, figure: Path) -> None:
     """Draw the embeddings of speechocean762's test speakers, with their EER."""
     model = load_model(released, CPU).eval()
-    splits = prepare(model.config)
+    splits = prepare(model.config.dataset, model.config.front_end)
     indices = splits.by_corpus("test")["test/speechocean762"]
     speakers = [s.rpartition("/")[2] for s in splits.speakers_of(indices)]
     seconds = model.config.evaluation.batch_seconds

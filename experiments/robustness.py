@@ -20,11 +20,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from dataset import UtteranceBatches, prepare
-from eval import embed, make_split_trials
-from parameters import Parameters, UserError, check_parameters, override_values
-from reports.report import print_table
-from runs.checkpoints import SpeakerModel, choose_device, load_model
-from transforms import Noise, Reverberation, Telephone, load_noise, load_responses
+from engine.devices import choose_device
+from engine.parameter_files import check_parameters, override_values
+from errors import UserError
+from eval import make_split_trials
+from parameters import Parameters
+from reports.tables import print_table
+from runs.checkpoints import load_model
+from runs.speaker_model import SpeakerModel, embed
+from speech.surroundings import load_noise, load_responses
+from transforms import Noise, Reverberation, Telephone
 from verification.metrics import equal_error_rate
 from verification.scoring import cosine_scores
 
@@ -59,9 +64,9 @@ def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
     model = load_model(run, torch.device("cpu"))
     values = override_values(model.config.as_dict(), overrides)
     parameters = check_parameters(values)
-    device = choose_device(parameters)
+    device = choose_device(parameters.training, parameters.model)
     model = model.to(device).eval()
-    splits = prepare(parameters)
+    splits = prepare(parameters.dataset, parameters.front_end)
     trials = make_split_trials(splits, parameters)
     telephone = Telephone(1.0, parameters.front_end.sample_rate)
     models = {"clean": model, "telephone": hearing(model, telephone)}

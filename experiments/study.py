@@ -27,13 +27,18 @@ from blocks import DOCS, as_table, write_block
 from release import TEST_OTHER, TESTS, interval
 
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
-from eval import embed, evaluate_checkpoint
-from parameters import Parameters, UserError, load_parameters
+from engine.devices import choose_device
+from engine.parameter_files import load_parameters
+from errors import UserError
+from eval import evaluate_checkpoint
+from parameters import Parameters
 from reports.figures import draw_curves, draw_embeddings, draw_sounds
-from reports.report import as_report
-from runs.checkpoints import SpeakerModel, choose_device, load_model
+from reports.tables import as_report
+from runs.checkpoints import load_model
 from runs.run_directory import read_metrics
+from runs.speaker_model import SpeakerModel, embed
 from speech.corpora import without_label
+from speech.surroundings import load_surroundings
 from train import train_once
 from transforms import Augmentation
 
@@ -124,10 +129,18 @@ def draw_augmentation() -> None:
     always = [f"augmentation.{change}.probability=1" for change in changes]
     parameters = load_parameters(HOME / "parameters.yml", overrides=always)
     augmentation, cpu = (
-        Augmentation(parameters, torch.device("cpu")),
+        Augmentation(
+            parameters.augmentation,
+            parameters.front_end.sample_rate,
+            load_surroundings(parameters, torch.device("cpu")),
+        ).to(torch.device("cpu")),
         torch.device("cpu"),
     )
-    batch = next(TrainingBatches(prepare(parameters), parameters, cpu).epoch(0))
+    batch = next(
+        TrainingBatches(
+            prepare(parameters.dataset, parameters.front_end), parameters, cpu
+        ).epoch(0)
+    )
     torch.manual_seed(batch.seed)
     before = batch.waveforms[:, : batch.crop]
     sounds = {
@@ -245,8 +258,10 @@ def main() -> int:
             for seed in range(1, 1 + NUM_SEEDS[model])
         }
         runs = {key: train_once(p) for key, p in parameters.items()}
-        seen = prepare(parameters["TitaNet, ArcFace", 1])
-        unseen = prepare(load_parameters(HOME / "parameters.yml", overrides=TEST_OTHER))
+        chosen = parameters["TitaNet, ArcFace", 1]
+        seen = prepare(chosen.dataset, chosen.front_end)
+        chosen = load_parameters(HOME / "parameters.yml", overrides=TEST_OTHER)
+        unseen = prepare(chosen.dataset, chosen.front_end)
         summaries = [summarise(*key, run) for key, run in runs.items()]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

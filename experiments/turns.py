@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from parameters import UserError
+from engine.files import atomic_write
+from errors import UserError
 from recognition.people import read_people
 from recognition.sounds import speech_stretches
 from recognition.verdicts import Turn
-from reports.report import print_table
-from runs.checkpoints import atomic_write
+from reports.tables import print_table
 from speech.audio import load_recording
 from voices import Voices
 

@@ -11,11 +11,14 @@ model on speakers it never heard, beside two references: the same encoder untrai
 the mean log-mel spectrum.
 """
 
-import argparse
+if __name__ == "__main__":  # --help is answered before torch is loaded
+    from command_lines import eval_options
+
+    eval_options()
+
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -25,38 +28,38 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from command_lines import eval_options
 from dataset import Splits, UtteranceBatches, prepare
+from engine.devices import choose_device
+from engine.files import make_directory
 from engine.layers import valid_positions
-from engine.parallel import gather_lists, progress_options
-from exchange.nemo_files import load_any_model
-from parameters import (
+from engine.parameter_files import (
     SHIPPED,
-    DatasetParameters,
-    EvaluationParameters,
-    ParameterError,
-    Parameters,
-    UserError,
     check_parameters,
     load_parameters,
     override_values,
 )
-from reports.report import (
+from errors import run_command
+from exchange.nemo_files import load_any_model
+from parameters import (
+    DatasetParameters,
+    EvaluationParameters,
+    ParameterError,
+    Parameters,
+)
+from reports.evaluation_files import write_evaluation
+from reports.tables import (
     REPORT_COLUMNS,
-    Evaluation,
-    IdentificationReport,
-    Verification,
-    VerificationReport,
     as_table,
     joint_table,
     print_table,
     report_cells,
-    write_evaluation,
 )
-from runs.checkpoints import SpeakerModel, build_model, choose_device, make_directory
+from runs.speaker_model import SpeakerModel, build_model, embed
 from speech.corpora import official_trials, people_key, without_label
 from transforms import FrontEnd
+from verification.calibration import calibrate
 from verification.metrics import (
     actual_dcf,
     bootstrap_speakers,
@@ -66,7 +69,13 @@ from verification.metrics import (
     min_dcf,
     rates_at,
 )
-from verification.scoring import Backend, Calibration, as_norm, calibrate, cosine_scores
+from verification.records import (
+    Evaluation,
+    IdentificationReport,
+    Verification,
+    VerificationReport,
+)
+from verification.scoring import Backend, Calibration, as_norm, cosine_scores
 from verification.trials import (
     TrialError,
     Trials,
@@ -85,44 +94,6 @@ OVERRIDABLE_OF_SCORES = (
 FITTED_WITH = ("false_alarm_rate", "as_norm.utterances_per_speaker", "as_norm.top")
 LOGITS_AT_ONCE = 2**24  # 64 MB, whatever the number of utterances and speakers
 TOP = 5  # ranks that count for `top_5_accuracy`
-
-
-@contextmanager
-def _ieee_float32() -> Iterator[None]:
-    """Keep a GPU from rounding to TF32, as it does in convolutions and LSTMs unless
-    told otherwise: scores would differ from a CPU's by 1e-3."""
-    parts = (
-        torch.backends.cudnn.conv,
-        torch.backends.cudnn.rnn,
-        torch.backends.cuda.matmul,
-    )
-    before = [part.fp32_precision for part in parts]
-    try:
-        for part in parts:
-            part.fp32_precision = "ieee"
-        yield
-    finally:
-        for part, precision in zip(parts, before, strict=True):
-            part.fp32_precision = precision
-
-
-@_ieee_float32()
-@torch.inference_mode()
-def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
-    """Embed every batch by `model(waveforms, lengths)`: [U, E] float32 in the order of
-    the indices. A long utterance gets the mean of its windows' embeddings. The ranks
-    share the work, and each returns all embeddings."""
-    embedded = []
-    for batch in tqdm(
-        batches, desc="embedding", unit="batch", leave=False, **progress_options()
-    ):
-        vectors = model(batch.waveforms, batch.lengths).float().cpu()
-        embedded.append((batch.indices, vectors))
-    indices, vectors = map(torch.cat, zip(*gather_lists(embedded), strict=True))
-    utterances, rows, counts = indices.unique(return_inverse=True, return_counts=True)
-    means = vectors.new_zeros(len(utterances), vectors.shape[1])
-    means.index_add_(0, rows, vectors).div_(counts[:, None])
-    return means[torch.searchsorted(utterances, torch.tensor(batches.indices))]
 
 
 def verify(
@@ -350,6 +321,7 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
         "untrained": untrained,
         "mean log-mel": mean_log_mel(model.front_end),
     }
+    calibrations = model.backend.calibrations if model.backend else {}
     verification = {}
     parts = splits.by_corpus("development") | splits.by_corpus("test")
     for name, trials in make_split_trials(splits, parameters).items():
@@ -367,7 +339,6 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
         scores = _system_scores(
             embeddings, trials, model.backend, parameters.evaluation
         )
-        calibrations = model.backend.calibrations if model.backend else {}
         reports = {
             system: verify(
                 system_scores,
@@ -407,7 +378,14 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
             indices, trials, embeddings.numpy(), scores, reports, of_kinds
         )
     calibrated_on = model.backend.calibrated_on if model.backend else []
-    return Evaluation(identification, verification, calibrated_on)
+    return Evaluation(
+        identification,
+        verification,
+        calibrated_on,
+        thresholds={name: c.threshold_of_scores for name, c in calibrations.items()},
+        model=parameters.model.name,
+        seed=parameters.seed,
+    )
 
 
 def refuse_heard(
@@ -480,8 +458,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
     """
     model = load_any_model(path, torch.device("cpu"))
     parameters = check_parameters(override_values(model.config.as_dict(), overrides))
-    device = choose_device(parameters)
-    splits = prepare(parameters)
+    device = choose_device(parameters.training, parameters.model)
+    splits = prepare(parameters.dataset, parameters.front_end)
     print(splits.summary())
     refuse_heard(model, splits, parameters.dataset)
     of_training = _is_split_of_training(model, splits, parameters.dataset)
@@ -495,7 +473,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
         corpus = f"{parameters.dataset.name}-{splits.pack.digest[:8]}"
         directory = path / "evaluations" / corpus
         make_directory(directory)
-        write_evaluation(directory, evaluation, splits, model)
+        write_evaluation(directory, evaluation, splits)
         print(f"written to {directory}")
     return evaluation
 
@@ -512,32 +490,10 @@ def evaluate_scores(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit status is 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="src/eval.py", description="Evaluate checkpoints on any corpus."
-    )
-    parser.add_argument(
-        "--checkpoint",
-        nargs="+",
-        default=[],
-        metavar="RUN_OR_FILE",
-        help="runs, checkpoints or .nemo files",
-    )
-    parser.add_argument("--scores", type=Path, help="a file of scores, with --trials")
-    parser.add_argument("--trials", type=Path, help="the trials that were scored")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="such as dataset.name=folder dataset.root=recordings",
-    )
-    options = parser.parse_args(arguments)
-    words = [*options.checkpoint, *options.overrides]
-    paths = [word for word in words if "=" not in word]
-    overrides = [word for word in words if "=" in word]
-    files = (options.scores, options.trials)
-    if bool(paths) == all(files) or bool(paths) == any(files):
-        parser.error("expected either --checkpoint or --scores and --trials")
-    try:
+    options = eval_options(arguments)
+    paths, overrides = options.checkpoint, options.overrides
+
+    def command() -> None:
         for override in overrides:
             if paths and not override.startswith(OVERRIDABLE):
                 raise ParameterError(
@@ -551,18 +507,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
         if paths:
             tables = {
-                path: as_table(evaluate_checkpoint(Path(path), overrides))
+                str(path): as_table(evaluate_checkpoint(path, overrides))
                 for path in paths
             }
-            rows = joint_table(tables, "checkpoint")
+            print_table(joint_table(tables, "checkpoint"))
         else:
-            report = evaluate_scores(*files, overrides)
-            rows = [[*REPORT_COLUMNS], report_cells(report)]
-        print_table(rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+            report = evaluate_scores(options.scores, options.trials, overrides)
+            print_table([[*REPORT_COLUMNS], report_cells(report)])
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from errors import UserError
 from exchange.nemo_files import NemoError, load_nemo, save_nemo
-from parameters import UserError
 from runs.checkpoints import load_model, save_checkpoint
 
 

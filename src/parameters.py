@@ -1,25 +1,30 @@
 """The schema of `parameters.yml`: types, ranges, units, and errors that name the key.
 
-`parameters.yml` (+ later files + `key=value` overrides) -> `load_parameters` ->
-`Parameters`
+plain nested values -> `Parameters`
 
 Every number a run depends on stands in the files, none in the code: the schema has no
 defaults, so a key that no file gives is an error. A new key is a line in its section
 below, one in parameters.yml, and one at the end of `MIGRATIONS`, with the value that
-does what the program did before it.
+does what the program did before it. What must fit together stands in the section that
+holds all of it.
 """
 
 import difflib
 import re
-import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-SHIPPED = Path(__file__).parents[1] / "parameters.yml"
+from errors import UserError, shown
 
 # Keys that the schema gained, a line for each version after the first. Parameters of an
 # earlier version lack them and get these values, never those of parameters.yml.
@@ -30,25 +35,6 @@ MIGRATIONS: tuple[dict[str, Any], ...] = (
     {"augmentation.telephone": {"probability": 0.0}},
 )
 VERSION = 1 + len(MIGRATIONS)  # of the schema; files that do not say are of the first
-
-MAX_MESSAGE = 1000  # characters
-
-
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = _repr.maxlong = 200
-shown = _repr.repr  # a value of any size for a message
-
-
-class UserError(Exception):
-    """A mistake that the user can mend: commands print it in one line and exit with
-    2."""
-
-    def __str__(self) -> str:
-        """One line of printable text: escapes other characters, cuts long messages."""
-        text = super().__str__()
-        if len(text) > MAX_MESSAGE:
-            text = f"{text[: MAX_MESSAGE // 2]}...{text[-MAX_MESSAGE // 2 :]}"
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class ParameterError(UserError):
@@ -78,6 +64,21 @@ class Section(BaseModel):
     """Frozen, strictly typed, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _expect(fits: bool, key: str, expected: str, value: Any) -> None:
+    """Raise `ValueError`, which `explain` completes with the section, unless `fits`."""
+    if not fits:
+        raise ValueError(f"{key}: expected {expected}, got {value}")
+
+
+def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with others laid over them, key by key."""
+    both = dict(base)
+    for key, value in update.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], value) if nested else value
+    return both
 
 
 def _as_path(value: Any) -> Any:
@@ -116,6 +117,16 @@ class SyntheticParameters(Section):
     utterances_per_speaker: Annotated[int, Field(ge=2)]
     min_seconds: SyntheticSeconds
     max_seconds: SyntheticSeconds
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SyntheticParameters":
+        _expect(
+            self.min_seconds <= self.max_seconds,
+            "min_seconds",
+            f"at most the max_seconds of {self.max_seconds}",
+            self.min_seconds,
+        )
+        return self
 
 
 class LibriSpeechParameters(Section):
@@ -208,9 +219,27 @@ class DatasetParameters(Section):
             return {"": 1.0}
         return {corpus.label: corpus.weight for corpus in self.mixture}
 
+    @model_validator(mode="after")
+    def _mixture_fits(self) -> "DatasetParameters":
+        labels = [corpus.label for corpus in self.mixture]
+        at_least_one = "at least one corpus in a mixture"
+        _expect(self.name != "mixture" or labels, "mixture", at_least_one, labels)
+        _expect(len(set(labels)) == len(labels), "mixture", "a label once", labels)
+        values = self.model_dump(mode="json")
+        for place, corpus in enumerate(self.mixture if self.name == "mixture" else ()):
+            where = f"mixture.{place}"
+            for key in ("packs", "mixture"):
+                if key in corpus.model_extra:
+                    raise ValueError(f"{where}.{key}: expected in dataset only")
+            try:
+                DatasetParameters.model_validate(_laid_over(values, corpus))
+            except ValidationError as error:
+                raise ValueError(f"{where}.{explain(error)}") from None
+        return self
+
 
 def _laid_over(dataset: Mapping[str, Any], corpus: MixedCorpus) -> dict[str, Any]:
-    return _merge(dataset, {**corpus.model_extra, "name": corpus.name, "mixture": []})
+    return merged(dataset, {**corpus.model_extra, "name": corpus.name, "mixture": []})
 
 
 class FrontEndParameters(Section):
@@ -240,6 +269,23 @@ class FrontEndParameters(Section):
         """The shortest utterance: a whole window, and two frames, since one frame alone
         has no deviation to be divided by."""
         return max(self.window_size, 2 * self.hop_size) / self.sample_rate
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "FrontEndParameters":
+        hop, samples = self.hop_seconds, self.window_seconds * self.sample_rate
+        bins = self.n_fft // 2 + 1
+        for fits, key, expected in (
+            (hop <= self.window_seconds, "hop_seconds", "at most the window's"),
+            (hop * self.sample_rate >= 1, "hop_seconds", "at least a sample"),
+            (
+                self.n_fft >= samples,
+                "n_fft",
+                f"at least the window's {samples:g} samples",
+            ),
+            (self.num_mels <= bins, "num_mels", f"at most the {bins} bins of n_fft"),
+        ):
+            _expect(fits, key, expected, getattr(self, key))
+        return self
 
 
 class SpecAugmentParameters(Section):
@@ -274,6 +320,13 @@ class ReverberationParameters(Section):
     num_rooms: Count
     rt60_seconds: Range
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ReverberationParameters":
+        low, high = self.rt60_seconds
+        expected = "two numbers in order, from 0.1 to 10"
+        _expect(0.1 <= low <= high <= 10, "rt60_seconds", expected, self.rt60_seconds)
+        return self
+
 
 class NoiseParameters(Section):
     """Added noise, from a folder of recordings or coloured."""
@@ -282,6 +335,13 @@ class NoiseParameters(Section):
     root: PathLike | None
     held_out: HeldOut
     snr_db: Range
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "NoiseParameters":
+        low, high = self.snr_db
+        expected = "two numbers in order, from -100 to 100"
+        _expect(-100 <= low <= high <= 100, "snr_db", expected, self.snr_db)
+        return self
 
 
 class TelephoneParameters(Section):
@@ -320,6 +380,16 @@ class DVectorParameters(Section):
     num_layers: Annotated[int, Field(ge=1, le=32)]
     embedding_size: Count
     crop_seconds: Durations
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DVectorParameters":
+        _expect(
+            self.projection_size < self.hidden_size,
+            "projection_size",
+            f"less than the hidden_size of {self.hidden_size}",
+            self.projection_size,
+        )
+        return self
 
 
 class ModelParameters(Section):
@@ -464,114 +534,39 @@ class Parameters(Section):
         through `check_parameters`."""
         return {"version": VERSION, **self.model_dump(mode="json")}
 
-    def as_yaml(self) -> str:
-        """The text of a parameter file."""
-        return dump_yaml(self.as_dict())
-
-
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """The YAML text of plain values, in their order."""
-    return yaml.safe_dump(values, sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as in YAML 1.2, and no key stands twice."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    mapping: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node)
-        if not isinstance(key, str) or key in mapping:
-            expected = "this key once" if isinstance(key, str) else "a name as key"
-            raise yaml.constructor.ConstructorError(
-                problem=f"{key}: expected {expected}",
-                problem_mark=key_node.start_mark,
-            )
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Plain values of a YAML text, nothing executed; raise `ParameterError` with
-    `where` and the line."""
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader: builds plain types only
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ParameterError(f"{where}{line}: {error.problem}") from None
-    # What PyYAML raises for a value that is not of its tag depends on the tag.
-    except (
-        *(yaml.YAMLError, ValueError, RecursionError),
-        *(LookupError, AttributeError, TypeError),
-    ) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ParameterError(f"{where}: not readable as YAML: {first_line}") from None
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ParameterError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ParameterError(f"{path}: not readable as YAML: not UTF-8") from None
-    values = parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise ParameterError(
-            f"{path}: expected sections such as `training:`, got {shown(values)}"
-        )
-    return values
-
-
-def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in update.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    """`{"a": {"b": value}}` for the key `a.b`."""
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return value
-
-
-def _parse_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ParameterError(
-            f"{override}: expected section.key=value, "
-            "such as training.epochs=5, got no value"
-        )
-    return _nested(key, parse_yaml(text, key))
-
-
-def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values of any version of the schema as this one has them, unchecked; raise
-    `ParameterError` for a version that is not known."""
-    version = values.get("version", 1)
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise ParameterError(
-            f"version: expected one of this program's, 1 to {VERSION}, got {version!r}"
-        )
-    for added in MIGRATIONS[version - 1 :]:
-        for key, value in added.items():
-            values = _merge(_nested(key, value), values)
-    return {**values, "version": VERSION}
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Parameters":
+        model, loss, dataset = self.model, self.loss, self.dataset
+        window, crop = self.front_end.window_seconds, min(model.crop_seconds)
+        weights = list(dataset.weights.values())
+        for fits, key, expected, value in (
+            (
+                crop >= 2 * window,
+                f"model.{model.name}.crop_seconds",
+                f"at least two windows of {window} s",
+                crop,
+            ),
+            (
+                not loss.groups or self.training.accumulation == 1,
+                "training.accumulation",
+                f"1 with {loss.name}, which compares all of a batch",
+                self.training.accumulation,
+            ),
+            (
+                not loss.groups or all(weight % 1 == 0 for weight in weights),
+                "dataset.mixture",
+                f"whole weights with {loss.name}, which groups a speaker's utterances",
+                weights,
+            ),
+            (
+                dataset.name != "mixture" or not self.evaluation.trials,
+                "evaluation.trials",
+                "null with a mixture, whose corpora are tested each by itself",
+                str(self.evaluation.trials),
+            ),
+        ):
+            _expect(fits, key, expected, value)
+        return self
 
 
 def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
@@ -583,10 +578,12 @@ def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield from _keys(kind, f"{prefix}{name}.")
 
 
-def _explain(error: ValidationError) -> str:
-    """The first of pydantic's complaints in one line."""
+def explain(error: ValidationError) -> str:
+    """The first of pydantic's complaints as `key: expected ..., got ...`."""
     complaint = error.errors()[0]
     key = ".".join(map(str, complaint["loc"]))
+    if complaint["type"] == "value_error":  # of this module
+        return f"{key}.{complaint['ctx']['error']}".lstrip(".")
     if complaint["type"] == "missing":
         return f"{key}: expected a value, but it is missing"
     if complaint["type"] == "extra_forbidden":
@@ -600,145 +597,3 @@ def _explain(error: ValidationError) -> str:
     for pattern, ours in WORDS:
         expected = re.sub(pattern, ours, expected)
     return f"{key}: expected {expected}, got {shown(complaint['input'])}"
-
-
-def check_parameters(values: Mapping[str, Any]) -> Parameters:
-    """Plain nested values, of any version of the schema -> `Parameters`; raise
-    `ParameterError` naming the key."""
-    values = migrate(values)
-    del values["version"]
-    try:
-        parameters = Parameters.model_validate(values)
-    except ValidationError as error:
-        raise ParameterError(_explain(error)) from None
-    _check_together(parameters)
-    if parameters.dataset.name == "mixture":
-        _check_mixture(values, parameters.dataset.mixture)
-    return parameters
-
-
-def _check_mixture(values: Mapping[str, Any], mixture: Sequence[MixedCorpus]) -> None:
-    """Raise `ParameterError` if one corpus of a mixture has invalid parameters."""
-    for place, corpus in enumerate(mixture):
-        where = f"dataset.mixture.{place}."
-        for key in ("packs", "mixture"):
-            if key in corpus.model_extra:
-                raise ParameterError(f"{where}{key}: expected in dataset only")
-        dataset = _laid_over(values["dataset"], corpus)
-        try:
-            check_parameters({**values, "dataset": dataset})
-        except ParameterError as error:
-            raise ParameterError(where + str(error).removeprefix("dataset.")) from None
-
-
-def _check_together(parameters: Parameters) -> None:
-    """Refuse values that are each in range but cannot go with another."""
-    front_end, model = parameters.front_end, parameters.model
-    window, hop = front_end.window_seconds, front_end.hop_seconds
-    crop, synthetic = min(model.crop_seconds), parameters.dataset.synthetic
-    labels = [corpus.label for corpus in parameters.dataset.mixture]
-    weights = list(parameters.dataset.weights.values())
-    rt60 = parameters.augmentation.reverberation.rt60_seconds
-    snr = parameters.augmentation.noise.snr_db
-    for key, value, fits, expected in (
-        ("front_end.hop_seconds", hop, hop <= window, "at most the window's"),
-        (
-            "front_end.hop_seconds",
-            hop,
-            hop * front_end.sample_rate >= 1,
-            "at least a sample",
-        ),
-        (
-            "front_end.n_fft",
-            front_end.n_fft,
-            front_end.n_fft >= window * front_end.sample_rate,
-            f"at least the window's {window * front_end.sample_rate:g} samples",
-        ),
-        (
-            "front_end.num_mels",
-            front_end.num_mels,
-            front_end.num_mels <= front_end.n_fft // 2 + 1,
-            f"at most the {front_end.n_fft // 2 + 1} bins of n_fft",
-        ),
-        (
-            f"model.{model.name}.crop_seconds",
-            crop,
-            crop >= 2 * window,
-            f"at least two windows of {window} s",
-        ),
-        (
-            "model.dvector.projection_size",
-            model.dvector.projection_size,
-            model.dvector.projection_size < model.dvector.hidden_size,
-            f"less than the hidden_size of {model.dvector.hidden_size}",
-        ),
-        (
-            "augmentation.reverberation.rt60_seconds",
-            rt60,
-            0.1 <= rt60[0] <= rt60[1] <= 10,
-            "two numbers in order, from 0.1 to 10",
-        ),
-        (
-            "augmentation.noise.snr_db",
-            snr,
-            -100 <= snr[0] <= snr[1] <= 100,
-            "two numbers in order, from -100 to 100",
-        ),
-        (
-            "training.accumulation",
-            parameters.training.accumulation,
-            not parameters.loss.groups or parameters.training.accumulation == 1,
-            f"1 with {parameters.loss.name}, which compares all of a batch",
-        ),
-        (
-            "dataset.synthetic.min_seconds",
-            synthetic.min_seconds,
-            synthetic.min_seconds <= synthetic.max_seconds,
-            f"at most the max_seconds of {synthetic.max_seconds}",
-        ),
-        (
-            "dataset.mixture",
-            labels,
-            parameters.dataset.name != "mixture" or labels,
-            "at least one corpus in a mixture",
-        ),
-        ("dataset.mixture", labels, len(set(labels)) == len(labels), "a label once"),
-        (
-            "dataset.mixture",
-            weights,
-            not parameters.loss.groups or all(w % 1 == 0 for w in weights),
-            f"whole weights with {parameters.loss.name}, which groups a speaker's "
-            "utterances",
-        ),
-        (
-            "evaluation.trials",
-            str(parameters.evaluation.trials),
-            parameters.dataset.name != "mixture" or not parameters.evaluation.trials,
-            "null with a mixture, whose corpora are tested each by itself",
-        ),
-    ):
-        if not fits:
-            raise ParameterError(f"{key}: expected {expected}, got {value}")
-
-
-def load_parameters(*paths: Path, overrides: Sequence[str] = ()) -> Parameters:
-    """Read, merge and check parameter files; later files and `a.b=value` overrides win.
-
-    A first file that gives no version is read as version 1, a later one as the current
-    version. Raises `ParameterError` naming the key, what was expected and what was
-    given.
-    """
-    values: dict[str, Any] = {}
-    for path in paths:
-        layer = _read_mapping(Path(path))
-        if not values or "version" in layer:
-            layer = migrate(layer)
-        values = _merge(values, layer)
-    return check_parameters(override_values(values, overrides))
-
-
-def override_values(values: Mapping[str, Any], overrides: Sequence[str]) -> dict:
-    """Nested values with `a.b=value` overrides merged in, not yet checked."""
-    for override in overrides:
-        values = _merge(values, _parse_override(override))
-    return dict(values)

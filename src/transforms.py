@@ -10,7 +10,6 @@ response. The front end is that of NeMo's published TitaNet (arXiv 2110.04410, s
 generator, which training seeds for every batch.
 """
 
-import hashlib
 import math
 
 import numpy as np
@@ -18,20 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset import Clips, Pack, pack, to_device
+from engine.devices import to_device
 from engine.layers import valid_positions
 from parameters import (
+    AugmentationParameters,
     FrontEndParameters,
-    Parameters,
     SpecAugmentParameters,
     SpeedParameters,
 )
-from speech.acoustics import coloured_noise, simulate_rooms
-from speech.corpora import CorpusError, Utterance, noise_recordings, response_recordings
+from speech.packs import Clips
+from speech.surroundings import Surroundings
 
 LOG_FLOOR = 2.0**-24  # added to powers
 DEVIATION_FLOOR = 1e-5  # added to standard deviations
-NUM_COLOURS, COLOURED_SECONDS = 64, 10.0  # of simulated noise
 TELEPHONE_RATE = 8000  # Hz
 LOWEST, HIGHEST = (0.0, 300.0), (3400.0, 3900.0)  # Hz, ends of a telephone's band
 MU = 255
@@ -306,135 +304,40 @@ def through_mu_law(waveforms: Tensor) -> Tensor:
     return levels.sign() * torch.expm1(levels.abs() * math.log1p(MU)) / MU
 
 
-def _is_held_out(name: str, share: float) -> bool:
-    """Whether a recording is held out; by its name alone, so that adding or removing
-    others never moves it."""
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def _pack(key: str, recordings: list[Utterance], parameters: Parameters) -> Pack:
-    names = "\n".join(str(recording.source) for recording in recordings)
-    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
-    directory = parameters.dataset.packs / f"{key}-{digest}"
-    return pack(recordings, directory, parameters.front_end.sample_rate)
-
-
-def recording_digests(parameters: Parameters) -> dict[str, str]:
-    """Digests of the recorded rooms and noise that training draws from, by their keys;
-    what is simulated has none."""
-    rooms, noise = parameters.augmentation.reverberation, parameters.augmentation.noise
-    recordings = {}
-    if rooms.probability and rooms.root is not None:
-        recordings["reverberation"] = response_recordings(rooms.root, rooms.download)
-    if noise.probability and noise.root is not None:
-        recordings["noise"] = noise_recordings(noise.root)
-    return {
-        f"augmentation.{key}": _pack(key, paths, parameters).digest
-        for key, paths in recordings.items()
-    }
-
-
-def _clips(
-    key: str,
-    recordings: list[Utterance],
-    share: float,
-    held_out: bool,
-    parameters: Parameters,
-    device: torch.device,
-) -> Clips:
-    """Pack recordings; return those held out or those not."""
-    packed = _pack(key, recordings, parameters)
-    entries = enumerate(packed.entries)
-    indices = [i for i, e in entries if _is_held_out(e.id, share) == held_out]
-    skipped = len(recordings) - len(packed.entries)
-    print(
-        f"{key}: {len(indices)} of {len(packed.entries)} recordings"
-        + (f", {skipped} files skipped: {packed.warnings[0]}" if skipped else "")
-    )
-    if not indices:
-        raise CorpusError(
-            f"augmentation.{key}.held_out: expected recordings on both sides, got "
-            f"{share} of {len(packed.entries)}"
-        )
-    return Clips.of(packed, indices, device)
-
-
-def _generator(parameters: Parameters, stream: int) -> torch.Generator:
-    return torch.Generator().manual_seed(8 * parameters.seed + stream)
-
-
-def load_responses(
-    parameters: Parameters, device: torch.device, held_out: bool = False
-) -> Clips:
-    """Room impulse responses for training, or those held out from it; simulated unless
-    the parameters name a folder."""
-    rooms, rate = (
-        parameters.augmentation.reverberation,
-        parameters.front_end.sample_rate,
-    )
-    if rooms.root is not None:
-        recordings = response_recordings(rooms.root, rooms.download)
-        share = rooms.held_out
-        return _clips("reverberation", recordings, share, held_out, parameters, device)
-    generator = _generator(parameters, 2 + held_out)
-    low, high = rooms.rt60_seconds
-    rt60 = low + torch.rand(rooms.num_rooms, generator=generator) * (high - low)
-    size = round(rooms.max_seconds * rate)
-    return Clips.simulated(simulate_rooms(rt60, rate, size, generator), device)
-
-
-def load_noise(
-    parameters: Parameters, device: torch.device, held_out: bool = False
-) -> Clips:
-    """Noise for training, or that held out from it; simulated, from white to brown,
-    unless the parameters name a folder."""
-    noise, rate = parameters.augmentation.noise, parameters.front_end.sample_rate
-    if noise.root is not None:
-        recordings = noise_recordings(noise.root)
-        return _clips("noise", recordings, noise.held_out, held_out, parameters, device)
-    generator = _generator(parameters, 4 + held_out)
-    exponents = 2 * torch.rand(NUM_COLOURS, generator=generator)
-    size = round(COLOURED_SECONDS * rate)
-    return Clips.simulated(coloured_noise(exponents, rate, size, generator), device)
-
-
 class Augmentation(nn.Module):
     """All augmentation of a training batch: speed, reverberation, noise and telephone
     on waveforms, in the order in which they happen in nature; then `spec_augment` on
-    features."""
+    features.
 
-    def __init__(self, parameters: Parameters, device: torch.device) -> None:
+    What has a probability of 0 is left out and needs no surroundings.
+    """
+
+    def __init__(
+        self,
+        parameters: AugmentationParameters,
+        sample_rate: int,
+        surroundings: Surroundings,
+    ) -> None:
         super().__init__()
-        augmentation, rate = parameters.augmentation, parameters.front_end.sample_rate
-        rooms, noise = augmentation.reverberation, augmentation.noise
-        self.speed = self.reverberation = self.noise = self.telephone = None
-        if augmentation.speed.steps:
-            self.speed = Speed(augmentation.speed)
+        rooms, noise = parameters.reverberation, parameters.noise
+        self.speed = Speed(parameters.speed) if parameters.speed.steps else None
+        self.reverberation = self.noise = self.telephone = nn.Identity()
         if rooms.probability:
-            size = round(rooms.max_seconds * rate)
-            responses = load_responses(parameters, device)
+            size = round(rooms.max_seconds * sample_rate)
+            responses = surroundings.responses
             self.reverberation = Reverberation(rooms.probability, responses, size)
         if noise.probability:
-            recordings = load_noise(parameters, device)
-            self.noise = Noise(noise.probability, recordings, noise.snr_db)
-        if augmentation.telephone.probability:
-            self.telephone = Telephone(augmentation.telephone.probability, rate)
-        self.spec_augment = SpecAugment(augmentation.spec_augment)
-        self.to(device)
+            self.noise = Noise(noise.probability, surroundings.noise, noise.snr_db)
+        if parameters.telephone.probability:
+            self.telephone = Telephone(parameters.telephone.probability, sample_rate)
+        self.spec_augment = SpecAugment(parameters.spec_augment)
 
     def forward(self, waveforms: Tensor, size: int) -> Tensor:
         """[B, N'] as `TrainingBatches` cuts them -> [B, size]"""
         x = waveforms
         if self.speed is not None:
             x = self.speed(x, size)
-        if self.reverberation is not None:
-            x = self.reverberation(x)
-        if self.noise is not None:
-            x = self.noise(x)
-        if self.telephone is not None:
-            x = self.telephone(x)
-        return x
+        return self.telephone(self.noise(self.reverberation(x)))
 
 
 class SpecAugment(nn.Module):

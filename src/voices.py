@@ -54,11 +54,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dataset import FULL_SCALE, Entry, Pack, UtteranceBatches, windows
-from eval import embed
+from dataset import UtteranceBatches, windows
+from engine.files import atomic_write
+from errors import UserError
 from exchange.nemo_files import load_any_model
 from exchange.onnx_files import save_onnx
-from parameters import UserError
 from recognition.people import People, checked_name, load_people, read_people, unit
 from recognition.sounds import (
     MIN_PEAK,
@@ -81,13 +81,16 @@ from recognition.verdicts import (
     as_rttm,
 )
 from reports.figures import draw_turns
-from reports.report import FEW_SPEAKERS
-from runs.checkpoints import SpeakerModel, atomic_write, save_checkpoint
+from reports.tables import FEW_SPEAKERS
+from runs.checkpoints import save_checkpoint
+from runs.speaker_model import SpeakerModel, embed
 from speech.audio import AudioError, load_recording
 from speech.corpora import EXTENSIONS, audio_files
+from speech.packs import FULL_SCALE, Entry, Pack
 from speech.synthetic import SyntheticUtterance
+from verification.calibration import calibrate
 from verification.metrics import bootstrap_rates, rates_at
-from verification.scoring import Backend, Calibration, calibrate, cosine_scores
+from verification.scoring import Backend, Calibration, cosine_scores
 from verification.trials import make_trials
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 import torch
 
-import transforms
-from parameters import Parameters, SyntheticParameters, load_parameters
+from engine.parameter_files import load_parameters
+from parameters import Parameters, SyntheticParameters
+from speech import surroundings
 from speech.synthetic import synthetic_utterances
 
 REPOSITORY = Path(__file__).parents[1]
@@ -104,7 +105,7 @@ def shipped() -> Callable[..., Parameters]:
 @pytest.fixture
 def miniature(tmp_path, monkeypatch, shipped) -> Callable[..., Parameters]:
     """A training of seconds that writes below the test's own folder."""
-    monkeypatch.setattr(transforms, "NUM_COLOURS", 4)
+    monkeypatch.setattr(surroundings, "NUM_COLOURS", 4)
 
     def load(*overrides: str) -> Parameters:
         return shipped(

@@ -30,7 +30,7 @@ ORDER = [
     "reports.figures",
     "teaching.lessons",
     "runs.checkpoints",
-    "reports.report",
+    "reports.tables",
     "runs.wandb_mirror",
     "runs.run_directory",
     "exchange.nemo_files",

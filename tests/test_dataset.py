@@ -18,20 +18,11 @@ import torch
 
 import dataset
 from conftest import MIXTURE, SHARED
-from dataset import (
-    Clips,
-    Entry,
-    Pack,
-    Splits,
-    TrainingBatches,
-    UtteranceBatches,
-    pack,
-    prepare,
-    split,
-)
+from dataset import Splits, TrainingBatches, UtteranceBatches, prepare, split
 from parameters import ParameterError, Parameters
 from speech.audio import Segment
 from speech.corpora import CorpusError, Utterance, pack_key, utterances
+from speech.packs import Clips, Entry, Pack, pack
 from transforms import FrontEnd
 
 CPU = torch.device("cpu")
@@ -127,7 +118,7 @@ def test_pack_follows_the_corpus_from_run_to_run(tmp_path, corpus, shipped, chan
         f"dataset.packs={tmp_path / 'packs'}",
         "dataset.test_fraction=0",
     )
-    before = prepare(p).pack
+    before = prepare(p.dataset, p.front_end).pack
     first = corpus[0].source
     if change == "more":
         shutil.copy(first, first.with_name("y.wav"))
@@ -140,7 +131,7 @@ def test_pack_follows_the_corpus_from_run_to_run(tmp_path, corpus, shipped, chan
     else:
         first.unlink()
         first.symlink_to(corpus[1].source)
-    after = prepare(p).pack
+    after = prepare(p.dataset, p.front_end).pack
     assert after.digest != before.digest
     assert {entry.id for entry in after.entries} == {
         path.relative_to(root).as_posix() for path in root.glob("*/*.wav")
@@ -223,7 +214,7 @@ def test_utterances_too_short_for_the_front_end_are_skipped(
         "front_end.n_fft=2048",
         "dataset.test_fraction=0",
     )
-    packed = prepare(p).pack
+    packed = prepare(p.dataset, p.front_end).pack
     assert [entry.samples for entry in packed.entries] == [shortest, shortest]
     assert packed.warnings[0].startswith(f"skipped b/{shortest - 1}.wav: ")
     batches = UtteranceBatches(packed, range(2), 10, CPU)
@@ -624,11 +615,11 @@ def test_windows_of_long_utterances_cover_them_and_overlap():
 
 def test_prepare_packs_each_corpus_once(miniature, monkeypatch):
     p = miniature()
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     assert len(splits.speakers) == 6
     assert len(splits.test) == 10
     monkeypatch.setattr(dataset, "load_recording", None)
-    assert prepare(p).train == splits.train
+    assert prepare(p.dataset, p.front_end).train == splits.train
     assert len(os.listdir(p.dataset.packs)) == 1
     index = next(p.dataset.packs.glob("*/index.json"))
     assert len(json.loads(index.read_text())["entries"]) == 40
@@ -642,9 +633,9 @@ def test_changed_entries_are_scanned_anew(tmp_path, shipped):
     p = shipped(
         "dataset.name=folder", f"dataset.root={root}", f"dataset.packs={tmp_path}/packs"
     )
-    assert len(prepare(p).pack.entries) == 2
+    assert len(prepare(p.dataset, p.front_end).pack.entries) == 2
     soundfile.write(root / "a" / "y.wav", np.zeros(9000, np.int16), 16_000)
-    assert len(prepare(p).pack.entries) == 3
+    assert len(prepare(p.dataset, p.front_end).pack.entries) == 3
     assert len(utterances(p.dataset)) == 3
 
 
@@ -665,7 +656,7 @@ class TestMixture:
 
     def test_each_corpus_is_packed_and_split_as_it_is_alone(self, mixture):
         whole, alone = mixture()
-        splits = prepare(whole)
+        splits = prepare(whole.dataset, whole.front_end)
         entries = splits.pack.entries
         assert len(os.listdir(whole.dataset.packs)) == 1
         assert {entry.corpus for entry in entries} == {"one", "two"}
@@ -675,7 +666,7 @@ class TestMixture:
             len(splits.pack.samples),
         ]
         for label, p in alone.items():
-            expected = prepare(p)
+            expected = prepare(p.dataset, p.front_end)
             assert splits.pack.digests[label] == expected.pack.digest
             own = [s for s in splits.speakers if s.startswith(f"{label}/")]
             assert own == [f"{label}/{s}" for s in expected.speakers]
@@ -746,7 +737,7 @@ class TestMixture:
             "{label: two, weight: 2, name: synthetic, seed: 2}]"
         )
         p, _ = mixture("loss.name=ge2e", f"dataset.mixture={corpora}")
-        splits = prepare(p)
+        splits = prepare(p.dataset, p.front_end)
         batches = TrainingBatches(splits, p, CPU)
         drawn = Counter(splits.train[i] for i in np.concatenate(batches._plan(0)))
         own = [drawn[i] for i in splits.train if splits.pack.entries[i].corpus == "two"]
@@ -769,7 +760,7 @@ class TestMixture:
             f"{tmp_path / 'bad'}}}]",
         )
         with pytest.raises(CorpusError, match="none of the 2 files of bad") as caught:
-            prepare(p)
+            prepare(p.dataset, p.front_end)
         assert "the first: skipped bad/a/x.wav" in str(caught.value)
         assert os.listdir(tmp_path / "packs") == []
 

@@ -12,7 +12,6 @@ import eval as evaluation
 from conftest import MIXTURE
 from dataset import UtteranceBatches, prepare
 from eval import (
-    embed,
     evaluate,
     evaluate_checkpoint,
     fit_backend,
@@ -24,8 +23,9 @@ from eval import (
     verify,
 )
 from parameters import ParameterError
-from reports.report import as_report, as_summary
-from runs.checkpoints import build_model, save_checkpoint
+from reports.tables import as_report, as_summary
+from runs.checkpoints import save_checkpoint
+from runs.speaker_model import build_model, embed
 from speech import corpora
 from verification.metrics import cllr, min_dcf
 from verification.scoring import Calibration
@@ -40,7 +40,7 @@ def prepared(miniature):
 
     def build(*overrides: str):
         p = miniature(*overrides)
-        splits = prepare(p)
+        splits = prepare(p.dataset, p.front_end)
         model = build_model(p, splits.speakers, splits.pack.digests, CPU)
         return model.eval(), splits
 
@@ -564,7 +564,7 @@ class TestMixture:
     @pytest.fixture
     def prepared(self, miniature):
         p = miniature(*MIXTURE)
-        splits = prepare(p)
+        splits = prepare(p.dataset, p.front_end)
         return build_model(p, splits.speakers, splits.pack.digests, CPU), splits
 
     def test_everything_is_found_within_each_corpus(self, prepared):
@@ -599,7 +599,7 @@ class TestMixture:
         for label, dataset in whole.dataset.corpora.items():
             p = whole.model_copy(update={"dataset": dataset})
             model.config = p
-            found = evaluate(model, prepare(p))
+            found = evaluate(model, prepare(p.dataset, p.front_end))
             alone = found.verification["test"].reports
             for system, report in expected.verification[
                 f"test/{label}"
@@ -640,7 +640,7 @@ class TestMixture:
                 update={"dataset": dataset.model_copy(update={"test_fraction": 1.0})}
             )
             with pytest.raises(ParameterError, match="the model was not trained on"):
-                refuse_heard(model, prepare(p), p.dataset)
+                refuse_heard(model, prepare(p.dataset, p.front_end), p.dataset)
 
     def test_one_corpus_under_two_labels(self, miniature):
         p = miniature(
@@ -648,7 +648,7 @@ class TestMixture:
             "dataset.mixture=[{label: one, weight: 1, name: synthetic},"
             "{label: two, weight: 1, name: synthetic, test_fraction: 1.0}]",
         )
-        splits = prepare(p)
+        splits = prepare(p.dataset, p.front_end)
         model = build_model(p, splits.speakers, splits.pack.digests, CPU)
         with pytest.raises(ParameterError, match="it heard 4 of them"):
             refuse_heard(model, splits, p.dataset)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning import losses as reference
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from engine.parameter_files import load_parameters
 from losses import (
     AngularMarginLoss,
     ArcFaceLoss,
@@ -21,7 +22,6 @@ from losses import (
     losses_on_circle,
     monotone_cosine,
 )
-from parameters import load_parameters
 
 B, E, S = 12, 8, 5
 ANGULAR = [(ArcFaceLoss, 0.2), (CosFaceLoss, 0.2), (SphereFaceLoss, 1.5)]

@@ -15,7 +15,8 @@ import soundfile
 from nbclient import NotebookClient
 
 from conftest import MINIATURE, RATE, REPOSITORY
-from parameters import SyntheticParameters, load_parameters
+from engine.parameter_files import load_parameters
+from parameters import SyntheticParameters
 from speech.synthetic import synthetic_utterances
 
 STRANGERS = [

@@ -4,10 +4,7 @@ import pytest
 
 import parameters
 from conftest import REPOSITORY
-from parameters import (
-    MIGRATIONS,
-    VERSION,
-    ParameterError,
+from engine.parameter_files import (
     check_parameters,
     dump_yaml,
     load_parameters,
@@ -15,6 +12,7 @@ from parameters import (
     override_values,
     parse_yaml,
 )
+from parameters import MIGRATIONS, VERSION, ParameterError
 
 SHIPPED = REPOSITORY / "parameters.yml"
 

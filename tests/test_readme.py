@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
-from parameters import SHIPPED, load_parameters, parse_yaml
+from engine.parameter_files import SHIPPED, load_parameters, parse_yaml
 from recognition.verdicts import Candidate, Comparison, Identification, Threshold
 from runs.checkpoints import load_checkpoint
 

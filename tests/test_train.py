@@ -19,25 +19,24 @@ import torch
 import train as training
 from conftest import MINIATURE, MIXTURE, NO_CHANCE, REPOSITORY, write
 from dataset import TrainingBatches, prepare
+from engine.acceleration import fast_encoder
 from engine.optimizers import build_optimizer, learning_rate
+from engine.parameter_files import load_parameters
+from engine.signals import StopSignals
+from errors import StoppedError
 from eval import evaluate, evaluate_checkpoint
 from eval import main as evaluation_main
 from losses import AngularMarginLoss
 from models import Block, build_encoder
-from parameters import ModelParameters, ParameterError, load_parameters
-from reports.report import as_report
-from runs.checkpoints import RunError, build_model, load_checkpoint, load_model
+from parameters import ModelParameters, ParameterError
+from reports.tables import as_report
+from runs.checkpoints import RunError, load_checkpoint, load_model
+from runs.resuming import State
+from runs.speaker_model import build_model
+from runs.tally import NotFiniteError
 from speech.corpora import CorpusError
-from train import (
-    State,
-    StoppedError,
-    StopSignals,
-    TrainingError,
-    fast_encoder,
-    main,
-    train,
-    train_once,
-)
+from speech.surroundings import load_surroundings
+from train import main, train, train_once
 from transforms import Augmentation, Noise, Reverberation, SpecAugment, Speed
 from verification.metrics import equal_error_rate
 from verification.trials import read_scores, read_trials
@@ -95,7 +94,7 @@ def test_a_run_leaves_all_that_it_should(miniature, overrides):
     for row in rows:
         assert all(math.isfinite(value) for value in row.values())
         assert {"train/loss", "validation/loss", "validation/accuracy"} <= set(row)
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     ids = [splits.pack.entries[i].id for i in splits.test]
     trials, _ = read_trials(run / "trials.txt", ids)
     assert len(trials.targets) == len(ids) * (len(ids) - 1) // 2
@@ -281,7 +280,7 @@ def test_a_finished_run_goes_on_for_more_epochs(miniature, monkeypatch, capsys):
         f"error: training.epochs: expected at least 2, which {run} has, got 1"
     )
     command = ["--resume", str(run)]
-    killed = {"_train_epochs": ["training.epochs=4"], "write_evaluation": []}
+    killed = {"train_epochs": ["training.epochs=4"], "write_evaluation": []}
     for place, more in killed.items():  # before the third epoch, after the fourth
         with monkeypatch.context() as interrupted:
             interrupted.setattr(training, place, lambda *_: sys.exit("killed"))
@@ -406,7 +405,7 @@ def test_augmentation_touches_training_batches_and_nothing_else(miniature, monke
     num_steps = load_checkpoint(run / "last.pt")["step"]
     assert Counter(stages) == {kind.__name__: num_steps for kind in kinds}
     stages.clear()
-    assert evaluate(load_model(run, CPU), prepare(p)).verification
+    assert evaluate(load_model(run, CPU), prepare(p.dataset, p.front_end)).verification
     assert stages == []
 
 
@@ -423,7 +422,7 @@ def test_loss_that_is_not_finite_stops_at_its_step(miniature, monkeypatch, value
         )
 
     monkeypatch.setattr(training, "training_step", step)
-    with pytest.raises(TrainingError, match="step 8: expected a finite loss"):
+    with pytest.raises(NotFiniteError, match="step 8: expected a finite loss"):
         train(p)
     run = p.run.directory / "mine"
     kept = load_checkpoint(run / "last.pt")
@@ -470,7 +469,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(
     miniature, optimizer, model, bad_step
 ):
     p = miniature(f"training.optimizer.name={optimizer}", f"model.name={model}")
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, splits.pack.digests, CPU)
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     poisoned(model.criterion, {bad_step})
@@ -480,7 +479,12 @@ def test_a_step_without_a_finite_loss_changes_nothing(
     def tensors() -> list[torch.Tensor]:
         return [t.clone() for m in modules for t in m.state_dict().values()]
 
-    augmentation, kept = Augmentation(p, CPU), [tensors()]
+    augmentation, kept = (
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+        ).to(CPU),
+        [tensors()],
+    )
     for batch in list(TrainingBatches(splits, p, CPU).epoch(0))[:3]:
         training.training_step(state, model.encoder, augmentation, batch, 10)
         kept.append(tensors())
@@ -505,7 +509,7 @@ def test_steps_without_a_finite_loss_are_skipped_named_and_counted(
     run = train(p)
     assert [row["train/skipped_steps"] for row in metrics(run)] == [2, 0]
     assert all(tensor.isfinite().all() for tensor in weights(run))
-    splits, shown = prepare(p), capsys.readouterr().out
+    splits, shown = prepare(p.dataset, p.front_end), capsys.readouterr().out
     batches = list(TrainingBatches(splits, p, CPU).epoch(0))
     for step in (2, 3):
         indices = batches[step - 1].indices.tolist()
@@ -517,13 +521,13 @@ def test_steps_without_a_finite_loss_are_skipped_named_and_counted(
 def test_skipping_ends_where_nothing_else_happens(miniature, monkeypatch):
     monkeypatch.setattr(training, "MAX_SKIPPED", 3)
     p = miniature("training.on_nonfinite=skip", "training.optimizer.lr=1e30")
-    with pytest.raises(TrainingError, match="skipped 3 steps in a row"):
+    with pytest.raises(NotFiniteError, match="skipped 3 steps in a row"):
         train(p)
 
 
 def test_gradient_that_is_not_finite_stops_too(miniature):
     p = miniature("training.optimizer.lr=1e30", "training.epochs=3")
-    with pytest.raises(TrainingError, match="expected a finite loss and gradient"):
+    with pytest.raises(NotFiniteError, match="expected a finite loss and gradient"):
         train(p)
 
 
@@ -538,10 +542,12 @@ def test_a_batch_in_parts_is_the_batch(miniature, monkeypatch):
             f"training.accumulation={accumulation}",
             "training.optimizer.name=adamw",  # which keeps the gradients
         )
-        splits = prepare(p)
+        splits = prepare(p.dataset, p.front_end)
         model = build_model(p, splits.speakers, splits.pack.digests, CPU)
         state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
-        augmentation = Augmentation(p, CPU)
+        augmentation = Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+        ).to(CPU)
         batch = next(TrainingBatches(splits, p, CPU).epoch(0))
         reading = training.training_step(state, model.encoder, augmentation, batch, 10)
         gradients = [w.grad.flatten() for w in model.encoder.parameters()]
@@ -606,12 +612,17 @@ def test_compiling_without_a_compiler_is_refused_in_a_line(tmp_path):
 
 def test_margin_grows_over_its_share_of_the_steps(miniature):
     p = miniature("loss.arcface.ramp=0.5")
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, splits.pack.digests, CPU)
     assert isinstance(model.criterion, AngularMarginLoss)
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     batch = next(TrainingBatches(splits, p, CPU).epoch(0))
-    augmentation, shares = Augmentation(p, CPU), []
+    augmentation, shares = (
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+        ).to(CPU),
+        [],
+    )
     for _ in range(8):
         training.training_step(state, model.encoder, augmentation, batch, num_steps=8)
         shares.append(model.criterion.margin_share.item())
@@ -622,11 +633,19 @@ def test_margin_grows_over_its_share_of_the_steps(miniature):
 def test_gradients_are_measured_block_by_block(miniature, name):
     of = "training.optimizer"  # AdamW keeps the gradients
     p = miniature(f"model.name={name}", f"{of}.name=adamw", f"{of}.clip_norm=1e9")
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, splits.pack.digests, CPU)
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     batch = next(TrainingBatches(splits, p, CPU).epoch(0))
-    common = state, model.encoder, Augmentation(p, CPU), batch, 10
+    common = (
+        state,
+        model.encoder,
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+        ).to(CPU),
+        batch,
+        10,
+    )
     assert training.training_step(*common).block_norms == {}
     found = training.training_step(*common, True).block_norms
     first, *_, last = found
@@ -661,7 +680,7 @@ def test_an_epoch_says_what_training_did_and_spent(miniature, monkeypatch):
         assert one[f"gradient_norm/{block}"] == pytest.approx(expected)
     assert one["train/margin"] == pytest.approx(0.3 * 0.5 / 0.8)
     assert two["train/margin"] == pytest.approx(0.3)
-    batches = TrainingBatches(prepare(p), p, CPU)
+    batches = TrainingBatches(prepare(p.dataset, p.front_end), p, CPU)
     sizes = [[(b.size, b.crop) for b in batches.epoch(epoch)] for epoch in (0, 1)]
     encoder = build_encoder(p.model, 80)
     seconds = flop = 0
@@ -698,14 +717,20 @@ def test_gradient_is_clipped(miniature):
         "training.optimizer.momentum=0",
         "training.optimizer.weight_decay=0",
     )
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, splits.pack.digests, CPU)
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     trained = [*model.encoder.parameters(), *model.criterion.parameters()]
     before = [w.detach().clone() for w in trained]
     batch = next(TrainingBatches(splits, p, CPU).epoch(0))
     _, norm, *_ = training.training_step(
-        state, model.encoder, Augmentation(p, CPU), batch, 10**6
+        state,
+        model.encoder,
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+        ).to(CPU),
+        batch,
+        10**6,
     )
     assert norm > 0.001
     moved = [(w - b).square().sum() for w, b in zip(trained, before, strict=True)]
@@ -810,7 +835,9 @@ def test_a_start_keeps_the_classifier_of_the_same_speakers(
     first = train(miniature("run.name=first", "training.epochs=1"))
     source = load_model(first, CPU)
     p = miniature("run.name=second", f"training.init_from={first}", override)
-    model = build_model(p, source.speakers, prepare(p).pack.digests, CPU)
+    model = build_model(
+        p, source.speakers, prepare(p.dataset, p.front_end).pack.digests, CPU
+    )
     fresh = model.criterion.classifier.weight.clone()
     training._start_from(first, model)
     expected = source.criterion.classifier.weight if kept else fresh
@@ -866,7 +893,7 @@ class TestMixture:
         report = json.loads((run / "report.json").read_text())
         found = [part["loss"] for part in report["identification"].values()]
         assert np.mean(found) == pytest.approx(min(losses))
-        splits = prepare(p)
+        splits = prepare(p.dataset, p.front_end)
         for name, indices in splits.by_corpus("test").items():
             ids = [splits.pack.entries[i].id for i in indices]
             trials, _ = read_trials(run / name / "trials.txt", ids)

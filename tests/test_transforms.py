@@ -12,10 +12,12 @@ import torch
 import torchaudio
 
 from conftest import REPOSITORY
-from dataset import Clips, TrainingBatches, prepare
-from parameters import load_parameters
+from dataset import TrainingBatches, prepare
+from engine.parameter_files import load_parameters
 from speech import corpora
 from speech.corpora import CorpusError
+from speech.packs import Clips
+from speech.surroundings import load_noise, load_responses, load_surroundings
 from transforms import (
     Augmentation,
     FrontEnd,
@@ -24,8 +26,6 @@ from transforms import (
     SpecAugment,
     Speed,
     Telephone,
-    load_noise,
-    load_responses,
     reverberate,
     slaney_filterbank,
     through_mu_law,
@@ -343,8 +343,10 @@ def test_each_utterance_is_changed_with_its_own_probability(shipped, probability
 def augment(miniature):
     def run(*overrides: str) -> torch.Tensor:
         p = miniature(*overrides)
-        batch = next(TrainingBatches(prepare(p), p, CPU).epoch(1))
-        augmentation = Augmentation(p, CPU)
+        batch = next(TrainingBatches(prepare(p.dataset, p.front_end), p, CPU).epoch(1))
+        augmentation = Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+        ).to(CPU)
         torch.manual_seed(batch.seed)
         return augmentation(batch.waveforms, batch.crop)
 
@@ -364,7 +366,7 @@ def test_all_is_switched_off(augment, miniature):
     kinds = [name for name, kind in p.augmentation if hasattr(kind, "probability")]
     off = [f"augmentation.{name}.probability=0" for name in kinds]
     p = miniature(*off)
-    batch = next(TrainingBatches(prepare(p), p, CPU).epoch(1))
+    batch = next(TrainingBatches(prepare(p.dataset, p.front_end), p, CPU).epoch(1))
     assert torch.equal(augment(*off), batch.waveforms)
 
 
@@ -508,7 +510,9 @@ def test_real_rooms_and_noise(shared, miniature):
         f"augmentation.noise.root={shared / 'data' / 'noise'}",
         f"augmentation.reverberation.root={shared / 'data' / 'rirs'}",
     )
-    augmentation = Augmentation(p, CPU)
+    augmentation = Augmentation(
+        p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+    ).to(CPU)
     assert len(augmentation.noise.recordings) == 400
     assert len(augmentation.reverberation.responses) == 60
     for seed in range(20):

@@ -17,12 +17,13 @@ import torch
 
 import voices as using
 from conftest import RATE, REPOSITORY, said, write
-from eval import embed
 from recognition.people import load_people, read_people
 from recognition.sounds import Clip, VoiceError
 from recognition.verdicts import Threshold, Turn
-from runs.checkpoints import build_model, save_checkpoint
-from verification.scoring import Backend, Calibration, calibrate
+from runs.checkpoints import save_checkpoint
+from runs.speaker_model import build_model, embed
+from verification.calibration import calibrate
+from verification.scoring import Backend, Calibration
 from voices import Voices, main
 
 CPU = torch.device("cpu")

@@ -33,14 +33,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset import FULL_SCALE
-from parameters import UserError
+from errors import UserError
 from recognition.people import People, load_people
 from recognition.sounds import Clip, VoiceError
 from recognition.verdicts import Comparison, Identification, Threshold
 from reports.figures import draw_sounds, map_voices
 from speech.audio import load_recording
 from speech.corpora import EXTENSIONS
+from speech.packs import FULL_SCALE
 from voices import Voices
 
 MAX_UPLOAD = "32mb"

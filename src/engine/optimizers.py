@@ -3,8 +3,7 @@
 `OptimizerParameters`, weights -> `build_optimizer` -> `torch.optim.Optimizer`
 
 Muon is Jordan et al., kellerjordan.github.io/posts/muon (2024), its rate matched to
-AdamW's as in arXiv 2502.16982. Every optimizer here skips a step if its attribute
-`found_inf`, a tensor on the device, is 1, so nothing has to wait for the loss.
+AdamW's as in arXiv 2502.16982.
 """
 
 import math
@@ -111,6 +110,16 @@ def build_optimizer(
 
 def _is_muons(weight: nn.Parameter) -> bool:
     return weight.ndim == 2 and getattr(weight, "muon", True)
+
+
+def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Take a step if `finite` [] is true, else leave weights and momenta as they are.
+
+    The decision stays on the device, so nothing waits for it: torch's fused optimizers,
+    and Muon here, skip a step where their attribute `found_inf` is 1.
+    """
+    optimizer.found_inf = 1 - finite.float()
+    optimizer.step()
 
 
 def set_learning_rate(

@@ -25,24 +25,19 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from models import SIZES, TitaNet
-from parameters import (
+from engine.files import atomic_write
+from engine.parameter_files import (
     SHIPPED,
-    Parameters,
-    UserError,
     check_parameters,
     dump_yaml,
     load_parameters,
     parse_yaml,
-    shown,
 )
-from runs.checkpoints import (
-    SpeakerModel,
-    atomic_write,
-    build_model,
-    load_model,
-    load_tensors,
-)
+from errors import UserError, shown
+from models import SIZES, TitaNet
+from parameters import Parameters
+from runs.checkpoints import load_model, load_tensors
+from runs.speaker_model import SpeakerModel, build_model
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 MAX_BYTES = 2**29  # of an archive, unpacked; TitaNet-L has a fifth of it

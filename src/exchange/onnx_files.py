@@ -28,9 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.files import atomic_write
 from engine.layers import valid_positions
-from parameters import UserError
-from runs.checkpoints import SpeakerModel, atomic_write
+from errors import UserError
+from runs.speaker_model import SpeakerModel
 
 INPUTS, OUTPUTS = ("features", "frames"), ("unit", "embedding")
 SECONDS, NUM_SHORT = (0.3, 1.0, 3.0, 10.0, 30.0, 60.0), 4  # of excerpts

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.files import atomic_write
 from recognition.sounds import Clip, VoiceError
-from runs.checkpoints import atomic_write
 from speech.corpora import EXTENSIONS, audio_files, folders_in
 
 STORE_VERSION = 1

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataset import FULL_SCALE
-from parameters import UserError
+from errors import UserError
 from speech.audio import AudioError, resampled
+from speech.packs import FULL_SCALE
 
 MIN_SECONDS = 0.3  # of a sound; shorter ones hold no voice
 MIN_PEAK = 0.001  # of full scale; below is silence

@@ -13,9 +13,9 @@ from types import ModuleType
 
 import numpy as np
 
+from engine.files import atomic_write
 from recognition.people import STORE_VERSION, load_arrays
 from recognition.sounds import VoiceError
-from runs.checkpoints import atomic_write
 
 # Kind and number of axes of what a file holds.
 EMBEDDED = {

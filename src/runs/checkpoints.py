@@ -6,29 +6,20 @@
 A checkpoint holds tensors and plain values only: reading one executes nothing.
 """
 
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
 
-from losses import build_loss
-from models import build_encoder
-from parameters import (
-    ParameterError,
-    Parameters,
-    UserError,
-    check_parameters,
-    migrate,
-)
-from speech.corpora import people_key, without_label
-from transforms import FrontEnd
+from engine.files import atomic_write
+from engine.parameter_files import check_parameters, migrate
+from errors import UserError
+from parameters import ParameterError
+from runs.speaker_model import Heard, SpeakerModel, build_model
 from verification.scoring import Backend
 
 CHECKPOINT_VERSION = 2
@@ -37,77 +28,6 @@ MODULES = ("front_end", "encoder", "criterion")  # of a `SpeakerModel`
 
 class RunError(UserError):
     """A run directory or checkpoint that cannot be used."""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """The speakers of one corpus that weights come from, named as the corpus does."""
-
-    digest: str  # of the corpus as packed
-    people: list  # as `corpora.people_key` has it
-    speakers: list[str]
-
-
-class SpeakerModel(nn.Module):
-    """An encoder with all that it needs to be trained and used.
-
-    waveforms -> `front_end` -> `encoder` -> embeddings; `criterion` is the training
-    loss, and `backend` normalises and calibrates verification scores.
-
-    `speakers` are the training speakers in the order of the classifier's rows;
-    `digests` are those of their corpora, as in `Pack`. `ancestors` are the training
-    speakers of the models whose weights this one started from, directly or through
-    other models.
-    """
-
-    def __init__(
-        self, config: Parameters, speakers: list[str], digests: dict[str, str]
-    ) -> None:
-        super().__init__()
-        self.config, self.speakers, self.digests = config, speakers, digests
-        self.front_end = FrontEnd(config.front_end)
-        self.encoder = build_encoder(config.model, config.front_end.num_mels)
-        size = self.encoder.embedding_size
-        self.criterion = build_loss(config.loss, size, len(speakers))
-        self.backend: Backend | None = None  # until training has ended
-        self.ancestors: tuple[Heard, ...] = ()
-
-    @property
-    def heard(self) -> tuple[Heard, ...]:
-        """Everybody that the weights come from, ancestors' speakers included."""
-        corpora, names = self.config.dataset.corpora, {}
-        for speaker in self.speakers:
-            label = "" if "" in corpora else speaker.partition("/")[0]
-            names.setdefault(label, []).append(without_label(speaker, label))
-        return (
-            *(
-                Heard(self.digests.get(label, ""), people_key(corpora[label]), heard)
-                for label, heard in names.items()
-            ),
-            *self.ancestors,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """[B, N] in [-1, 1], [B] samples -> [B, E]; without lengths nothing is
-        padded."""
-        return self.encoder(*self.front_end(waveforms, lengths))
-
-
-def build_model(
-    config: Parameters,
-    speakers: list[str],
-    digests: dict[str, str],
-    device: torch.device,
-) -> SpeakerModel:
-    """An untrained model whose weights are drawn from `seed`, the same on any
-    device."""
-    torch.manual_seed(config.seed)
-    return SpeakerModel(config, speakers, digests).to(device)
 
 
 def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
@@ -124,34 +44,6 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
     }
     with atomic_write(path) as file:
         torch.save(state, file)
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` once all is written; raise `RunError` if that
-    fails."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):  # it may not exist, nor may anything be removed
-            partial.unlink()
-        # torch's writer hides what the disk said behind what it makes of that.
-        reason = error if isinstance(error, OSError) else error.__context__ or error
-        raise RunError(f"{path}: cannot be written: {reason}") from None
-
-
-def make_directory(path: Path) -> None:
-    """A directory and all above it, where they are missing; raise `RunError` where they
-    cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error}") from None
 
 
 def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
@@ -230,19 +122,3 @@ def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:
     """The model of a checkpoint file, or of a run's `best.pt`."""
     path = run_or_file / "best.pt" if run_or_file.is_dir() else run_or_file
     return restore_model(load_checkpoint(path), path, device)
-
-
-def choose_device(parameters: Parameters) -> torch.device:
-    """The device that `training.device` names; auto is the fastest available."""
-    name = parameters.training.device
-    # torch has no LSTM with projections on mps.
-    mps = torch.backends.mps.is_available() and parameters.model.name != "dvector"
-    available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
-    if name == "auto":
-        name = next(device for device, there in available.items() if there)
-    if not available[name]:
-        there = ", ".join(device for device, there in available.items() if there)
-        raise RunError(
-            f"training.device: expected a device of this machine ({there}), got {name}"
-        )
-    return torch.device(name)

@@ -12,13 +12,22 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from dataset import Splits
+from engine.files import FileError, atomic_write
+from engine.parallel import first_rank_first, gather_lists, rank
+from engine.parameter_files import dump_yaml
 from parameters import Parameters
-from runs.checkpoints import RunError, atomic_write
+from reports.evaluation_files import write_evaluation
+from reports.tables import as_table, print_table
+from runs.checkpoints import RunError
+from runs.resuming import State
+from runs.tally import NotFiniteError
 from runs.wandb_mirror import Mirror, new_id
+from verification.records import Evaluation
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The metrics of each epoch of a run."""
+    """The metrics of each epoch of a run; raise `RunError` if they cannot be read."""
     path = run / "metrics.jsonl"
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -27,37 +36,20 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 class Run:
-    """A run's directory and its mirror on W&B."""
+    """A run's directory and its mirror on W&B, which closes at the end of a `with`.
+
+    Every rank has a run; only that of rank 0 writes.
+    """
 
     def __init__(self, directory: Path, parameters: Parameters, wandb_id: str) -> None:
         self.directory = directory
-        self.mirror = Mirror(directory, parameters, wandb_id)
+        self.mirror = Mirror(directory, parameters, wandb_id) if rank() == 0 else None
 
     @classmethod
     def create(cls, parameters: Parameters) -> "Run":
         """A new directory; raise `RunError` where it exists or cannot be written."""
-        name = parameters.run.name
-        if name is None:
-            time = datetime.now().strftime("%Y%m%d-%H%M%S")
-            choices = (parameters.dataset, parameters.model, parameters.loss)
-            name = "-".join([*(choice.name for choice in choices), time])
-        directory = parameters.run.directory / name
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            raise RunError(
-                f"{directory}: this run exists; choose another run.name, "
-                f"or go on with --resume {directory}"
-            ) from None
-        except OSError as error:
-            raise RunError(f"{directory}: cannot be written: {error}") from None
-        try:
-            with atomic_write(directory / "parameters.yml") as file:
-                file.write(parameters.as_yaml().encode())
-        except RunError:
-            with suppress(OSError):
-                directory.rmdir()  # or the name would be taken
-            raise
+        made = [_make_directory(parameters)] if rank() == 0 else []
+        (directory,) = gather_lists(made)
         return cls(directory, parameters, new_id())
 
     @classmethod
@@ -68,28 +60,20 @@ class Run:
 
         The report is deleted if there are epochs to come.
         """
-        path, lines = directory / "metrics.jsonl", []
-        try:
-            if epoch:  # before, there is no such file
-                lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {error}") from None
-        with atomic_write(path) as file:
-            file.write("".join(f"{line}\n" for line in lines[:epoch]).encode())
-        with atomic_write(directory / "parameters.yml") as file:
-            file.write(parameters.as_yaml().encode())
-        if epoch < parameters.training.epochs:
-            report = directory / "report.json"
-            try:
-                report.unlink(missing_ok=True)
-            except OSError as error:
-                raise RunError(f"{report}: cannot be deleted: {error}") from None
         run = cls(directory, parameters, wandb_id)
-        run.mirror.step = len(lines)  # W&B takes nothing back
+        if run.mirror is not None:
+            run.mirror.step = _rewind(directory, parameters, epoch)
         return run
+
+    @property
+    def wandb_id(self) -> str:
+        """The id of the page on W&B."""
+        return self.mirror.wandb_id if self.mirror is not None else ""
 
     def log_epoch(self, metrics: Mapping[str, float]) -> None:
         """Append one epoch's metrics, `epoch` among them, to `metrics.jsonl`."""
+        if self.mirror is None:
+            return
         path = self.directory / "metrics.jsonl"
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -97,3 +81,80 @@ class Run:
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error}") from None
         self.mirror.log_epoch(metrics)
+
+    def save(self, state: State, name: str) -> None:
+        """Write the checkpoint `last` or `best`; no rank goes on before it is there."""
+        with first_rank_first():
+            if self.mirror is not None:
+                state.save(self.directory / f"{name}.pt")
+
+    def log_evaluation(self, evaluation: Evaluation, splits: Splits) -> None:
+        """Write and print a run's results."""
+        if self.mirror is None:
+            return
+        write_evaluation(self.directory, evaluation, splits)
+        self.mirror.log_evaluation(evaluation, splits)
+        print_table(as_table(evaluation))
+        print(f"run: {self.directory}")
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self.mirror is None:
+            return
+        if isinstance(error, NotFiniteError):
+            text = f"{self.directory}: {error}"
+            self.mirror.alert("A value that is not finite", text)
+        self.mirror.finish(failed=error is not None)
+
+
+def _make_directory(parameters: Parameters) -> Path:
+    name = parameters.run.name
+    if name is None:
+        time = datetime.now().strftime("%Y%m%d-%H%M%S")
+        choices = (parameters.dataset, parameters.model, parameters.loss)
+        name = "-".join([*(choice.name for choice in choices), time])
+    directory = parameters.run.directory / name
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        raise RunError(
+            f"{directory}: this run exists; choose another run.name, "
+            f"or go on with --resume {directory}"
+        ) from None
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written: {error}") from None
+    try:
+        _write_parameters(directory, parameters)
+    except FileError:
+        with suppress(OSError):
+            directory.rmdir()  # or the name would be taken
+        raise
+    return directory
+
+
+def _rewind(directory: Path, parameters: Parameters, epoch: int) -> int:
+    """Drop what a run wrote after an epoch; return how many epochs W&B was told of,
+    which takes nothing back."""
+    path, lines = directory / "metrics.jsonl", []
+    try:
+        if epoch:  # before, there is no such file
+            lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+    with atomic_write(path) as file:
+        file.write("".join(f"{line}\n" for line in lines[:epoch]).encode())
+    _write_parameters(directory, parameters)
+    if epoch < parameters.training.epochs:
+        report = directory / "report.json"
+        try:
+            report.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"{report}: cannot be deleted: {error}") from None
+    return len(lines)
+
+
+def _write_parameters(directory: Path, parameters: Parameters) -> None:
+    with atomic_write(directory / "parameters.yml") as file:
+        file.write(dump_yaml(parameters.as_dict()).encode())

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from dataset import PARTS, Splits
 from parameters import Parameters
 from reports.figures import colour_spectrogram
-from reports.report import Evaluation, as_errors, as_summary, as_table
+from reports.tables import as_errors, as_summary, as_table
+from verification.records import Evaluation
 
 START_SECONDS = 20  # the longest that W&B may delay a run's start
 END_SECONDS = 30  # and its end

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from parameters import DatasetParameters, UserError
+from errors import UserError
+from parameters import DatasetParameters
 from speech.audio import Segment
 from speech.downloads import fetched, unpacked
 from speech.synthetic import SyntheticUtterance, synthetic_utterances

@@ -7,7 +7,6 @@ A download that was cut off resumes where it stopped. Members are unpacked into 
 scratch folder, never outside it; the caller renames it once all of them are there.
 """
 
-import hashlib
 import tarfile
 import tempfile
 import zipfile
@@ -20,8 +19,9 @@ from urllib.request import Request, urlopen
 
 from tqdm.auto import tqdm
 
+from engine.files import file_digest
 from engine.parallel import progress_options
-from parameters import UserError
+from errors import UserError
 
 TIMEOUT = 60  # seconds without an answer from the server
 CHUNK = 2**20  # bytes on their way to disk
@@ -49,7 +49,7 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
     root.mkdir(parents=True, exist_ok=True)
     partial = root / f"{url.rpartition('/')[2]}.partial"
     _fetch(url, partial, MAX_ARCHIVE)
-    if _digest(partial, algorithm) != checksum:
+    if file_digest(partial, algorithm) != checksum:
         partial.unlink()
         raise DownloadError(
             f"{url}: expected the published {algorithm.upper()}, found another; "
@@ -148,11 +148,3 @@ def _fetch(url: str, partial: Path, largest: int) -> None:
         raise DownloadError(
             f"{url}: download to {partial} stopped: {reason}; the same command resumes"
         ) from None
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

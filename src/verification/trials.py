@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from parameters import UserError
+from errors import UserError
 
 
 class TrialError(UserError):

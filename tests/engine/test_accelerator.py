@@ -15,10 +15,13 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import transforms
-from dataset import Clips, TrainingBatches, prepare
+from dataset import TrainingBatches, prepare
 from engine.optimizers import build_optimizer
-from runs.checkpoints import build_model
-from train import State, training_step
+from runs.resuming import State
+from runs.speaker_model import build_model
+from speech.packs import Clips
+from speech.surroundings import load_surroundings
+from train import training_step
 from transforms import Augmentation
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -73,9 +76,14 @@ def test_nothing_from_crop_to_loss_leaves_the_device(
     miniature, claims_to_be_on_a_gpu, loss
 ):
     p = miniature(*CHANGES, f"loss.name={loss}")
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, {"": "digest"}, CPU).train()
-    augmentation, batches = Augmentation(p, CPU), TrainingBatches(splits, p, CPU)
+    augmentation, batches = (
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+        ).to(CPU),
+        TrainingBatches(splits, p, CPU),
+    )
     with claims_to_be_on_a_gpu as mode:
         for module in (model, augmentation):
             module.to(CUDA)
@@ -114,10 +122,15 @@ def test_a_step_waits_for_nothing(miniature, optimizer, accumulation):
         f"training.optimizer.name={optimizer}",
         f"training.accumulation={accumulation}",
     )
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, {"": "digest"}, CPU).train()
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
-    augmentation, rows = Augmentation(p, CPU), []
+    augmentation, rows = (
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+        ).to(CPU),
+        [],
+    )
     batches = list(TrainingBatches(splits, p, CPU).epoch(0))[:2]
     with NoWaiting():
         for batch in batches:

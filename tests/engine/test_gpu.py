@@ -13,18 +13,16 @@ import torch
 
 import train as training
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
-from dataset import Clips, TrainingBatches, UtteranceBatches, prepare
-from engine.layers import depthwise
+from dataset import TrainingBatches, UtteranceBatches, prepare
+from engine.kernels import depthwise
 from engine.optimizers import build_optimizer
-from eval import embed
-from runs.checkpoints import build_model, load_checkpoint
-from train import (
-    State,
-    StoppedError,
-    TrainingError,
-    train,
-    training_step,
-)
+from errors import StoppedError
+from runs.checkpoints import load_checkpoint
+from runs.resuming import State
+from runs.speaker_model import build_model, embed
+from speech.packs import Clips
+from speech.surroundings import load_surroundings
+from train import ParameterError, train, training_step
 from transforms import Augmentation
 
 pytestmark = [
@@ -42,10 +40,12 @@ ALL_CHANGES = (
 
 def losses(p, device: torch.device, num_steps: int) -> tuple[list[float], State]:
     """Of the first steps of a training."""
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, splits.pack.digests, device).train()
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
-    augmentation = Augmentation(p, device)
+    augmentation = Augmentation(
+        p.augmentation, p.front_end.sample_rate, load_surroundings(p, device)
+    ).to(device)
     batches = TrainingBatches(splits, p, device)
     stream = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
     rows = [
@@ -89,10 +89,12 @@ def test_twenty_steps_in_bfloat16_are_near_those_of_a_cpu(miniature):
 
 def test_augmented_crops_and_features_are_those_of_a_cpu(miniature):
     p = miniature(*ALL_CHANGES)
-    splits, found = prepare(p), []
+    splits, found = prepare(p.dataset, p.front_end), []
     for device in (CPU, CUDA):
         batches = TrainingBatches(splits, p, device)
-        augmentation = Augmentation(p, device)
+        augmentation = Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, device)
+        ).to(device)
         front_end = build_model(p, splits.speakers, {}, device).eval().front_end
         assert batches.clips.resident == (device == CUDA)
         of_device = []
@@ -130,7 +132,7 @@ def test_depthwise_is_a_grouped_convolution_with_its_gradients(shape, dtype):
 @pytest.mark.parametrize("name", ["titanet", "dvector"])
 def test_scores_are_those_of_a_cpu(miniature, name):
     p = miniature(f"model.name={name}")
-    splits, found = prepare(p), []
+    splits, found = prepare(p.dataset, p.front_end), []
     for device in (CPU, CUDA):
         model = build_model(p, splits.speakers, {}, device).eval()
         batches = UtteranceBatches(splits.pack, splits.test, 60, device)
@@ -143,13 +145,21 @@ def test_scores_are_those_of_a_cpu(miniature, name):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 def test_a_step_that_is_not_finite_changes_nothing(miniature, optimizer):
     p = miniature(f"training.optimizer.name={optimizer}")
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, {}, CUDA).train()
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     batch = next(TrainingBatches(splits, p, CUDA).epoch(0))
     before = [t.clone() for t in model.encoder.state_dict().values()]
     batch.waveforms[0, 100] = torch.nan
-    training_step(state, model.encoder, Augmentation(p, CUDA), batch, 10)
+    training_step(
+        state,
+        model.encoder,
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CUDA)
+        ).to(CUDA),
+        batch,
+        10,
+    )
     after = model.encoder.state_dict().values()
     assert all(map(torch.equal, before, after))
 
@@ -173,10 +183,15 @@ def test_a_resumed_run_is_an_unbroken_one_to_rounding(miniature):
 def test_nothing_is_compiled_after_the_first_epoch(miniature):
     durations = "model.titanet.crop_seconds=[0.8, 1.0, 1.2]"
     p = miniature(durations, "training.compile=always", "training.batch_size=7")
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, {}, CUDA).train()
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
-    augmentation, batches = Augmentation(p, CUDA), TrainingBatches(splits, p, CUDA)
+    augmentation, batches = (
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CUDA)
+        ).to(CUDA),
+        TrainingBatches(splits, p, CUDA),
+    )
     encoder = training.fast_encoder(model.encoder, CUDA, "always")
     seen, epoch = set(), 0
     while len(seen) < 3:
@@ -191,10 +206,15 @@ def test_nothing_is_compiled_after_the_first_epoch(miniature):
 
 def test_memory_does_not_grow(miniature):
     p = miniature(*ALL_CHANGES, "model.titanet.crop_seconds=[1.0]")
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, {}, CUDA).train()
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
-    augmentation, batches = Augmentation(p, CUDA), TrainingBatches(splits, p, CUDA)
+    augmentation, batches = (
+        Augmentation(
+            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CUDA)
+        ).to(CUDA),
+        TrainingBatches(splits, p, CUDA),
+    )
     taken = []
     for epoch in range(6):
         for batch in batches.epoch(epoch):
@@ -234,7 +254,7 @@ def test_memory_that_runs_out_is_one_line(miniature):
     allowed = torch.cuda.memory_reserved() + 200 * 2**20
     torch.cuda.set_per_process_memory_fraction(allowed / everything)
     try:
-        with pytest.raises(TrainingError, match=r"^training\.batch_size: .*got 24"):
+        with pytest.raises(ParameterError, match=r"^training\.batch_size: .*got 24"):
             train(p)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -11,7 +11,7 @@ from engine.optimizers import (
     orthogonalised,
     set_learning_rate,
 )
-from runs.checkpoints import build_model
+from runs.speaker_model import build_model
 
 CPU = torch.device("cpu")
 

@@ -20,14 +20,19 @@ from torch import multiprocessing
 
 from conftest import MINIATURE, NO_CHANCE, REPOSITORY
 from dataset import TrainingBatches, UtteranceBatches, prepare
+from engine.acceleration import fast_encoder
 from engine.layers import BatchNorm
 from engine.optimizers import build_optimizer
 from engine.parallel import anywhere, gather, gather_lists, rank, ranks, share
-from eval import embed, evaluate
-from parameters import Parameters, check_parameters, load_parameters
-from reports.report import as_report
-from runs.checkpoints import SpeakerModel, build_model, load_model
-from train import State, fast_encoder, training_step
+from engine.parameter_files import check_parameters, load_parameters
+from eval import evaluate
+from parameters import Parameters
+from reports.tables import as_report
+from runs.checkpoints import load_model
+from runs.resuming import State
+from runs.speaker_model import SpeakerModel, build_model, embed
+from speech.surroundings import load_surroundings
+from train import training_step
 from transforms import Augmentation
 
 CPU = torch.device("cpu")
@@ -64,11 +69,13 @@ CASES = {  # precision, overrides, how much weights may differ
 @patch("train._has_bfloat16", lambda device: False)
 def ten_steps(p: Parameters, dtype: torch.dtype) -> tuple[SpeakerModel, list]:
     """A model after ten steps, and what each step said of itself."""
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     model = build_model(p, splits.speakers, {"": "digest"}, CPU).train().to(dtype)
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
     encoder = fast_encoder(model.encoder, CPU, "never")
-    augmentation = Augmentation(p, CPU)
+    augmentation = Augmentation(
+        p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+    ).to(CPU)
     batches, rows = TrainingBatches(splits, p, CPU), []
     while state.step < NUM_STEPS:
         for batch in batches.epoch(state.step):
@@ -123,7 +130,7 @@ def process(number: int, folder: Path, cases: dict) -> None:
     for name, (values, dtype) in cases.items():
         p = check_parameters(values)
         model, rows = ten_steps(p, dtype)
-        splits = prepare(p)
+        splits = prepare(p.dataset, p.front_end)
         model.eval().to(CPU)
         batches = UtteranceBatches(splits.pack, splits.test, 5.0, CPU)
         found[name] = {
@@ -165,7 +172,8 @@ def found(folder, parameters) -> list[dict]:
         name: (parameters(*overrides).as_dict(), dtype)
         for name, (dtype, overrides, _) in CASES.items()
     }
-    prepare(parameters())
+    chosen = parameters()
+    prepare(chosen.dataset, chosen.front_end)
     multiprocessing.spawn(process, (folder, cases), nprocs=2)
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
@@ -195,7 +203,7 @@ def test_ranks_share_out_the_embedding(found, parameters, name):
     p = parameters(*CASES[name][1])
     model, _ = ten_steps(p, torch.float64)
     model.eval()
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     batches = UtteranceBatches(splits.pack, splits.test, 5.0, CPU)
     alone = embed(model.float(), batches)
     assert (first - alone).abs().max() < 1e-4
@@ -282,7 +290,9 @@ def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     assert all(math.isfinite(value) for row in rows for value in row.values())
     model = load_model(run, CPU)
-    alone = as_report(evaluate(model, prepare(model.config)))
+    alone = as_report(
+        evaluate(model, prepare(model.config.dataset, model.config.front_end))
+    )
     report = json.loads((run / "report.json").read_text())
     assert report["identification"] == pytest.approx(alone["identification"])
     ours, theirs = (

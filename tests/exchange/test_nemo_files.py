@@ -14,11 +14,13 @@ import torch.nn.functional as F
 import yaml
 
 from conftest import MINIATURE
+from errors import UserError
 from eval import main as eval_main
 from exchange.nemo_files import CONFIG, WEIGHTS, NemoError, load_nemo, save_nemo
 from nemo_checkpoint import main
-from parameters import ParameterError, UserError
-from runs.checkpoints import build_model, load_model, save_checkpoint
+from parameters import ParameterError
+from runs.checkpoints import load_model, save_checkpoint
+from runs.speaker_model import build_model
 from train import train
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from exchange.onnx_files import INPUTS, OUTPUTS, OnnxError, save_onnx
-from runs.checkpoints import build_model
+from runs.speaker_model import build_model
 from speech.synthetic import SyntheticUtterance
 from voices import RELEASED, Voices, main
 

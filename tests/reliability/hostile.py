@@ -26,12 +26,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # as a command
 
 from conftest import MINIATURE, RATE, noise, write
-from dataset import pack
+from engine.parameter_files import SHIPPED, load_parameters
+from errors import MAX_MESSAGE
 from exchange.nemo_files import CONFIG, WEIGHTS, NemoError, load_nemo, save_nemo
-from parameters import MAX_MESSAGE, SHIPPED, ParameterError, load_parameters
-from runs.checkpoints import RunError, build_model, load_model, save_checkpoint
+from parameters import ParameterError
+from runs.checkpoints import RunError, load_model, save_checkpoint
+from runs.speaker_model import build_model
 from speech.audio import AudioError, Segment, load_recording
 from speech.corpora import CorpusError, utterances
+from speech.packs import pack
 from verification.trials import (
     TrialError,
     make_trials,

@@ -20,12 +20,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # as a command
 
 from conftest import MINIATURE, RATE
-from dataset import Batch, Pack, TrainingBatches, UtteranceBatches, open_pack, split
+from dataset import Batch, TrainingBatches, UtteranceBatches, split
+from engine.devices import keep_freed_memory
 from engine.optimizers import build_optimizer
-from eval import embed
-from parameters import SHIPPED, Parameters, load_parameters
-from runs.checkpoints import build_model
-from train import State, keep_freed_memory, training_step
+from engine.parameter_files import SHIPPED, load_parameters
+from parameters import Parameters
+from runs.resuming import State
+from runs.speaker_model import build_model, embed
+from speech.packs import Pack, open_pack
+from speech.surroundings import load_surroundings
+from train import training_step
 from transforms import Augmentation
 
 CPU = torch.device("cpu")
@@ -80,7 +84,9 @@ def hours(folder: Path) -> int:
     packed, batches = opened(folder, p)
     model = build_model(p, batches.splits.speakers, {}, CPU).train()
     state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
-    augmentation = Augmentation(p, CPU)
+    augmentation = Augmentation(
+        p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
+    ).to(CPU)
     for _, batch in zip(range(6), batches.epoch(0), strict=False):
         training_step(state, model.encoder, augmentation, batch, 100)
     return len(packed.samples)

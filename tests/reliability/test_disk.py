@@ -15,10 +15,11 @@ import torch
 import dataset
 import train as training
 from dataset import prepare
-from reports import report
+from reports import evaluation_files
 from reports.figures import Figure
-from runs.checkpoints import RunError, build_model, load_checkpoint, save_checkpoint
+from runs.checkpoints import RunError, load_checkpoint, save_checkpoint
 from runs.run_directory import Run, read_metrics
+from runs.speaker_model import build_model
 
 pytestmark = pytest.mark.reliability
 
@@ -59,8 +60,12 @@ def command(tmp_path, capsys, monkeypatch) -> Callable[..., str]:
     """src/train.py with parameters, or to go on with a run; its error, which must be
     one line."""
     # Slow, and no matter here.
-    monkeypatch.setattr(report, "draw_verification", lambda *_: {"det": Figure()})
-    monkeypatch.setattr(report, "project_umap", lambda x, _: np.zeros((len(x), 2)))
+    monkeypatch.setattr(
+        evaluation_files, "draw_verification", lambda *_: {"det": Figure()}
+    )
+    monkeypatch.setattr(
+        evaluation_files, "project_umap", lambda x, _: np.zeros((len(x), 2))
+    )
 
     def run(*arguments) -> str:
         if not isinstance(arguments[0], str):
@@ -224,7 +229,7 @@ def test_run_directory_that_goes_away(
 ):
     p = miniature("run.name=mine")
     run = p.run.directory / "mine"
-    module = training if hasattr(training, place) else report
+    module = training if hasattr(training, place) else evaluation_files
     struck(monkeypatch, module, place, lambda: shutil.rmtree(run), call)
     error = command(p)
     assert error.startswith(f"error: {run / named}: cannot be written: ")
@@ -239,4 +244,4 @@ def test_pack_that_goes_away_while_packing(miniature, command, monkeypatch):
     assert f"{packs}/synthetic-" in error
     assert "cannot pack the corpus" in error
     monkeypatch.undo()
-    assert len(prepare(p).pack.entries) == 40
+    assert len(prepare(p.dataset, p.front_end).pack.entries) == 40

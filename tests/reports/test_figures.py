@@ -19,7 +19,6 @@ from reports.figures import (
     MARKERS,
     MAX_SPEAKERS,
     SYSTEM_COLOURS,
-    LiveCurves,
     colour_spectrogram,
     draw_corpus,
     draw_curves,
@@ -35,6 +34,7 @@ from reports.figures import (
     project_tsne,
     project_umap,
 )
+from teaching.live_curves import LiveCurves
 from verification.metrics import det_points
 
 

@@ -6,14 +6,9 @@ import zipfile
 import pytest
 import torch
 
-from runs.checkpoints import (
-    RunError,
-    build_model,
-    choose_device,
-    load_checkpoint,
-    load_model,
-    save_checkpoint,
-)
+from engine.devices import choose_device
+from runs.checkpoints import RunError, load_checkpoint, load_model, save_checkpoint
+from runs.speaker_model import build_model
 
 CPU = torch.device("cpu")
 SPEAKERS = ["a", "b", "c"]

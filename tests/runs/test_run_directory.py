@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from parameters import load_parameters
+from engine.parameter_files import load_parameters
 from runs.checkpoints import RunError
 from runs.run_directory import Run
 

@@ -29,11 +29,13 @@ import train as training
 from conftest import MIXTURE, REPOSITORY
 from dataset import prepare
 from parameters import Parameters
-from reports import report
-from reports.report import REPORT_COLUMNS, Evaluation
+from reports import evaluation_files
+from reports.tables import REPORT_COLUMNS
 from runs import wandb_mirror
-from runs.checkpoints import build_model, save_checkpoint
+from runs.checkpoints import save_checkpoint
 from runs.run_directory import Run
+from runs.speaker_model import build_model
+from verification.records import Evaluation
 
 CPU = torch.device("cpu")
 SPEAKERS = ["a", "b", "c"]
@@ -288,7 +290,7 @@ def test_the_page_holds_all_that_a_run_leaves(
     ]
     (corpus,) = artifacts_of(run, "dataset")
     assert corpus.use_after_commit  # an input
-    splits = prepare(p)
+    splits = prepare(p.dataset, p.front_end)
     parts = ("train", "validation", "development", "test")
     assert json.loads(corpus.metadata) == {
         "digests": splits.pack.digests,
@@ -511,7 +513,10 @@ def test_trouble_in_mid_run_is_waited_for_at_the_end_only(
     for name in ("last", "best"):
         save_checkpoint(run.directory / f"{name}.pt", model)
     assert seconds(run.log_epoch, {"epoch": 2}) < 0.1
-    evaluation, splits = Evaluation({}, {}, []), prepare(online)
+    evaluation, splits = (
+        Evaluation({}, {}, []),
+        prepare(online.dataset, online.front_end),
+    )
     assert seconds(run.mirror.log_evaluation, evaluation, splits) < 0.1
     assert seconds(run.mirror.finish) < wandb_mirror.END_SECONDS + 0.5
     shown = capfd.readouterr()
@@ -533,7 +538,7 @@ def test_training_ends_with_its_report_whatever_its_server_does(
         server.trouble = "hangs"
 
     for name in ("draw_verification", "write_map"):  # slow, and no matter here
-        monkeypatch.setattr(report, name, lambda *_: {})
+        monkeypatch.setattr(evaluation_files, name, lambda *_: {})
     run = training.train(online, watch=hang)
     shown = capfd.readouterr()
     assert ", for wandb sync" in shown.out

@@ -19,12 +19,13 @@ import pytest
 import soundfile
 
 from conftest import RATE, REPOSITORY, SHARED, noise, write
-from dataset import pack
-from parameters import CorpusName, load_parameters
+from engine.parameter_files import load_parameters
+from parameters import CorpusName
 from speech import corpora
 from speech.audio import Segment, load_recording
 from speech.corpora import CorpusError, official_trials, utterances
 from speech.downloads import DownloadError
+from speech.packs import pack
 from verification.trials import make_trials, read_trials, write_trials
 
 DATA = SHARED / "data"

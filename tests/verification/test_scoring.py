@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from verification.calibration import calibrate
 from verification.metrics import cllr, min_cllr, rates_at
-from verification.scoring import Backend, as_norm, calibrate, cosine_scores
+from verification.scoring import Backend, as_norm, cosine_scores
 from verification.trials import make_trials
 
 

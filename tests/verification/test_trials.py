@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from parameters import UserError
+from errors import UserError
 from verification.trials import (
     TrialError,
     Trials,

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Entry, Pack, Splits
-from reports import report
-from reports.report import (
+from dataset import Splits
+from reports import evaluation_files
+from reports.evaluation_files import write_map
+from reports.tables import compare_models, html_table
+from speech.packs import Entry, Pack
+from verification.metrics import Interval
+from verification.records import (
     Evaluation,
     IdentificationReport,
     Verification,
     VerificationReport,
-    compare_models,
-    html_table,
-    write_map,
 )
-from verification.metrics import Interval
 from verification.scoring import cosine_scores
 from verification.trials import Trials, make_trials
 
@@ -96,8 +96,8 @@ def test_cells_are_text():
 def test_a_map_says_how_many_it_shows_and_has_the_errors(
     tmp_path, monkeypatch, most, people, of_each
 ):
-    monkeypatch.setattr(report, "MAPPED_UTTERANCES", most)
-    monkeypatch.setattr(report, "NUM_HARDEST", 1)
+    monkeypatch.setattr(evaluation_files, "MAPPED_UTTERANCES", most)
+    monkeypatch.setattr(evaluation_files, "NUM_HARDEST", 1)
     names = [f"{speaker}{n}" for speaker in "abcde" for n in range(6)]
     entries = [
         Entry(x, x[0], None, None, None, 100 * i, 100) for i, x in enumerate(names)

@@ -1,0 +1,66 @@
+"""What `train.py` and `eval.py` take on the command line.
+
+Loads nothing slow: `--help` and a mistyped option are answered at once.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def train_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """`parameters` (paths), `resume` (path or None) and `overrides`."""
+    parser = argparse.ArgumentParser(
+        prog="src/train.py", description="Train a speaker encoder and evaluate it."
+    )
+    parser.add_argument(
+        "-p",
+        "--parameters",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="parameter file; of several, later ones win",
+    )
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="resume this run")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="such as model.name=dvector training.epochs=10",
+    )
+    options = parser.parse_args(arguments)
+    if bool(options.parameters) == bool(options.resume):
+        parser.error("expected either -p or --resume")
+    return options
+
+
+def eval_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """`checkpoint` (paths), or `scores` and `trials`, and `overrides`."""
+    parser = argparse.ArgumentParser(
+        prog="src/eval.py", description="Evaluate checkpoints on any corpus."
+    )
+    parser.add_argument(
+        "--checkpoint",
+        nargs="+",
+        default=[],
+        metavar="RUN_OR_FILE",
+        help="runs, checkpoints or .nemo files",
+    )
+    parser.add_argument("--scores", type=Path, help="a file of scores, with --trials")
+    parser.add_argument("--trials", type=Path, help="the trials that were scored")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="such as dataset.name=folder dataset.root=recordings",
+    )
+    options = parser.parse_args(arguments)
+    # argparse gives --checkpoint all that follows it, overrides too.
+    words = [*options.checkpoint, *options.overrides]
+    options.checkpoint = [Path(word) for word in words if "=" not in word]
+    options.overrides = [word for word in words if "=" in word]
+    files = (options.scores, options.trials)
+    if bool(options.checkpoint) == all(files) or bool(options.checkpoint) == any(files):
+        parser.error("expected either --checkpoint or --scores and --trials")
+    return options

@@ -1,0 +1,56 @@
+"""Files and folders that are written whole or not at all, and digests of files.
+
+path -> `atomic_write` -> an open file that replaces `path` at the end
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from errors import UserError
+
+CHUNK = 2**20  # bytes read at once
+
+
+class FileError(UserError):
+    """A file or folder that cannot be written."""
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A file that replaces `path` once all is written; raise `FileError` if that
+    fails."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):  # it may not exist, nor may anything be removed
+            partial.unlink()
+        # torch's writer hides what the disk said behind what it makes of that.
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise FileError(f"{path}: cannot be written: {reason}") from None
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it where they are missing; raise `FileError` if
+    that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error}") from None
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of a file's contents, in hexadecimal."""
+    digest = hashlib.new(algorithm)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

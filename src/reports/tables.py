@@ -1,0 +1,171 @@
+"""What an evaluation found, as tables and plain values.
+
+`Evaluation` -> `as_table` -> `print_table`
+`Evaluation`s by model -> `compare_models` -> HTML
+
+U utterances, K trials, E embedding size.
+"""
+
+import html
+from collections.abc import Mapping
+from dataclasses import asdict
+from statistics import mean
+from typing import Any
+
+from dataset import Splits
+from verification.records import Evaluation, Verification, VerificationReport
+from verification.trials import (
+    hardest_trials,
+)
+
+FEW_SPEAKERS = 20  # with fewer, an interval over speakers is rough
+REPORT_COLUMNS = ("EER", "minDCF", "Cllr", "on")  # as `report_cells` fills them
+NUM_HARDEST = 25  # trials of each kind that are listed
+
+
+def as_report(evaluation: Evaluation) -> dict[str, Any]:
+    """Plain types for `report.json`."""
+    identification = {
+        name: asdict(report) for name, report in evaluation.identification.items()
+    }
+    return {
+        # of one corpus the report itself
+        "identification": identification.get("validation", identification or None),
+        "calibrated_on": evaluation.calibrated_on,
+        "verification": {
+            split: {
+                kind: {name: asdict(report) for name, report in reports.items()}
+                for kind, reports in (
+                    ("systems", verification.reports),
+                    ("conditions", verification.conditions),
+                )
+            }
+            for split, verification in evaluation.verification.items()
+        },
+    }
+
+
+def as_summary(evaluation: Evaluation) -> dict[str, float]:
+    """The model's main metrics, by names such as `test/eer`."""
+    figures = {}
+    for split, report in evaluation.identification.items():
+        for name in ("loss", "accuracy", "top_5_accuracy"):
+            figures[f"{split}/{name}"] = getattr(report, name)
+    for split, verification in evaluation.verification.items():
+        for name in ("eer", "min_dcf", "cllr"):
+            figures[f"{split}/{name}"] = getattr(verification.reports["trained"], name)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def as_errors(test: Verification, splits: Splits) -> list[list]:
+    """The hardest trials of a test, as `hardest_trials` has them."""
+    ids = [splits.pack.entries[i].id for i in test.indices]
+    speakers = splits.speakers_of(test.indices)
+    return hardest_trials(
+        test.trials, test.scores["trained"], ids, speakers, NUM_HARDEST
+    )
+
+
+def as_table(evaluation: Evaluation) -> list[list[str]]:
+    """Rows of text, the first naming the columns; intervals of 95 % in brackets."""
+    rows = [["split", "system", *REPORT_COLUMNS]]
+    for split, report in evaluation.identification.items():
+        system = f"accuracy {report.accuracy:.2%}, top 5 {report.top_5_accuracy:.2%}"
+        on = (
+            f"{report.num_utterances} utterances of {report.num_speakers} speakers, "
+            f"among {report.num_classes}"
+        )
+        rows.append([split, system, *[""] * (len(REPORT_COLUMNS) - 1), on])
+    for split, verification in evaluation.verification.items():
+        of_conditions = {
+            f"  {name}": report for name, report in verification.conditions.items()
+        }
+        first, *others = verification.reports.items()
+        for system, report in (first, *of_conditions.items(), *others):
+            rows.append([split, system, *report_cells(report)])
+    return rows
+
+
+def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[str]]:
+    """Tables of the same columns in one, with their names in a first column."""
+    rows: list[list[str]] = []
+    for name, (header, *body) in tables.items():
+        rows += [] if rows else [[title, *header]]
+        rows += [[name, *row] for row in body]
+    return rows
+
+
+def report_cells(report: VerificationReport) -> list[str]:
+    """A table's cells below `REPORT_COLUMNS`: metrics, and what they are of."""
+    eer, dcf = f"{report.eer:.2%}", f"{report.min_dcf:.3f}"
+    if report.eer_interval is not None:
+        low, high = report.eer_interval.low, report.eer_interval.high
+        eer += f" [{100 * low:.2f}, {100 * high:.2f}]"
+        low, high = report.min_dcf_interval.low, report.min_dcf_interval.high
+        dcf += f" [{low:.3f}, {high:.3f}]"
+    on = f"{report.num_targets} targets, {report.num_non_targets} non-targets"
+    if report.num_speakers is not None:
+        on += f", {report.num_speakers} speakers"
+        if report.num_speakers < FEW_SPEAKERS:
+            on += ": few, intervals are rough"
+    cost = "" if report.cllr is None else f"{report.cllr:.3f}"
+    return [eer, dcf, cost, on]
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Rows of text in columns as wide as their widest cell."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def html_table(rows: list[list[str]]) -> str:
+    """Rows of text, the first naming the columns, as an HTML table."""
+    header, *body = [[html.escape(cell) for cell in row] for row in rows]
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    name = '<td style="text-align: left">'
+    lines = [f"<tr>{name}{'</td><td>'.join(cells)}</td></tr>" for cells in body]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def compare_models(
+    evaluations: Mapping[str, Evaluation], references: Mapping[str, str]
+) -> str:
+    """A short HTML table of models: accuracy if known, EER and minDCF with intervals.
+
+    For a mixture, accuracy is the mean over its corpora, and each corpus has its own
+    EER and minDCF. The full tables (`as_table`) are folded away below.
+
+    `references` maps systems of the last model's evaluation to their labels.
+    """
+    systems = {
+        name: ("trained", evaluation) for name, evaluation in evaluations.items()
+    }
+    last = list(evaluations.values())[-1]
+    systems |= {label: (system, last) for system, label in references.items()}
+    labels = [folder.partition("/")[2] for folder in last.tests]
+    metrics = [f"{label} {of}".strip() for label in labels for of in ("EER", "minDCF")]
+    rows = [["", "accuracy", *metrics]]
+    for name, (system, evaluation) in systems.items():
+        accuracies = [
+            report.accuracy
+            for report in evaluation.identification.values()
+            if system == "trained"
+        ]
+        accuracy = f"{mean(accuracies):.1%}" if accuracies else ""
+        reports = [test.reports[system] for test in evaluation.tests.values()]
+        cells = [cell for report in reports for cell in report_cells(report)[:2]]
+        rows.append([name, accuracy, *cells])
+    if not any(row[1] for row in rows[1:]):
+        rows = [[name, *cells] for name, _, *cells in rows]
+    trials = [
+        f"{label}: {report_cells(test.reports['trained'])[-1]}".removeprefix(": ")
+        for label, test in zip(labels, last.tests.values(), strict=True)
+    ]
+    details = {name: as_table(e) for name, e in evaluations.items()}
+    return (
+        f"{html_table(rows)}<p>{'; '.join(trials)}</p>"
+        "<details><summary>All scorings, conditions and references</summary>"
+        f"{html_table(joint_table(details, 'model'))}</details>"
+    )

@@ -1,0 +1,157 @@
+"""What training changes, kept so that it resumes, and what may differ when it does.
+
+`State` -> `State.save` -> last.pt -> `State.restore` -> `State`
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.optimizers import build_optimizer
+from parameters import ParameterError, Parameters
+from runs.checkpoints import RunError, load_checkpoint, restore_model, save_checkpoint
+from runs.speaker_model import SpeakerModel
+from runs.tally import SPENT, Tally
+
+MAY_CHANGE = (  # keys that do not affect the result
+    "dataset.packs",
+    "dataset.download",
+    "training.device",
+    "training.compile",
+    "run",
+    "wandb",
+)
+MAY_CHANGE_ON_RESUME = (*MAY_CHANGE, "training.epochs")
+# Keys of the front end and the encoder that may differ from those of the model in
+# `training.init_from`: no weight depends on them.
+MAY_DIFFER = ("dither", "dropout", "crop_seconds")
+
+
+@dataclass
+class State:
+    """All that training changes."""
+
+    model: SpeakerModel
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps
+    tally: Tally = field(default_factory=Tally)  # of the epoch that is not finished
+    best_loss: float = math.inf  # on validation
+    wandb_id: str = ""
+    recordings: dict[str, str] = field(default_factory=dict)  # rooms and noise, digests
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint that training resumes from and evaluation loads."""
+        save_checkpoint(
+            path,
+            self.model,
+            optimizer=self.optimizer.state_dict(),
+            epoch=self.epoch,
+            step=self.step,
+            tally=asdict(self.tally),
+            best_loss=self.best_loss,
+            wandb_id=self.wandb_id,
+            recordings=self.recordings,
+            spent=self.spent,
+        )
+
+    @classmethod
+    def restore(
+        cls, path: Path, parameters: Parameters, device: torch.device
+    ) -> "State":
+        """Load the state that `save` wrote; raise `ParameterError` if the parameters
+        differ from the run's or ask for fewer epochs."""
+        saved = load_checkpoint(path)
+        old, new = saved["parameters"], parameters.as_dict()
+        refuse_changes(path.parent, old, new, MAY_CHANGE_ON_RESUME)
+        least, epochs = old["training"]["epochs"], parameters.training.epochs
+        if epochs < least:
+            raise ParameterError(
+                f"training.epochs: expected at least {least}, which {path.parent} has, "
+                f"got {epochs}"
+            )
+        model = restore_model({**saved, "parameters": new}, path, device)
+        optimizer = build_optimizer(model.parameters(), parameters.training.optimizer)
+        if _sizes(saved["optimizer"]["param_groups"]) != _sizes(optimizer.param_groups):
+            for (
+                weight
+            ) in model.parameters():  # Muon had every matrix in earlier versions
+                weight.muon = True
+            chosen = parameters.training.optimizer
+            optimizer = build_optimizer(model.parameters(), chosen)
+        optimizer.load_state_dict(saved["optimizer"])
+        names = ("epoch", "step", "best_loss", "wandb_id")
+        names += tuple({"recordings", "spent"} & set(saved))  # not in earlier versions
+        values = {name: saved[name] for name in names}
+        return cls(model, optimizer, tally=Tally(**saved["tally"]), **values)
+
+
+def _sizes(groups: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
+def refuse_changes(
+    source: Path,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    allowed: Sequence[str] = (),
+    path: str = "",
+) -> None:
+    """Raise `ParameterError` for the first key that differs and is not allowed to."""
+    for name, value in new.items():
+        key = path + name
+        if key in allowed:
+            continue
+        if isinstance(value, dict):
+            refuse_changes(source, old[name], value, allowed, f"{key}.")
+        elif value != old[name]:
+            raise ParameterError(
+                f"{key}: expected {old[name]!r}, which {source} has, got {value!r}"
+            )
+
+
+def refuse_other_audio(
+    run: Path, old: Mapping[str, str], new: Mapping[str, str]
+) -> None:
+    """Raise `RunError` where a digest of recordings is not the one that a run has."""
+    for key, digest in new.items():
+        if old.get(key, digest) != digest:
+            raise RunError(
+                f"{run}: the recordings of {key or 'the corpus'} have changed since it "
+                "began; put them back as they were, or train anew"
+            )
+
+
+def start_from(other: SpeakerModel, source: Path, model: SpeakerModel) -> str:
+    """Take over another model's front end and encoder, and its classifier where both
+    have the same speakers and the same loss; return what was taken over.
+
+    Raises `ParameterError` where the architectures differ. `source` is the other
+    model's file.
+    """
+    refuse_changes(source, _architecture(other.config), _architecture(model.config))
+    model.front_end.load_state_dict(other.front_end.state_dict())
+    model.encoder.load_state_dict(other.encoder.state_dict())
+    model.ancestors = tuple(one for one in other.heard if one not in model.heard)
+    same_loss = other.config.loss.name == model.config.loss.name
+    same_speakers = (other.speakers, other.digests) == (model.speakers, model.digests)
+    if not (same_loss and same_speakers):
+        return "encoder"
+    model.criterion.load_state_dict(other.criterion.state_dict())
+    return "encoder and classifier"
+
+
+def _architecture(parameters: Parameters) -> dict[str, Any]:
+    """All that a front end's and an encoder's weights depend on."""
+
+    def fixed(section: dict[str, Any]) -> dict[str, Any]:
+        return {k: value for k, value in section.items() if k not in MAY_DIFFER}
+
+    values, name = parameters.as_dict(), parameters.model.name
+    model = {"name": name, name: fixed(values["model"][name])}
+    return {"front_end": fixed(values["front_end"]), "model": model}

@@ -1,0 +1,119 @@
+"""The model that is trained and used.
+
+`build_model` -> `SpeakerModel`: waveforms -> embeddings
+`SpeakerModel`, batches -> `embed` -> embeddings [U, E]
+
+B utterances in a batch, U in all, N samples, E embedding size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dataset import UtteranceBatches
+from engine.parallel import gather_lists, progress_options
+from engine.precision import ieee_float32
+from losses import build_loss
+from models import FLOP_PER_PRODUCT, build_encoder
+from parameters import Parameters
+from speech.corpora import people_key, without_label
+from transforms import FrontEnd
+from verification.scoring import Backend
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The speakers of one corpus that weights come from, named as the corpus does."""
+
+    digest: str  # of the corpus as packed
+    people: list  # as `corpora.people_key` has it
+    speakers: list[str]
+
+
+class SpeakerModel(nn.Module):
+    """An encoder with all that it needs to be trained and used.
+
+    waveforms -> `front_end` -> `encoder` -> embeddings; `criterion` is the training
+    loss, and `backend` normalises and calibrates verification scores.
+
+    `speakers` are the training speakers in the order of the classifier's rows;
+    `digests` are those of their corpora, as in `Pack`. `ancestors` are the training
+    speakers of the models whose weights this one started from, directly or through
+    other models.
+    """
+
+    def __init__(
+        self, config: Parameters, speakers: list[str], digests: dict[str, str]
+    ) -> None:
+        super().__init__()
+        self.config, self.speakers, self.digests = config, speakers, digests
+        self.front_end = FrontEnd(config.front_end)
+        self.encoder = build_encoder(config.model, config.front_end.num_mels)
+        size = self.encoder.embedding_size
+        self.criterion = build_loss(config.loss, size, len(speakers))
+        self.backend: Backend | None = None  # until training has ended
+        self.ancestors: tuple[Heard, ...] = ()
+
+    @property
+    def heard(self) -> tuple[Heard, ...]:
+        """Everybody that the weights come from, ancestors' speakers included."""
+        corpora, names = self.config.dataset.corpora, {}
+        for speaker in self.speakers:
+            label = "" if "" in corpora else speaker.partition("/")[0]
+            names.setdefault(label, []).append(without_label(speaker, label))
+        return (
+            *(
+                Heard(self.digests.get(label, ""), people_key(corpora[label]), heard)
+                for label, heard in names.items()
+            ),
+            *self.ancestors,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def flop(self, samples: int) -> int:
+        """The encoder's operations in a training step for one crop."""
+        frames = samples // self.front_end.hop
+        return FLOP_PER_PRODUCT * self.encoder.products(frames)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """[B, N] in [-1, 1], [B] samples -> [B, E]; without lengths nothing is
+        padded."""
+        return self.encoder(*self.front_end(waveforms, lengths))
+
+
+def build_model(
+    config: Parameters,
+    speakers: list[str],
+    digests: dict[str, str],
+    device: torch.device,
+) -> SpeakerModel:
+    """An untrained model whose weights are drawn from `seed`, the same on any
+    device."""
+    torch.manual_seed(config.seed)
+    return SpeakerModel(config, speakers, digests).to(device)
+
+
+@ieee_float32()
+@torch.inference_mode()
+def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
+    """Embed every batch by `model(waveforms, lengths)`: [U, E] float32 in the order of
+    the indices. A long utterance gets the mean of its windows' embeddings. The ranks
+    share the work, and each returns all embeddings."""
+    embedded = []
+    for batch in tqdm(
+        batches, desc="embedding", unit="batch", leave=False, **progress_options()
+    ):
+        vectors = model(batch.waveforms, batch.lengths).float().cpu()
+        embedded.append((batch.indices, vectors))
+    indices, vectors = map(torch.cat, zip(*gather_lists(embedded), strict=True))
+    utterances, rows, counts = indices.unique(return_inverse=True, return_counts=True)
+    means = vectors.new_zeros(len(utterances), vectors.shape[1])
+    means.index_add_(0, rows, vectors).div_(counts[:, None])
+    return means[torch.searchsorted(utterances, torch.tensor(batches.indices))]

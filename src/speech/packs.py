@@ -1,0 +1,360 @@
+"""Recordings to packs: one array on disk, decoded once.
+
+utterances -> `pack` -> `Pack` -> `Clips` -> pieces [B, N]
+
+B pieces in a batch, N samples. Decoding happens once; afterwards a batch is a gather of
+slices of one memory-mapped array.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from engine.devices import to_device
+from engine.files import file_digest
+from engine.parallel import progress_options
+from speech.audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
+from speech.corpora import CorpusError, Utterance, without_label
+from speech.synthetic import SyntheticUtterance
+
+FULL_SCALE = 32768  # of an int16 sample
+PACK_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One utterance of a pack; `offset` and `samples` count samples."""
+
+    id: str
+    speaker: str
+    split: str | None
+    gender: str | None
+    session: str | None
+    offset: int
+    samples: int
+    corpus: str = ""  # its label in a mixture
+
+
+@dataclass(frozen=True)
+class Pack:
+    """All utterances end to end in one memory-mapped array, which is read-only:
+    writing to it crashes the process."""
+
+    samples: Tensor  # int16 [all samples]
+    entries: list[Entry]
+    sample_rate: int  # Hz
+    warnings: list[
+        str
+    ]  # one line for each file skipped or cut short, one for low rates
+    digests: dict[str, str]  # of each corpus by its label, the same on every machine
+
+    @property
+    def digest(self) -> str:
+        """Of all corpora together, the same on every machine."""
+        if list(self.digests) == [""]:
+            return self.digests[""]
+        return hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()
+
+
+def _fingerprint(
+    corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
+) -> str:
+    """A digest of the names, sizes and modification times of all sources."""
+    digest = hashlib.sha256(f"{PACK_VERSION} {sample_rate} {min_seconds}".encode())
+    for u in corpus:
+        source = Segment(u.source) if isinstance(u.source, Path) else u.source
+        if isinstance(source, Segment):
+            path = os.path.abspath(source.path)
+            try:
+                state = os.stat(path)
+                version = (state.st_size, state.st_mtime_ns)
+            except (OSError, ValueError):  # ValueError: a name with a zero byte
+                version = "missing"
+            source = (path, version, source.offset, source.duration, source.channel)
+        row = (u.id, u.speaker, u.split, u.gender, u.session, source)
+        digest.update(f"{row!r}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
+    """Open the pack in a directory; None if there is none with this fingerprint."""
+    try:
+        index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        if fingerprint not in (None, index["fingerprint"]):
+            return None
+        # Read-only, although torch warns: a writable mapping counts as used memory, and
+        # the system refuses one that is larger than its memory.
+        samples = np.memmap(directory / "samples.int16", np.int16, mode="r")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            mapped = torch.from_numpy(samples)
+        entries = [Entry(*row) for row in index["entries"]]
+        if len(samples) != entries[-1].offset + entries[-1].samples:
+            return None
+        return Pack(
+            mapped,
+            entries,
+            index["sample_rate"],
+            index["warnings"],
+            # packs from before there were mixtures have a single digest
+            index.get("digests") or {"": index["digest"]},
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _recordings(
+    corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
+) -> Iterator:
+    """Decode with all cores; yield (utterance, (recording, content) or AudioError) in
+    order.
+
+    `content` identifies a source; unlike decoded samples it is the same on every
+    machine. Threads suffice, since the decoders release Python's lock. The queue is
+    bounded, so memory is too, even if the disk is slow.
+    """
+    digest_of = cache(file_digest)  # a file may be cut into many utterances
+
+    def load(utterance: Utterance) -> tuple[Recording, str] | AudioError:
+        source = utterance.source
+        try:
+            recording = load_recording(source, sample_rate, min_seconds)
+            if isinstance(source, SyntheticUtterance):
+                return recording, repr(source)
+            part = Segment(source) if isinstance(source, Path) else source
+            return recording, f"{digest_of(part.path)} {part.offset} {part.duration}"
+        except AudioError as error:
+            return error
+        except OSError as error:
+            return AudioError(f"cannot be read: {error.strerror}")
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        queue = deque()
+        for utterance in corpus:
+            queue.append((utterance, pool.submit(load, utterance)))
+            if len(queue) > 4 * workers:
+                ready, future = queue.popleft()
+                yield ready, future.result()
+        for ready, future in queue:
+            yield ready, future.result()
+
+
+def pack(
+    corpus: Sequence[Utterance],
+    directory: Path,
+    sample_rate: int,
+    min_seconds: float = MIN_SECONDS,
+) -> Pack:
+    """Decode a corpus into `directory`, or open the pack there if nothing has changed.
+
+    The directory appears complete or not at all. Files that cannot be read or are
+    shorter than `min_seconds` are skipped and listed in the pack's warnings. Raises
+    `CorpusError` if no file is left or the directory cannot be written.
+    """
+    try:
+        fingerprint = _fingerprint(corpus, sample_rate, min_seconds)
+        packed = open_pack(directory, fingerprint)
+        if packed is None:
+            with _alone_in(directory.parent):
+                # Another process may have packed it in the meantime.
+                if open_pack(directory, fingerprint) is None:
+                    _write_pack(
+                        corpus, directory, sample_rate, min_seconds, fingerprint
+                    )
+                packed = open_pack(directory, fingerprint)
+    except OSError as error:
+        raise CorpusError(f"{directory}: cannot pack the corpus: {error}") from None
+    if packed is None:
+        raise CorpusError(f"{directory}: the pack just written cannot be read back")
+    return packed
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; wait while another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: waiting for another run that packs there")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which gives up the lock
+
+
+def _write_pack(
+    corpus: Sequence[Utterance],
+    directory: Path,
+    sample_rate: int,
+    min_seconds: float,
+    fingerprint: str,
+) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    entries, faults, offset, num_narrow = [], [], 0, 0
+    corpora = dict.fromkeys(utterance.corpus for utterance in corpus)
+    digests = {label: hashlib.sha256(f"{sample_rate}".encode()) for label in corpora}
+    try:
+        with (
+            open(partial / "samples.int16", "wb") as file,
+            tqdm(
+                total=len(corpus),
+                desc="packing",
+                unit="utt",
+                leave=False,
+                **progress_options(),
+            ) as progress,
+        ):
+            for utterance, loaded in _recordings(corpus, sample_rate, min_seconds):
+                progress.update()
+                if isinstance(loaded, AudioError):
+                    faults.append(f"skipped {utterance.id}: {loaded}")
+                    continue
+                recording, content = loaded
+                if recording.warning:
+                    faults.append(f"{utterance.id}: {recording.warning}")
+                num_narrow += recording.rate < sample_rate
+                file.write(recording.samples.tobytes())
+                length = len(recording.samples)
+                u = utterance
+                details = (u.split, u.gender, u.session)
+                entries.append(
+                    Entry(u.id, u.speaker, *details, offset, length, u.corpus)
+                )
+                names = (without_label(name, u.corpus) for name in (u.id, u.speaker))
+                row = json.dumps([*names, *details, content])
+                digests[u.corpus].update(row.encode())
+                offset += length
+            file.flush()
+            os.fsync(file.fileno())
+        if unusable := set(corpora) - {entry.corpus for entry in entries}:
+            label = min(unusable)
+            ids = [u.id for u in corpus if u.corpus == label]
+            first = next(
+                line for line in faults if line.startswith(f"skipped {ids[0]}")
+            )
+            raise CorpusError(
+                f"none of the {len(ids)} files of {label or 'the corpus'} can be used; "
+                f"the first: {first}"
+            )
+        if num_narrow:
+            faults.append(
+                f"{num_narrow} of {len(entries)} files were recorded below "
+                f"{sample_rate} Hz and lack its upper band; training can be prepared "
+                "for that by augmentation.telephone"
+            )
+        index = {
+            "fingerprint": fingerprint,
+            "sample_rate": sample_rate,
+            "entries": [list(asdict(entry).values()) for entry in entries],
+            "warnings": faults,
+            "digests": {label: d.hexdigest() for label, d in digests.items()},
+        }
+        (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        shutil.rmtree(directory, ignore_errors=True)
+        os.rename(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class Clips:
+    """Some entries of a pack, or simulated sounds, of which pieces are cut.
+
+    The samples are kept on a GPU if, with all tensors already there, they take at most
+    half of the memory that was free before any.
+    """
+
+    def __init__(
+        self,
+        samples: Tensor,
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.samples, self.device = samples, device  # int16, end to end
+        self.offsets, self.lengths = np.array(offsets), np.array(lengths)  # [clips]
+        self.resident = False
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            taken = torch.cuda.memory_allocated(device)
+            free += torch.cuda.memory_reserved(device)  # freed blocks that torch keeps
+            self.resident = taken + samples.nbytes <= free / 2
+        if self.resident:
+            self.samples = samples.to(device)
+
+    @classmethod
+    def of(cls, packed: Pack, indices: Sequence[int], device: torch.device) -> "Clips":
+        """These entries of a pack."""
+        entries = [packed.entries[i] for i in indices]
+        offsets, lengths = zip(*((e.offset, e.samples) for e in entries), strict=True)
+        return cls(packed.samples, offsets, lengths, device)
+
+    @classmethod
+    def simulated(cls, waveforms: Tensor, device: torch.device) -> "Clips":
+        """Rows of [clips, N], each scaled to its peak."""
+        peaks = waveforms.abs().amax(1, keepdim=True).clamp(min=1e-9)
+        samples = (waveforms / peaks * (FULL_SCALE - 1)).round().to(torch.int16)
+        count, size = waveforms.shape
+        return cls(
+            samples.flatten(), range(0, count * size, size), [size] * count, device
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def whole(self, chosen: np.ndarray, size: int) -> Tensor:
+        """These clips from their beginnings, zeros after their ends, float32 [B, size]
+        in [-1, 1]."""
+        lengths = np.minimum(self.lengths[chosen], size)
+        return self._rows(self.offsets[chosen], lengths, size, repeat=False)
+
+    def cut(self, chosen: np.ndarray, positions: np.ndarray, size: int) -> Tensor:
+        """A piece of each of these clips, float32 [B, size] in [-1, 1].
+
+        `positions` [B] in [0, 1) choose its start, from the clip's first sample to the
+        last start at which it fits. A shorter clip is repeated.
+        """
+        lengths = self.lengths[chosen]
+        starts = (positions * (np.maximum(lengths - size, 0) + 1)).astype(np.int64)
+        begins = self.offsets[chosen] + starts
+        return self._rows(begins, np.minimum(lengths, size), size, repeat=True)
+
+    def _rows(
+        self, begins: np.ndarray, lengths: np.ndarray, size: int, repeat: bool
+    ) -> Tensor:
+        """Stretches of the samples, at most `size` long, repeated or with zeros after
+        them."""
+        if self.resident:
+            begin, length = to_device(
+                torch.from_numpy(np.stack([begins, lengths])[..., None]), self.device
+            )  # [B, 1] each
+            positions = torch.arange(size, device=self.device)
+            rows = self.samples[begin + positions % length].float() / FULL_SCALE
+            return rows if repeat else rows * (positions < length)
+        rows = torch.zeros(len(begins), size, dtype=torch.int16)
+        pairs = zip(begins.tolist(), lengths.tolist(), strict=True)
+        for row, (begin, length) in zip(rows, pairs, strict=True):
+            piece = self.samples[begin : begin + length]
+            row[:length] = piece
+            if repeat and length < size:
+                row[:] = piece.repeat(-(-size // length))[:size]
+        return to_device(rows, self.device).float() / FULL_SCALE

@@ -1,0 +1,42 @@
+"""Scores to log likelihood ratios.
+
+scores [K], targets [K] -> `calibrate` -> `Calibration`
+
+K trials. Calibration is logistic regression (Brummer and du Preez, Computer Speech and
+Language 20, 2006), fitted on speakers that are not tested.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from verification.metrics import rates_at, threshold_for
+from verification.scoring import Calibration
+
+
+def calibrate(
+    parts: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]],
+    false_alarm_rate: float,
+) -> Calibration:
+    """Fit a calibration to the scores and targets, [K] each, of one corpus or several.
+
+    Targets and non-targets have equal weight, and so have the corpora. The threshold is
+    the lowest with at most this false-alarm rate, averaged over the corpora.
+    """
+    scores, targets = map(np.concatenate, zip(*parts, strict=True))
+    weights = np.concatenate(
+        [np.where(t, 1 / t.sum(), 1 / (~t).sum()) for _, t in parts]
+    )
+    regression = LogisticRegression(C=np.inf, tol=1e-8)
+    share = len(scores) / (2 * len(parts))
+    regression.fit(scores[:, None], targets, sample_weight=weights * share)
+    scale, offset = float(regression.coef_[0, 0]), float(regression.intercept_[0])
+    llrs = [(scale * part + offset, targets) for part, targets in parts]
+    threshold = threshold_for(false_alarm_rate, llrs)
+    miss, false_alarm = np.mean([rates_at(threshold, *part) for part in llrs], axis=0)
+    strict = threshold_for(false_alarm_rate / 10, llrs)
+    return Calibration(
+        scale, offset, threshold, float(miss), float(false_alarm), strict
+    )
