@@ -5,11 +5,8 @@ import json
 import math
 import os
 import shutil
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +14,12 @@ import soundfile
 import torch
 
 import dataset
-from conftest import MIXTURE, SHARED
+from conftest import MIXTURE, SHARED, noise, write
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare, split
 from parameters import ParameterError, Parameters
-from speech.audio import Segment
-from speech.corpora import CorpusError, Utterance, pack_key, utterances
-from speech.packs import Clips, Entry, Pack, pack
+from speech import packs
+from speech.corpora import CorpusError, pack_key, utterances
+from speech.packs import Entry, Pack
 from transforms import FrontEnd
 
 CPU = torch.device("cpu")
@@ -42,76 +39,13 @@ def made_up_pack(counts: dict[str, int], samples: int = 1000, **splits: str) -> 
     return Pack(values, entries, 16_000, [], {})
 
 
-@pytest.fixture
-def corpus(tmp_path) -> list[Utterance]:
-    """Three good files of three speakers."""
-    rng = np.random.default_rng(0)
-    made = []
-    for number, speaker in enumerate("abc"):
-        path = tmp_path / "corpus" / speaker / "x.wav"
-        path.parent.mkdir(parents=True)
-        samples = rng.integers(-9000, 9000, 4000 + number).astype(np.int16)
-        soundfile.write(path, samples, 16_000)
-        u = Utterance(f"{speaker}/x.wav", speaker, path, None, "f", f"day {number}")
-        made.append(u)
-    return made
-
-
-def test_pack_holds_every_sample(tmp_path, corpus):
-    packed = pack(corpus, tmp_path / "pack", 16_000)
-    assert [entry.samples for entry in packed.entries] == [4000, 4001, 4002]
-    for utterance, entry in zip(corpus, packed.entries, strict=True):
-        expected, _ = soundfile.read(utterance.source, dtype="int16")
-        stored = packed.samples[entry.offset : entry.offset + entry.samples]
-        assert np.array_equal(stored.numpy(), expected)
-        for name in ("id", "speaker", "split", "gender", "session"):
-            assert getattr(entry, name) == getattr(utterance, name)
-
-
-def test_pack_is_opened_not_made_again(tmp_path, corpus, monkeypatch):
-    first = pack(corpus, tmp_path / "pack", 16_000)
-    monkeypatch.setattr(dataset, "load_recording", None)  # decoding would fail
-    again = pack(corpus, tmp_path / "pack", 16_000)
-    assert again.entries == first.entries
-    assert torch.equal(again.samples, first.samples)
-
-
-def test_several_at_once_pack_one_after_another(tmp_path, corpus, monkeypatch):
-    decoded, load = [], dataset.load_recording
-
-    def noted(source, *options):
-        decoded.append(source)
-        time.sleep(0.1)
-        return load(source, *options)
-
-    monkeypatch.setattr(dataset, "load_recording", noted)
-    with ThreadPoolExecutor(4) as pool:
-        packs = list(
-            pool.map(lambda _: pack(corpus, tmp_path / "pack", 16_000), "abcd")
-        )
-    assert sorted(decoded) == sorted(u.source for u in corpus)  # once each
-    assert all(p.entries == packs[0].entries for p in packs)
-
-
-@pytest.mark.parametrize("change", ["content", "fewer", "rate", "speaker", "session"])
-def test_pack_is_made_again_when_the_sources_change(tmp_path, corpus, change):
-    before = pack(corpus, tmp_path / "pack", 16_000)
-    rate = 16_000
-    if change == "content":
-        soundfile.write(corpus[0].source, np.zeros(5000, np.int16), 16_000)
-    elif change == "fewer":
-        corpus = corpus[1:]
-    elif change == "rate":
-        rate = 8000
-    else:
-        corpus = [replace(u, **{change: "d"}) for u in corpus]
-    after = pack(corpus, tmp_path / "pack", rate)
-    assert after.entries != before.entries
-
-
 @pytest.mark.parametrize("change", ["more", "renamed", "gone", "cut", "link"])
-def test_pack_follows_the_corpus_from_run_to_run(tmp_path, corpus, shipped, change):
+def test_pack_follows_the_corpus_from_run_to_run(tmp_path, shipped, change):
     root = tmp_path / "corpus"
+    first, second, _ = (
+        write(root / speaker / "x.wav", noise()[number : 4000 + number])
+        for number, speaker in enumerate("abc")
+    )
     p = shipped(
         "dataset.name=folder",
         f"dataset.root={root}",
@@ -119,41 +53,23 @@ def test_pack_follows_the_corpus_from_run_to_run(tmp_path, corpus, shipped, chan
         "dataset.test_fraction=0",
     )
     before = prepare(p.dataset, p.front_end).pack
-    first = corpus[0].source
-    if change == "more":
-        shutil.copy(first, first.with_name("y.wav"))
-    elif change == "renamed":
-        first.rename(first.with_name("y.wav"))
-    elif change == "gone":
-        first.unlink()
-    elif change == "cut":
-        os.truncate(first, 4000)
-    else:
-        first.unlink()
-        first.symlink_to(corpus[1].source)
+    match change:
+        case "more":
+            shutil.copy(first, first.with_name("y.wav"))
+        case "renamed":
+            first.rename(first.with_name("y.wav"))
+        case "cut":
+            os.truncate(first, 4000)
+        case _:
+            first.unlink()
+    if change == "link":
+        first.symlink_to(second)
     after = prepare(p.dataset, p.front_end).pack
     assert after.digest != before.digest
     assert {entry.id for entry in after.entries} == {
         path.relative_to(root).as_posix() for path in root.glob("*/*.wav")
     }
     assert len(os.listdir(tmp_path / "packs")) == 1
-
-
-@pytest.mark.parametrize("change", ["content", "time", "offset", "duration"])
-def test_pack_of_segments_is_made_again_when_they_change(tmp_path, corpus, change):
-    corpus = [replace(u, source=Segment(u.source, 0.05, 0.1)) for u in corpus]
-    before = pack(corpus, tmp_path / "pack", 16_000)
-    assert [entry.samples for entry in before.entries] == [1600, 1600, 1600]
-    made = (tmp_path / "pack" / "index.json").stat().st_mtime_ns
-    source = corpus[0].source
-    if change == "content":
-        soundfile.write(source.path, np.zeros(5000, np.int16), 16_000)
-    elif change == "time":
-        os.utime(source.path, (1, 1))
-    else:
-        corpus[0] = replace(corpus[0], source=replace(source, **{change: 0.04}))
-    pack(corpus, tmp_path / "pack", 16_000)
-    assert (tmp_path / "pack" / "index.json").stat().st_mtime_ns != made
 
 
 def test_each_corpus_has_a_pack_of_its_own(shipped):
@@ -176,15 +92,6 @@ def test_each_corpus_has_a_pack_of_its_own(shipped):
         )
     ]
     assert len(set(map(json.dumps, keys))) == len(keys)
-
-
-def test_bad_files_are_skipped_and_listed(tmp_path, corpus):
-    corpus[1].source.write_text("no audio")
-    packed = pack(corpus, tmp_path / "pack", 16_000)
-    assert [entry.speaker for entry in packed.entries] == ["a", "c"]
-    assert len(packed.warnings) == 1
-    assert packed.warnings[0].startswith("skipped b/x.wav: ")
-    assert pack(corpus, tmp_path / "pack", 16_000).warnings == packed.warnings
 
 
 # One frame alone has no deviation, and a part of a hop is no frame.
@@ -224,112 +131,17 @@ def test_utterances_too_short_for_the_front_end_are_skipped(
     assert features.isfinite().all()
 
 
-def test_the_same_corpus_is_packed_anew_for_a_coarser_front_end(tmp_path, corpus):
-    assert len(pack(corpus, tmp_path / "pack", 16_000).entries) == 3
-    longer = pack(corpus, tmp_path / "pack", 16_000, min_seconds=4001 / 16_000)
-    assert [entry.samples for entry in longer.entries] == [4001, 4002]
-
-
 def test_synthetic_utterances_too_short_for_the_front_end_are_refused(miniature):
+    p = miniature(
+        "dataset.synthetic.min_seconds=0.5",
+        "dataset.synthetic.max_seconds=0.6",
+        "front_end.window_seconds=0.7",
+        "front_end.hop_seconds=0.6",
+        "front_end.n_fft=16384",
+        "model.titanet.crop_seconds=[1.5]",
+    )
     with pytest.raises(CorpusError, match=r"expected at least 1\.2 s, found 0\.5"):
-        prepare(
-            miniature(
-                "dataset.synthetic.min_seconds=0.5",
-                "dataset.synthetic.max_seconds=0.6",
-                "front_end.window_seconds=0.7",
-                "front_end.hop_seconds=0.6",
-                "front_end.n_fft=16384",
-                "model.titanet.crop_seconds=[1.5]",
-            )
-        )
-
-
-def test_link_to_nowhere_is_skipped_and_listed(tmp_path, corpus):
-    corpus[1].source.unlink()
-    corpus[1].source.symlink_to(tmp_path / "nowhere")
-    packed = pack(corpus, tmp_path / "pack", 16_000)
-    assert [entry.speaker for entry in packed.entries] == ["a", "c"]
-    assert packed.warnings[0].startswith("skipped b/x.wav: ")
-
-
-def test_digest_is_that_of_what_was_packed(tmp_path, corpus):
-    packed = pack(corpus, tmp_path / "pack", 16_000)
-    assert packed.digest == pack(corpus, tmp_path / "other", 16_000).digest
-    assert packed.digest != pack(corpus[1:], tmp_path / "other", 16_000).digest
-
-
-@pytest.mark.parametrize("segment", [False, True])
-def test_digest_changes_with_what_is_said_at_the_same_length(tmp_path, corpus, segment):
-    if segment:
-        corpus = [replace(u, source=Segment(u.source, 0.05, 0.1)) for u in corpus]
-    before = pack(corpus, tmp_path / "pack", 16_000)
-    source = corpus[0].source
-    soundfile.write(source.path if segment else source, np.ones(4000, np.int16), 16_000)
-    after = pack(corpus, tmp_path / "pack", 16_000)
-    assert after.entries == before.entries
-    assert after.digest != before.digest
-
-
-def test_nothing_left_is_an_error_that_leaves_nothing(tmp_path, corpus):
-    for utterance in corpus:
-        utterance.source.write_bytes(b"")
-    with pytest.raises(CorpusError, match="none of the 3 files"):
-        pack(corpus, tmp_path / "packs" / "pack", 16_000)
-    assert os.listdir(tmp_path / "packs") == []
-
-
-def test_interrupted_packing_leaves_nothing(tmp_path, corpus, monkeypatch):
-    real = dataset.load_recording
-
-    def interrupted(source: Path, *others: float):
-        if source == corpus[2].source:
-            raise KeyboardInterrupt
-        return real(source, *others)
-
-    monkeypatch.setattr(dataset, "load_recording", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        pack(corpus, tmp_path / "packs" / "pack", 16_000)
-    assert os.listdir(tmp_path / "packs") == []
-
-
-@pytest.mark.parametrize("damage", ["cut samples", "cut index", "no samples"])
-def test_damaged_pack_is_made_again(tmp_path, corpus, damage):
-    directory = tmp_path / "pack"
-    before = pack(corpus, directory, 16_000).samples.clone()
-    if damage == "cut samples":
-        os.truncate(directory / "samples.int16", 100)
-    elif damage == "cut index":
-        os.truncate(directory / "index.json", 100)
-    else:
-        (directory / "samples.int16").unlink()
-    assert torch.equal(pack(corpus, directory, 16_000).samples, before)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"entries": []},
-        {"entries": [[1]]},
-        {"entries": None},
-        {"entries": [["a/x.wav", "a", None, None, None, "0", 1]]},
-        {"entries": {"a": 1}},
-        {"warnings": "missing"},
-    ],
-)
-def test_a_wrong_index_is_made_again(tmp_path, corpus, change):
-    before = pack(corpus, tmp_path / "pack", 16_000)
-    path = tmp_path / "pack" / "index.json"
-    index = json.loads(path.read_text()) | change
-    if index["warnings"] == "missing":
-        del index["warnings"]
-    path.write_text(json.dumps(index))
-    assert pack(corpus, tmp_path / "pack", 16_000).entries == before.entries
-
-
-def test_disk_that_refuses(tmp_path, corpus):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CorpusError, match="cannot pack the corpus"):
-        pack(corpus, tmp_path / "file" / "pack", 16_000)
+        prepare(p.dataset, p.front_end)
 
 
 def names(packed: Pack, indices: list[int]) -> set[str]:
@@ -472,25 +284,6 @@ def test_crops_are_no_longer_than_needed_where_speed_stays(batches):
     assert all(batch.waveforms.shape[1] == batch.crop for batch in b.epoch(0))
 
 
-def test_clips_are_cut_where_they_are_and_repeated_where_they_end():
-    clips = Clips(torch.arange(-5, 15).short(), [0, 5], [5, 15], CPU)
-    cut = clips.cut(np.array([0, 1, 1]), np.array([0.9, 0.0, 0.999]), 12) * 32768
-    assert cut.int().tolist() == [
-        [-5, -4, -3, -2, -1, -5, -4, -3, -2, -1, -5, -4],
-        list(range(12)),
-        list(range(3, 15)),
-    ]
-    whole = clips.whole(np.array([1, 0]), 7) * 32768
-    assert whole.int().tolist() == [list(range(7)), [-5, -4, -3, -2, -1, 0, 0]]
-
-
-def test_simulated_clips_fill_their_scale_and_survive_silence():
-    clips = Clips.simulated(torch.tensor([[0.0, 0.1, -0.2], [0, 0, 0]]), CPU)
-    expected = torch.tensor([[0, 0.5, -1], [0, 0, 0]])
-    found = clips.whole(np.arange(2), 3)
-    assert torch.allclose(found, expected, atol=1e-4)
-
-
 def test_speakers_are_places_in_the_list_of_speakers(batches):
     b = batches({"a": 8, "b": 8, "c": 8}, 1000)
     for batch in b.epoch(0):
@@ -618,25 +411,11 @@ def test_prepare_packs_each_corpus_once(miniature, monkeypatch):
     splits = prepare(p.dataset, p.front_end)
     assert len(splits.speakers) == 6
     assert len(splits.test) == 10
-    monkeypatch.setattr(dataset, "load_recording", None)
+    monkeypatch.setattr(packs, "load_recording", None)
     assert prepare(p.dataset, p.front_end).train == splits.train
     assert len(os.listdir(p.dataset.packs)) == 1
     index = next(p.dataset.packs.glob("*/index.json"))
     assert len(json.loads(index.read_text())["entries"]) == 40
-
-
-def test_changed_entries_are_scanned_anew(tmp_path, shipped):
-    root = tmp_path / "corpus"
-    for speaker in "ab":
-        (root / speaker).mkdir(parents=True)
-        soundfile.write(root / speaker / "x.wav", np.zeros(9000, np.int16), 16_000)
-    p = shipped(
-        "dataset.name=folder", f"dataset.root={root}", f"dataset.packs={tmp_path}/packs"
-    )
-    assert len(prepare(p.dataset, p.front_end).pack.entries) == 2
-    soundfile.write(root / "a" / "y.wav", np.zeros(9000, np.int16), 16_000)
-    assert len(prepare(p.dataset, p.front_end).pack.entries) == 3
-    assert len(utterances(p.dataset)) == 3
 
 
 class TestMixture:
@@ -687,15 +466,11 @@ class TestMixture:
         assert "\ntest/two" in splits.summary()
 
     def test_digest_changes_with_each_corpus(self, mixture):
-        digests = {
-            prepare(mixture(f"dataset.mixture={corpora}")[0]).pack.digest
-            for corpora in (
-                "[{label: a, weight: 1, name: synthetic, seed: 1}]",
-                "[{label: a, weight: 2, name: synthetic, seed: 1}]",
-                "[{label: b, weight: 1, name: synthetic, seed: 1}]",
-                "[{label: a, weight: 1, name: synthetic, seed: 2}]",
-            )
-        }
+        digests = set()
+        for label, weight, seed in (("a", 1, 1), ("a", 2, 1), ("b", 1, 1), ("a", 1, 2)):
+            corpus = f"label: {label}, weight: {weight}, name: synthetic, seed: {seed}"
+            p, _ = mixture(f"dataset.mixture=[{{{corpus}}}]")
+            digests.add(prepare(p.dataset, p.front_end).pack.digest)
         assert len(digests) == 3
 
     @pytest.mark.parametrize("weight", [0.25, 1, 2, 2.5])
@@ -746,34 +521,6 @@ class TestMixture:
             mixture(
                 "loss.name=ge2e", f"dataset.mixture={corpora.replace('2,', '1.5,')}"
             )
-
-    def test_a_corpus_without_any_audio_is_named(self, tmp_path, shipped, corpus):
-        (tmp_path / "bad" / "a").mkdir(parents=True)
-        (tmp_path / "bad" / "b").mkdir()
-        for speaker in "ab":
-            (tmp_path / "bad" / speaker / "x.wav").write_bytes(b"no audio")
-        p = shipped(
-            "dataset.name=mixture",
-            f"dataset.packs={tmp_path / 'packs'}",
-            f"dataset.mixture=[{{label: good, weight: 1, name: folder, root: "
-            f"{tmp_path / 'corpus'}}}, {{label: bad, weight: 1, name: folder, root: "
-            f"{tmp_path / 'bad'}}}]",
-        )
-        with pytest.raises(CorpusError, match="none of the 2 files of bad") as caught:
-            prepare(p.dataset, p.front_end)
-        assert "the first: skipped bad/a/x.wav" in str(caught.value)
-        assert os.listdir(tmp_path / "packs") == []
-
-    def test_a_pack_from_before_there_were_mixtures_is_opened(self, tmp_path, corpus):
-        made = pack(corpus, tmp_path / "pack", 16_000)
-        path = tmp_path / "pack" / "index.json"
-        index = json.loads(path.read_text())
-        index["digest"] = index.pop("digests")[""]
-        index["entries"] = [row[:-1] for row in index["entries"]]
-        path.write_text(json.dumps(index))
-        opened = pack(corpus, tmp_path / "pack", 16_000)
-        assert (opened.entries, opened.digest) == (made.entries, made.digest)
-        assert json.loads(path.read_text()) == index
 
 
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="wants ../shared/data")

@@ -1,0 +1,248 @@
+"""Packs: decoded once, made again when a source changes, whole or not there."""
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from conftest import RATE, noise, write
+from speech import packs
+from speech.audio import Segment
+from speech.corpora import CorpusError, Utterance
+from speech.packs import Clips, Pack, pack
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def corpus(tmp_path) -> list[Utterance]:
+    """Three files of three speakers, of 4000, 4001 and 4002 samples."""
+    made = []
+    for number, speaker in enumerate("abc"):
+        samples = noise()[number : 4000 + 2 * number]
+        path = write(tmp_path / "corpus" / speaker / "x.wav", samples)
+        details = None, "f", f"day {number}"
+        made.append(Utterance(f"{speaker}/x.wav", speaker, path, *details))
+    return made
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "packs"
+
+
+@pytest.fixture
+def packed(home):
+    """Pack a corpus, always into the same folder."""
+
+    def run(corpus: list[Utterance], **changes: float) -> Pack:
+        return pack(corpus, home / "x", **({"sample_rate": RATE} | changes))
+
+    return run
+
+
+def test_every_sample_and_every_field(corpus, packed):
+    made = packed(corpus)
+    assert [entry.samples for entry in made.entries] == [4000, 4001, 4002]
+    for utterance, entry in zip(corpus, made.entries, strict=True):
+        expected, _ = soundfile.read(utterance.source, dtype="int16")
+        stored = made.samples[entry.offset : entry.offset + entry.samples]
+        assert np.array_equal(stored.numpy(), expected)
+        for name in ("id", "speaker", "split", "gender", "session"):
+            assert getattr(entry, name) == getattr(utterance, name)
+
+
+def test_opened_not_made_again(corpus, packed, monkeypatch):
+    first = packed(corpus)
+    monkeypatch.setattr(packs, "load_recording", None)  # decoding would fail
+    again = packed(corpus)
+    assert again.entries == first.entries
+    assert torch.equal(again.samples, first.samples)
+
+
+def test_several_at_once_pack_one_after_another(corpus, packed, monkeypatch):
+    decoded, load = [], packs.load_recording
+
+    def noted(source, *options):
+        decoded.append(source)
+        time.sleep(0.1)
+        return load(source, *options)
+
+    monkeypatch.setattr(packs, "load_recording", noted)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(packed, [corpus] * 4))
+    assert sorted(decoded) == sorted(u.source for u in corpus)  # once each
+    assert all(p.entries == made[0].entries for p in made)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "content",
+        "time",
+        "fewer",
+        "rate",
+        "shortest",
+        "speaker",
+        "session",
+        "segment",
+        "offset",
+        "duration",
+    ],
+)
+def test_made_again_when_a_source_changes(home, corpus, packed, change):
+    first = corpus[0].source
+    if change in ("offset", "duration"):
+        corpus = [replace(u, source=Segment(u.source, 0.05, 0.1)) for u in corpus]
+    before, options = packed(corpus), {}
+    made = (home / "x" / "index.json").stat().st_mtime_ns
+    match change:
+        case "content":
+            write(first, np.zeros(5000, np.int16))
+        case "time":
+            os.utime(first, (1, 1))
+        case "fewer":
+            corpus = corpus[1:]
+        case "rate":
+            options = {"sample_rate": 8000}
+        case "shortest":
+            options = {"min_seconds": 4001 / RATE}
+        case "segment":
+            corpus[0] = replace(corpus[0], source=Segment(first, 0.05, 0.1))
+        case "speaker" | "session":
+            corpus = [replace(u, **{change: "d"}) for u in corpus]
+        case _:
+            source = replace(corpus[0].source, **{change: 0.04})
+            corpus[0] = replace(corpus[0], source=source)
+    after = packed(corpus, **options)
+    assert (home / "x" / "index.json").stat().st_mtime_ns != made
+    assert (after.entries == before.entries) == (change in ("time", "offset"))
+
+
+@pytest.mark.parametrize("fault", ["no audio", "link to nowhere"])
+def test_bad_files_are_skipped_and_listed(tmp_path, corpus, packed, fault):
+    bad = corpus[1].source
+    if fault == "no audio":
+        bad.write_text(fault)
+    else:
+        bad.unlink()
+        bad.symlink_to(tmp_path / "nowhere")
+    made = packed(corpus)
+    assert [entry.speaker for entry in made.entries] == ["a", "c"]
+    (warning,) = made.warnings
+    assert warning.startswith("skipped b/x.wav: ")
+    assert packed(corpus).warnings == made.warnings
+
+
+@pytest.mark.parametrize("segment", [False, True])
+def test_digest_is_that_of_what_is_said(tmp_path, corpus, packed, segment):
+    if segment:
+        corpus = [replace(u, source=Segment(u.source, 0.05, 0.1)) for u in corpus]
+    made = packed(corpus)
+    assert pack(corpus, tmp_path / "other", RATE).digest == made.digest
+    assert pack(corpus[1:], tmp_path / "other", RATE).digest != made.digest
+    source = corpus[0].source
+    write(source.path if segment else source, np.ones(4000, np.int16))
+    after = packed(corpus)
+    assert after.entries == made.entries
+    assert after.digest != made.digest
+
+
+def test_nothing_left_is_an_error_that_leaves_nothing(home, corpus, packed):
+    for utterance in corpus:
+        utterance.source.write_bytes(b"")
+    with pytest.raises(CorpusError, match="none of the 3 files"):
+        packed(corpus)
+    assert os.listdir(home) == []
+
+
+def test_a_corpus_of_a_mixture_without_any_audio_is_named(home, corpus, packed):
+    corpus[2].source.write_bytes(b"no audio")
+    corpus = [replace(u, corpus=label) for u, label in zip(corpus, "xxy", strict=True)]
+    with pytest.raises(CorpusError, match=r"1 files of y .* skipped c/x\.wav"):
+        packed(corpus)
+    assert os.listdir(home) == []
+
+
+def test_interrupted_packing_leaves_nothing(home, corpus, packed, monkeypatch):
+    real = packs.load_recording
+
+    def interrupted(source, *others):
+        if source == corpus[2].source:
+            raise KeyboardInterrupt
+        return real(source, *others)
+
+    monkeypatch.setattr(packs, "load_recording", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        packed(corpus)
+    assert os.listdir(home) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda pack: os.truncate(pack / "samples.int16", 100),
+        lambda pack: os.truncate(pack / "index.json", 100),
+        lambda pack: (pack / "samples.int16").unlink(),
+        {"entries": []},
+        {"entries": [[1]]},
+        {"entries": None},
+        {"entries": [["a/x.wav", "a", None, None, None, "0", 1]]},
+        {"entries": {"a": 1}},
+        {"warnings": "missing"},
+    ],
+)
+def test_a_damaged_pack_is_made_again(home, corpus, packed, damage):
+    before = packed(corpus)
+    samples, path = before.samples.clone(), home / "x" / "index.json"
+    if isinstance(damage, dict):
+        index = json.loads(path.read_text()) | damage
+        if index["warnings"] == "missing":
+            del index["warnings"]
+        path.write_text(json.dumps(index))
+    else:
+        damage(home / "x")
+    again = packed(corpus)
+    assert again.entries == before.entries
+    assert torch.equal(again.samples, samples)
+
+
+def test_a_disk_that_refuses(home, corpus, packed):
+    home.write_text("in the way")
+    with pytest.raises(CorpusError, match="cannot pack the corpus"):
+        packed(corpus)
+
+
+def test_a_pack_from_before_there_were_mixtures_is_opened(home, corpus, packed):
+    made, path = packed(corpus), home / "x" / "index.json"
+    index = json.loads(path.read_text())
+    index["digest"] = index.pop("digests")[""]
+    index["entries"] = [row[:-1] for row in index["entries"]]
+    path.write_text(json.dumps(index))
+    opened = packed(corpus)
+    assert (opened.entries, opened.digest) == (made.entries, made.digest)
+    assert json.loads(path.read_text()) == index
+
+
+def test_pieces_are_cut_where_they_are_and_repeated_where_they_end():
+    clips = Clips(torch.arange(-5, 15).short(), [0, 5], [5, 15], CPU)
+    cut = clips.cut(np.array([0, 1, 1]), np.array([0.9, 0.0, 0.999]), 12) * 32768
+    assert cut.int().tolist() == [
+        [-5, -4, -3, -2, -1, -5, -4, -3, -2, -1, -5, -4],
+        list(range(12)),
+        list(range(3, 15)),
+    ]
+    whole = clips.whole(np.array([1, 0]), 7) * 32768
+    assert whole.int().tolist() == [list(range(7)), [-5, -4, -3, -2, -1, 0, 0]]
+
+
+def test_simulated_sounds_fill_their_scale_and_survive_silence():
+    clips = Clips.simulated(torch.tensor([[0.0, 0.1, -0.2], [0, 0, 0]]), CPU)
+    expected = torch.tensor([[0, 0.5, -1], [0, 0, 0]])
+    assert torch.allclose(clips.whole(np.arange(2), 3), expected, atol=1e-4)
