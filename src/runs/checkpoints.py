@@ -38,7 +38,7 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
         "speakers": model.speakers,
         "digests": model.digests,
         "ancestors": [asdict(heard) for heard in model.ancestors],
-        "backend": model.backend and model.backend.as_dict(),
+        "backend": model.backend.as_dict() if len(model.backend.cohort) else None,
         **{name: module.state_dict() for name, module in model.named_children()},
         **training,
     }

@@ -37,7 +37,7 @@ class SpeakerModel(nn.Module):
     """An encoder with all that it needs to be trained and used.
 
     waveforms -> `front_end` -> `encoder` -> embeddings; `criterion` is the training
-    loss, and `backend` normalises and calibrates verification scores.
+    loss, and `backend`, empty until training ends, normalises and calibrates scores.
 
     `speakers` are the training speakers in the order of the classifier's rows;
     `digests` are those of their corpora, as in `Pack`. `ancestors` are the training
@@ -54,7 +54,7 @@ class SpeakerModel(nn.Module):
         self.encoder = build_encoder(config.model, config.front_end.num_mels)
         size = self.encoder.embedding_size
         self.criterion = build_loss(config.loss, size, len(speakers))
-        self.backend: Backend | None = None  # until training has ended
+        self.backend = Backend.unfitted(size)
         self.ancestors: tuple[Heard, ...] = ()
 
     @property

@@ -1,2 +1,1 @@
-"""Trials, metrics and scores of speaker verification. Calls engine, parameters and
-errors."""
+"""Trials, scores and metrics of speaker verification. Calls engine and errors."""

@@ -17,25 +17,26 @@ from verification.scoring import Calibration
 
 
 def calibrate(
-    parts: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]],
+    corpora: Sequence[tuple[NDArray[np.float64], NDArray[np.bool_]]],
     false_alarm_rate: float,
 ) -> Calibration:
     """Fit a calibration to the scores and targets, [K] each, of one corpus or several.
 
     Targets and non-targets have equal weight, and so have the corpora. The threshold is
-    the lowest with at most this false-alarm rate, averaged over the corpora.
+    the lowest whose false-alarm rate, averaged over the corpora, is at most this.
     """
-    scores, targets = map(np.concatenate, zip(*parts, strict=True))
+    scores, targets = map(np.concatenate, zip(*corpora, strict=True))
     weights = np.concatenate(
-        [np.where(t, 1 / t.sum(), 1 / (~t).sum()) for _, t in parts]
+        [np.where(t, 1 / t.sum(), 1 / (~t).sum()) for _, t in corpora]
     )
     regression = LogisticRegression(C=np.inf, tol=1e-8)
-    share = len(scores) / (2 * len(parts))
+    share = len(scores) / (2 * len(corpora))
     regression.fit(scores[:, None], targets, sample_weight=weights * share)
     scale, offset = float(regression.coef_[0, 0]), float(regression.intercept_[0])
-    llrs = [(scale * part + offset, targets) for part, targets in parts]
+    llrs = [(scale * scores + offset, targets) for scores, targets in corpora]
     threshold = threshold_for(false_alarm_rate, llrs)
-    miss, false_alarm = np.mean([rates_at(threshold, *part) for part in llrs], axis=0)
+    rates = [rates_at(threshold, *corpus) for corpus in llrs]
+    miss, false_alarm = np.mean(rates, axis=0)
     strict = threshold_for(false_alarm_rate / 10, llrs)
     return Calibration(
         scale, offset, threshold, float(miss), float(false_alarm), strict

@@ -2,7 +2,7 @@
 
 scores [K], targets [K] -> `error_rates` -> `equal_error_rate`, `min_dcf`, `det_points`
 log likelihood ratios [K], targets [K] -> `actual_dcf`, `cllr`, `min_cllr`
-scores, targets, speakers [K] -> `bootstrap_speakers`, `bootstrap_rates` -> `Interval`
+scores, targets, speakers [K] -> `bootstrap_speakers`, `bootstrap_rates` -> `Interval`s
 
 K trials. A trial is accepted when its score reaches the threshold; a miss is a target
 trial (same speaker) rejected, a false alarm a non-target trial accepted. No metric
@@ -27,10 +27,53 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The prior of a target and the costs of both errors.
+
+    `p_target` is between 0 and 1, costs are above 0; raises `ValueError` otherwise.
+    """
+
+    p_target: float = 0.01
+    c_miss: float = 1.0
+    c_fa: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.p_target < 1 and self.c_miss > 0 and self.c_fa > 0):
+            raise ValueError(
+                f"expected p_target between 0 and 1 and costs above 0, got {self}"
+            )
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Return the weights of misses and of false alarms, the smaller scaled to 1."""
+        miss, false_alarm = self.c_miss * self.p_target, self.c_fa * (1 - self.p_target)
+        smaller = min(miss, false_alarm)
+        return miss / smaller, false_alarm / smaller
+
+    @property
+    def threshold(self) -> float:
+        """Return the Bayes threshold of log likelihood ratios,
+        log(c_fa (1 - p_target) / (c_miss p_target))."""
+        return np.log(self.c_fa * (1 - self.p_target) / (self.c_miss * self.p_target))
+
+    def cost(self, miss: ArrayLike, false_alarm: ArrayLike) -> ArrayLike:
+        """Return the detection cost of these rates.
+
+        It is c_miss * p_target * miss + c_fa * (1 - p_target) * false alarm, divided by
+        the cost of accepting all or of rejecting all, whichever is lower.
+        """
+        miss_weight, false_alarm_weight = self.weights
+        return miss_weight * miss + false_alarm_weight * false_alarm
+
+
+RARE_TARGETS = OperatingPoint()
+
+
 def error_rates(
     scores: ArrayLike, targets: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Thresholds, miss rates and false-alarm rates, one of each per distinct score.
+    """Return thresholds, miss rates and false-alarm rates, one per distinct score.
 
     `scores` [K] are finite, higher for the same speaker; `targets` [K] are true for
     target trials. A trial is accepted if its score is at least the threshold.
@@ -73,10 +116,10 @@ def _checked(
 
 
 def equal_error_rate(scores: ArrayLike, targets: ArrayLike) -> float:
-    """The rate, 0 to 1, at which misses and false alarms are equal.
+    """Return the rate, 0 to 1, at which misses and false alarms are equal.
 
-    Between neighbouring points of the ROC rates are interpolated linearly. Takes and
-    raises what `error_rates` does.
+    Rates are interpolated linearly between neighbouring points of the ROC. Takes the
+    arguments of `error_rates` and raises the same errors.
     """
     _, miss, false_alarm = error_rates(scores, targets)
     return _crossing(miss, false_alarm)
@@ -87,100 +130,70 @@ def _crossing(miss: NDArray[np.float64], false_alarm: NDArray[np.float64]) -> fl
 
 
 def min_dcf(
-    scores: ArrayLike,
-    targets: ArrayLike,
-    p_target: float = 0.01,
-    c_miss: float = 1.0,
-    c_fa: float = 1.0,
+    scores: ArrayLike, targets: ArrayLike, point: OperatingPoint = RARE_TARGETS
 ) -> float:
-    """The lowest detection cost over all thresholds, 0 to 1.
+    """Return the lowest detection cost over all thresholds, 0 to 1.
 
-    The cost c_miss * p_target * miss + c_fa * (1 - p_target) * false alarm, divided by
-    the cost of accepting all or of rejecting all, whichever is lower. `p_target`,
-    between 0 and 1, is the prior of a target; costs are above 0. Takes and raises what
-    `error_rates` does, and raises `ValueError` for a prior or a cost out of range.
+    Takes the arguments of `error_rates` and raises the same errors.
     """
-    weights = _cost_weights(p_target, c_miss, c_fa)
     _, miss, false_alarm = error_rates(scores, targets)
-    return _least_cost(miss, false_alarm, *weights)
-
-
-def _cost_weights(p_target: float, c_miss: float, c_fa: float) -> tuple[float, float]:
-    """Weights of misses and of false alarms, the smaller scaled to 1."""
-    if not (0 < p_target < 1 and c_miss > 0 and c_fa > 0):
-        raise ValueError(
-            "expected p_target between 0 and 1 and costs above 0, "
-            f"got p_target {p_target}, c_miss {c_miss}, c_fa {c_fa}"
-        )
-    miss_weight, false_alarm_weight = c_miss * p_target, c_fa * (1 - p_target)
-    smaller = min(miss_weight, false_alarm_weight)
-    return miss_weight / smaller, false_alarm_weight / smaller
-
-
-def _least_cost(
-    miss: NDArray, false_alarm: NDArray, miss_weight: float, false_alarm_weight: float
-) -> float:
-    return float((miss_weight * miss + false_alarm_weight * false_alarm).min())
+    return float(point.cost(miss, false_alarm).min())
 
 
 def rates_at(
     threshold: float, scores: ArrayLike, targets: ArrayLike
 ) -> tuple[float, float]:
-    """Miss and false-alarm rate at a threshold."""
+    """Return the miss rate and the false-alarm rate at a threshold."""
     scores, targets = _checked(scores, targets)
     rejected = scores < threshold
     return float(rejected[targets].mean()), float((~rejected)[~targets].mean())
 
 
 def threshold_for(
-    false_alarm_rate: float, parts: Sequence[tuple[ArrayLike, ArrayLike]]
+    false_alarm_rate: float, corpora: Sequence[tuple[ArrayLike, ArrayLike]]
 ) -> float:
-    """The lowest threshold, a score or infinity, whose false-alarm rate, averaged over
-    the parts (scores and targets each), is at most this."""
-    checked = [_checked(scores, targets) for scores, targets in parts]
+    """Return the lowest threshold with at most this false-alarm rate: a score, or
+    infinity.
+
+    The rate is averaged over the corpora, each given by its scores and targets.
+    """
+    checked = [_checked(scores, targets) for scores, targets in corpora]
     thresholds = np.unique(np.concatenate([scores for scores, _ in checked]))
     false_alarms = np.zeros(len(thresholds))
     for scores, targets in checked:
-        others = np.sort(scores[~targets])
-        accepted = len(others) - np.searchsorted(others, thresholds)
-        false_alarms += accepted / len(others) / len(checked)
-    fitting = thresholds[false_alarms <= false_alarm_rate]
-    return float(fitting[0]) if len(fitting) else np.inf
+        non_targets = np.sort(scores[~targets])
+        accepted = len(non_targets) - np.searchsorted(non_targets, thresholds)
+        false_alarms += accepted / len(non_targets) / len(checked)
+    low_enough = thresholds[false_alarms <= false_alarm_rate]
+    return float(low_enough[0]) if len(low_enough) else np.inf
 
 
 def actual_dcf(
-    llrs: ArrayLike,
-    targets: ArrayLike,
-    p_target: float = 0.01,
-    c_miss: float = 1.0,
-    c_fa: float = 1.0,
+    llrs: ArrayLike, targets: ArrayLike, point: OperatingPoint = RARE_TARGETS
 ) -> float:
-    """Detection cost of log likelihood ratios at the Bayes threshold,
-    log(c_fa (1 - p_target) / (c_miss p_target)).
+    """Return the detection cost of log likelihood ratios at the Bayes threshold.
 
-    Normalised as `min_dcf`, and never below it. Above 1, accepting all or rejecting all
-    would have been better.
+    It is never below `min_dcf`. Above 1, accepting all or rejecting all is cheaper.
     """
-    weights = _cost_weights(p_target, c_miss, c_fa)
-    threshold = np.log(c_fa * (1 - p_target) / (c_miss * p_target))
-    miss, false_alarm = rates_at(threshold, llrs, targets)
-    return weights[0] * miss + weights[1] * false_alarm
+    return point.cost(*rates_at(point.threshold, llrs, targets))
 
 
 def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
-    """Cost of log likelihood ratios over all priors, in bits: 0 is perfect, 1 is no
-    information, and more is worse than none."""
+    """Return the cost of log likelihood ratios over all priors, in bits.
+
+    0 is perfect, 1 is no information, and more is worse than none.
+    """
     llrs, targets = _checked(llrs, targets)
-    cost_of_targets = np.logaddexp(0, -llrs[targets]).mean()
-    cost_of_others = np.logaddexp(0, llrs[~targets]).mean()
-    return float((cost_of_targets + cost_of_others) / (2 * np.log(2)))
+    target_cost = np.logaddexp(0, -llrs[targets]).mean()
+    non_target_cost = np.logaddexp(0, llrs[~targets]).mean()
+    return float((target_cost + non_target_cost) / (2 * np.log(2)))
 
 
 def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
-    """Cllr after the best monotone calibration of these very trials.
+    """Return Cllr after the best monotone calibration of these very trials.
 
-    It has one value for each edge of the ROC's convex hull: the likelihood ratio is the
-    edge's share of the targets divided by its share of the non-targets.
+    That calibration has one likelihood ratio for each edge of the ROC's convex hull:
+    the edge's share of the targets divided by its share of the non-targets.
     """
     _, miss, false_alarm = error_rates(scores, targets)
     hull = _lower_hull(miss, false_alarm)
@@ -194,8 +207,8 @@ def min_cllr(scores: ArrayLike, targets: ArrayLike) -> float:
 
 
 def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
-    """Corners of the lower convex hull of points with rising x and falling y, by
-    Andrew's monotone chain."""
+    """Return the corners of the lower convex hull of points with rising x and falling
+    y, by Andrew's monotone chain."""
     # Only corners of the staircase can be corners of the hull.
     corner = np.ones(len(x), dtype=bool)
     corner[1:-1] = (np.diff(y)[:-1] < 0) & (np.diff(x)[1:] > 0)
@@ -213,9 +226,10 @@ def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[int]:
 def det_points(
     scores: ArrayLike, targets: ArrayLike, max_points: int = 500
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Miss and false-alarm rates of a DET curve, at most `max_points`.
+    """Return the miss rates and the false-alarm rates of a DET curve, at most
+    `max_points` each.
 
-    Points where a rate is 0 are left out: they have no place on the curve's axes.
+    Points where a rate is 0 are left out: the curve's axes have no place for them.
     """
     _, miss, false_alarm = error_rates(scores, targets)
     inner = (miss > 0) & (false_alarm > 0)
@@ -232,13 +246,11 @@ def bootstrap_speakers(
     scores: ArrayLike,
     targets: ArrayLike,
     speakers: tuple[ArrayLike, ArrayLike],
-    p_target: float,
-    c_miss: float,
-    c_fa: float,
+    point: OperatingPoint,
     num_resamples: int,
     seed: int,
 ) -> tuple[Interval, Interval]:
-    """95 % confidence intervals of EER and minDCF by resampling speakers.
+    """Return 95 % confidence intervals of EER and minDCF by resampling speakers.
 
     Trials share speakers, so speakers are drawn with replacement, not trials. If
     speaker i is drawn w_i times, its target trials weigh w_i, and its non-target trials
@@ -247,11 +259,10 @@ def bootstrap_speakers(
     non-targets are drawn again.
     """
     scores, targets = _checked(scores, targets)
-    weights = _cost_weights(p_target, c_miss, c_fa)
     order = np.argsort(scores, kind="stable")
     scores, targets = scores[order], targets[order]
     enrolled, tested = (np.asarray(side)[order] for side in speakers)
-    # Where runs of equal scores end.
+    # The last of equal scores: a threshold cannot lie between them.
     ends = np.flatnonzero(np.append(np.diff(scores) > 0, True))
     weights_of_trials = _speaker_weights(targets, enrolled, tested, seed)
     resampled = []  # EER and minDCF
@@ -260,9 +271,8 @@ def bootstrap_speakers(
         rejected = np.cumsum(weight * ~targets)[ends]
         miss = np.append(0, missed / missed[-1])
         false_alarm = np.append(1, 1 - rejected / rejected[-1])
-        resampled.append(
-            (_crossing(miss, false_alarm), _least_cost(miss, false_alarm, *weights))
-        )
+        least_cost = point.cost(miss, false_alarm).min()
+        resampled.append((_crossing(miss, false_alarm), least_cost))
     return _intervals(resampled)
 
 
@@ -273,23 +283,26 @@ def bootstrap_rates(
     num_resamples: int,
     seed: int,
 ) -> tuple[Interval, Interval]:
-    """95 % confidence intervals of the miss and false-alarm rate of decisions [K],
-    true for accepted trials, by resampling speakers as `bootstrap_speakers` does."""
+    """Return 95 % confidence intervals of the miss rate and the false-alarm rate.
+
+    `accepted` [K] are the decisions, true for accepted trials. Speakers are resampled
+    as `bootstrap_speakers` does.
+    """
     accepted, targets = _checked(accepted, targets)
     enrolled, tested = map(np.asarray, speakers)
     weights_of_trials = _speaker_weights(targets, enrolled, tested, seed)
     rates = []
     for weight in itertools.islice(weights_of_trials, num_resamples):
-        right, wrong = weight * targets, weight * ~targets
-        missed = (right * (1 - accepted)).sum() / right.sum()
-        rates.append((missed, (wrong * accepted).sum() / wrong.sum()))
+        same, different = weight * targets, weight * ~targets
+        miss = (same * (1 - accepted)).sum() / same.sum()
+        rates.append((miss, (different * accepted).sum() / different.sum()))
     return _intervals(rates)
 
 
 def _speaker_weights(
     targets: NDArray[np.bool_], enrolled: NDArray, tested: NDArray, seed: int
 ) -> Iterator[NDArray[np.int64]]:
-    """How often each trial [K] counts in each of endless resamples of the speakers."""
+    """Yield endless resamples of the speakers: how often each trial counts, [K]."""
     num_speakers = 1 + int(max(enrolled.max(), tested.max()))
     generator = np.random.default_rng(seed)
     while True:

@@ -1,4 +1,4 @@
-"""Records of what an evaluation found.
+"""The results of an evaluation.
 
 U utterances, K trials, E embedding size.
 """
@@ -16,13 +16,13 @@ from verification.trials import Trials
 class VerificationReport:
     """Metrics of the scores of a list of trials.
 
-    Intervals are 95 %. From `cllr` on, metrics need a calibration; miss and false alarm
-    are the rates at its threshold.
+    Intervals are 95 %. The fields from `cllr` on need a calibration; `miss` and
+    `false_alarm` are the rates at its threshold.
     """
 
     num_targets: int
     num_non_targets: int
-    num_speakers: int | None  # where they are known
+    num_speakers: int | None  # None where they are not known
     eer: float
     min_dcf: float
     min_cllr: float
@@ -36,31 +36,31 @@ class VerificationReport:
 
 @dataclass(frozen=True)
 class IdentificationReport:
-    """Closed-set identification of other utterances of training speakers."""
+    """Closed-set identification of training speakers by utterances not trained on."""
 
     loss: float
     accuracy: float
     top_5_accuracy: float
     num_utterances: int
-    num_speakers: int  # of these utterances
-    num_classes: int  # speakers that the model knows
+    num_speakers: int  # in these utterances
+    num_classes: int  # training speakers
 
 
 @dataclass(frozen=True)
 class Verification:
     """Trials among the utterances of a split, and how each system does on them."""
 
-    indices: list[int]  # of the utterances in their pack, [U]
+    indices: list[int]  # the utterances' positions in their pack, [U]
     trials: Trials
     embeddings: NDArray[np.float32]  # the model's, [U, E]
     scores: dict[str, NDArray[np.float64]]  # the model's, by scoring, [K]
     reports: dict[str, VerificationReport]  # by system, the model's first
-    conditions: dict[str, VerificationReport]  # of cosines, by kind of trial
+    conditions: dict[str, VerificationReport]  # of the plain scores, by condition
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of `evaluate` by split; splits without utterances are left out.
+    """The results of `eval.evaluate` by split, for splits that have utterances.
 
     Splits are validation, development and test. Each corpus of a mixture has its own,
     such as `test/label`; results are not pooled.
@@ -68,14 +68,14 @@ class Evaluation:
 
     identification: dict[str, IdentificationReport]
     verification: dict[str, Verification]
-    calibrated_on: list[str]  # splits of the model's training
-    thresholds: dict[str, float]  # of scores, by scoring, where there is a calibration
+    calibrated_on: list[str]  # splits of the model's training corpora
+    thresholds: dict[str, float]  # as scores, by scoring, where calibrated
     model: str  # its name
-    seed: int  # of projections
+    seed: int  # for UMAP
 
     @property
     def tests(self) -> dict[str, Verification]:
-        """Tests by the folder, inside the run's, that their files are written to."""
+        """Return the tests by the folder, below the run's, for their files."""
         return {
             "" if name == "test" else name: verification
             for name, verification in self.verification.items()

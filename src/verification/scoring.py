@@ -1,12 +1,11 @@
 """Embeddings and trials to scores, and scores to log likelihood ratios.
 
 embeddings [U, E], trials [K] -> `cosine_scores` -> `as_norm` -> scores [K]
-scores [K], targets [K] -> `calibrate` -> `Calibration`: scores -> log likelihood ratios
+scores [K] -> `Calibration` -> log likelihood ratios [K]
 
 U utterances, K trials, S speakers of the cohort, E embedding size. AS-norm is adaptive
-symmetric score normalisation (Matejka et al., Interspeech 2017, section 2.5);
-calibration is logistic regression (Brummer and du Preez, Computer Speech and Language
-20, 2006). Both are fitted on speakers that are not tested.
+symmetric score normalisation (Matejka et al., Interspeech 2017, section 2.5). Cohort
+and calibration come from speakers that are not tested.
 """
 
 import math
@@ -24,8 +23,14 @@ from verification.trials import Trials
 SCORES_AT_ONCE = 65536  # trials, to bound memory
 
 
+def unit(vectors: NDArray) -> NDArray:
+    """Return the rows scaled to length 1, [U, E] -> [U, E]; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
 def cosine_scores(embeddings: Tensor, trials: Trials) -> NDArray[np.float64]:
-    """Cosine of the two embeddings of each trial, [U, E] -> [K]."""
+    """Return the cosine of the two embeddings of each trial, [U, E] -> [K]."""
     directions = F.normalize(embeddings.double())
     enrolment, test = torch.from_numpy(trials.enrolment), torch.from_numpy(trials.test)
     return torch.cat(
@@ -45,20 +50,20 @@ def as_norm(
     cohort: Tensor,
     top: int,
 ) -> NDArray[np.float64]:
-    """Cosines z-normalised by each side's top cohort scores, [K] -> [K].
+    """Return cosines z-normalised by each side's top cohort scores, [K] -> [K].
 
     For each side of a trial, mean and deviation are those of its `top` highest cosines
     with the cohort [S, E], which has one embedding per speaker. The two z-scores are
     averaged.
     """
-    strangers = F.normalize(embeddings.double()) @ F.normalize(cohort.double()).T
-    nearest = strangers.topk(min(top, len(cohort)), dim=1).values.numpy()  # [U, top]
-    mean, deviation = nearest.mean(1), np.maximum(nearest.std(1), 1e-6)
-    sides = [
+    cosines = F.normalize(embeddings.double()) @ F.normalize(cohort.double()).T
+    highest = cosines.topk(min(top, len(cohort)), dim=1).values.numpy()  # [U, top]
+    mean, deviation = highest.mean(1), np.maximum(highest.std(1), 1e-6)
+    z_scores = [
         (scores - mean[side]) / deviation[side]
         for side in (trials.enrolment, trials.test)
     ]
-    return sum(sides) / 2
+    return sum(z_scores) / 2
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,11 @@ class Calibration:
 
     Thresholds are log likelihood ratios. `miss` and `false_alarm` are the rates at
     `threshold` on the trials that it was chosen on. `strict` is the threshold for a
-    tenth of its false-alarm rate; early calibrations have none.
+    tenth of its false-alarm rate; old checkpoints have none.
 
-    A calibration fitted to a user's own recordings has `num_people`, their number. Its
-    rates are cross-validated: measured on people whom the threshold was not chosen on,
-    with 95 % intervals (low, high).
+    A calibration on a user's own recordings has `num_people`, the number of people in
+    them. Its rates are cross-validated, on people whom the threshold was not chosen
+    on, and have 95 % intervals (low, high).
     """
 
     scale: float
@@ -85,12 +90,12 @@ class Calibration:
     false_alarm_interval: tuple[float, float] | None = None
 
     def llrs(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Natural logarithms of likelihood ratios, [K] -> [K]."""
+        """Return natural logarithms of likelihood ratios, [K] -> [K]."""
         return self.scale * scores + self.offset
 
     @property
     def threshold_of_scores(self) -> float:
-        """The threshold as a score; infinite if scores carry no information."""
+        """Return the threshold as a score; infinite if scores carry no information."""
         if self.scale == 0:
             return -math.inf if self.offset >= self.threshold else math.inf
         return (self.threshold - self.offset) / self.scale
@@ -98,14 +103,34 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Backend:
-    """The cohort and the calibrations of a model, fitted at the end of its training."""
+    """What turns a model's cosines into normalised and calibrated scores.
+
+    It is fitted at the end of training; until then the cohort has no rows.
+    """
 
     cohort: Tensor  # [S, E], unit directions of the training speakers
     calibrations: dict[str, Calibration]  # by scoring, plain or normalised
-    calibrated_on: list[str]  # of whose trials, such as development
+    calibrated_on: list[str]  # the splits whose trials were used, such as development
+
+    @classmethod
+    def unfitted(cls, embedding_size: int) -> "Backend":
+        """Return a backend without cohort and calibrations."""
+        return cls(torch.empty(0, embedding_size), {}, [])
+
+    def scores(
+        self, embeddings: Tensor, trials: Trials, top: int
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the scores [K] of embeddings [U, E] by scoring: plain cosines and,
+        where there is a cohort, those that `as_norm` normalises with `top`."""
+        cosines = cosine_scores(embeddings, trials)
+        scores = {"trained": cosines}
+        if len(self.cohort):
+            normalised = as_norm(cosines, embeddings, trials, self.cohort, top)
+            scores["trained, AS-norm"] = normalised
+        return scores
 
     def as_dict(self) -> dict[str, Any]:
-        """Tensors and plain types, for a checkpoint."""
+        """Return tensors and plain types, for a checkpoint."""
         calibrations = {name: asdict(c) for name, c in self.calibrations.items()}
         return {
             "cohort": self.cohort,
@@ -115,11 +140,11 @@ class Backend:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Backend":
-        """What `as_dict` gave."""
+        """Return the backend that `as_dict` was called on."""
         calibrations = {
             name: Calibration(**c) for name, c in values["calibrations"].items()
         }
-        # unsaid until there were mixtures
+        # Checkpoints from before mixtures do not name the splits.
         calibrated_on = values.get(
             "calibrated_on", ["development"] if calibrations else []
         )

@@ -10,20 +10,19 @@ Scores have their own file with lines `enrolment test score`.
 """
 
 import itertools
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.files import atomic_write
 from errors import UserError
 
 
 class TrialError(UserError):
-    """A list of trials that cannot be made, written or read."""
+    """A list of trials that cannot be made or read, or whose ids cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +34,26 @@ class Trials:
     targets: NDArray[np.bool_]  # [K], true for the same speaker
 
     def where(self, mask: NDArray[np.bool_]) -> "Trials":
-        """The trials for which a mask [K] is true."""
+        """Return the trials for which a mask [K] is true."""
         return Trials(self.enrolment[mask], self.test[mask], self.targets[mask])
 
 
 def _pairs(ranks: NDArray[np.int64], num_utterances: int) -> tuple[NDArray, NDArray]:
-    """The items at these places of `itertools.combinations(range(num_utterances), 2)`,
-    computed directly."""
+    """Return the items of `itertools.combinations(range(num_utterances), 2)` at these
+    positions, without making the others."""
     first = np.arange(num_utterances, dtype=np.int64)
     starts = first * (2 * num_utterances - first - 1) // 2  # rank of (i, i + 1)
-    # Searching is exact; solving the quadratic would take a rounded square root.
+    # A search is exact; solving the quadratic would round a square root.
     enrolment = np.searchsorted(starts, ranks, side="right") - 1
     return enrolment, ranks - starts[enrolment] + enrolment + 1
 
 
 def make_trials(speakers: Sequence[str], max_trials: int, seed: int) -> Trials:
-    """Every unordered pair of distinct utterances, or a random `max_trials` of them.
+    """Return every unordered pair of distinct utterances, or a random `max_trials` of
+    them.
 
     `speakers` [U] names the speaker of each utterance. The sample is uniform, without
-    replacement and in the order of all pairs; it may happen to hold no target. Raises
+    replacement and in the order of all pairs; it may hold no target. Raises
     `TrialError` if there are no targets or no non-targets among all pairs.
     """
     _, codes, counts = np.unique(
@@ -79,7 +79,7 @@ def make_trials(speakers: Sequence[str], max_trials: int, seed: int) -> Trials:
     return Trials(enrolment, test, codes[enrolment] == codes[test])
 
 
-DURATIONS = (0.0, 2.0, 4.0, np.inf)  # seconds; the limits of trials' conditions
+DURATION_LIMITS = (0.0, 2.0, 4.0, np.inf)  # seconds, between conditions of trials
 
 
 def conditions(
@@ -88,11 +88,12 @@ def conditions(
     sessions: Sequence[str | None],
     seconds: Sequence[float],
 ) -> dict[str, NDArray[np.bool_]]:
-    """Masks [K] of the trials in each condition, by its name.
+    """Return masks [K] of the trials in each condition, by its name.
 
-    Same gender: both utterances have it. Other session: targets from two sessions, and
-    all non-targets whose sessions are known. Duration: that of the shorter utterance.
-    `genders`, `sessions` and `seconds` are given for each utterance, [U].
+    Same gender: both utterances have the same known one. Other session: targets from
+    two sessions, and all non-targets whose sessions are known. Durations are those of
+    the shorter utterance. `genders`, `sessions` and `seconds` have a value for each
+    utterance, [U].
     """
 
     def sides(values: Sequence) -> tuple[NDArray, NDArray]:
@@ -107,7 +108,7 @@ def conditions(
         & np.not_equal(other_session, None),
     }
     shorter = np.minimum(*sides(seconds))
-    for low, high in itertools.pairwise(DURATIONS):
+    for low, high in itertools.pairwise(DURATION_LIMITS):
         name = f"{low:g} to {high:g} s" if np.isfinite(high) else f"over {low:g} s"
         masks[name] = (low < shorter) & (shorter <= high)
     return {name: mask.astype(bool) for name, mask in masks.items()}
@@ -120,10 +121,10 @@ def hardest_trials(
     speakers: Sequence[str],
     count: int,
 ) -> list[list]:
-    """A table of the worst errors; the first row names the columns.
+    """Return a table of the worst errors, whose first row names the columns.
 
-    The `count` non-targets with the highest scores, then the `count` targets with the
-    lowest. Equal scores are sorted by the ids [U] of the utterances.
+    It lists the `count` non-targets with the highest scores, then the `count` targets
+    with the lowest. Equal scores are sorted by the ids [U] of the utterances.
     """
     _, id_ranks = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
     ease = np.where(trials.targets, scores, -scores)
@@ -139,10 +140,8 @@ def hardest_trials(
 
 
 def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> None:
-    """Write trials of the utterances `ids` [U]; if that fails, an old file stays.
-
-    Raises `TrialError` for an id with white space and if the file cannot be written.
-    """
+    """Write trials of the utterances `ids` [U]; raise `TrialError` for an id with white
+    space and `FileError` if the file cannot be written."""
     for name in ids:
         if name.split() != [name]:
             raise TrialError(f"{path}: expected ids without white space, got {name!r}")
@@ -166,15 +165,8 @@ def write_table(path: Path, rows: Iterable[Sequence]) -> None:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):  # it may not exist, or not be ours to remove
-            partial.unlink()
-        raise TrialError(f"{path}: cannot be written: {error.strerror}") from None
+    with atomic_write(path) as file:
+        file.writelines(line.encode() for line in lines)
 
 
 def _read_lines(path: Path, expected: str) -> list[str]:
@@ -213,24 +205,24 @@ def read_scores(path: Path, trials: Trials, ids: Sequence[str]) -> NDArray[np.fl
                 f"{path}:{number}: expected a pair once, got {enrolment} {test} again"
             )
         scores[enrolment, test] = value
-    in_order = np.empty(len(trials.targets))
-    pairs = zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True)
-    for row, (i, j) in enumerate(pairs):
+    in_order = []
+    for i, j in zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True):
         if (ids[i], ids[j]) not in scores:
             raise TrialError(
-                f"{path}: expected a score for each trial, none is of {ids[i]} {ids[j]}"
+                f"{path}: expected a score for each trial, got none for "
+                f"{ids[i]} {ids[j]}"
             )
-        in_order[row] = scores[ids[i], ids[j]]
-    return in_order
+        in_order.append(scores[ids[i], ids[j]])
+    return np.array(in_order)
 
 
 def read_trials(
     path: Path, ids: Sequence[str] | None = None, speakers: Sequence[str] | None = None
 ) -> tuple[Trials, list[str]]:
-    """Read trials, and the ids [U] that their indices refer to.
+    """Read trials; return them and the ids [U] that their indices refer to.
 
     Without `ids` these are the ids in the file, in order of appearance. `speakers` [U]
-    are those of the ids, if known.
+    are the speakers of `ids`, if known.
 
     Raises `TrialError` naming file and line for a line that is not a trial and an id
     that is not among `ids`; if speakers are known, also for an utterance paired with
