@@ -1,8 +1,7 @@
-"""A finished run as the released encoder, and the figures of its model card.
+"""Make a finished run the released encoder, and measure it for its model card.
 
     python experiments/release.py make RUN init/titanet-s.pt
     python experiments/release.py measure init/titanet-s.pt assets/titanet-s.json
-    python experiments/release.py card assets/titanet-s.json init/titanet-s.md
     python experiments/release.py draw init/titanet-s.pt assets/embeddings.png
     python experiments/release.py curves RUN assets/titanet-s-training.png
 
@@ -10,8 +9,9 @@ Run all in the folder that has the corpora below `data`, as init/titanet-s.yml n
 them; LibriSpeech's test-other is tested too. `make` fits the calibrations on the
 development speakers and stores weights in float16, without the optimizer. `measure`
 evaluates the released file on each test, by language where Common Voice has enough
-speakers, and without the one speaker whose removal lowers the EER most. `card` writes
-the tables of the model card, `draw` the figure in README, `curves` the training curves.
+speakers, and without the one speaker whose removal lowers the EER most. `make docs`
+then writes the model card's tables. `draw` draws the figure in README, `curves` the
+training curves.
 """
 
 import argparse
@@ -27,15 +27,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from blocks import as_table, write_block
+from tables import TESTS
 
 from dataset import Splits, UtteranceBatches, prepare
 from engine.parameter_files import SHIPPED, load_parameters
-from errors import UserError
+from errors import run_command
 from eval import evaluate_checkpoint, fit_backend, verify
-from reports.figures import draw_curves, draw_embeddings
-from reports.tables import as_report, print_table
-from reports.tables import as_table as table_of
+from reports.figures import draw_curves
+from reports.projections import draw_embeddings
+from reports.tables import as_report, as_table, print_table
 from runs.checkpoints import load_model, save_checkpoint
 from runs.run_directory import read_metrics
 from runs.speaker_model import embed
@@ -51,12 +51,7 @@ TEST_OTHER = (
     "dataset.librispeech.train=[]",
     "dataset.librispeech.test=[test-other]",
 )
-TESTS = {
-    "test/speechocean762": "speechocean762",
-    "test/commonvoice": "Common Voice",
-    "test": "LibriSpeech test-other",
-}
-FEW = 8  # speakers; languages with fewer are left out
+MIN_SPEAKERS_OF_LANGUAGE = 8
 
 
 def make(run: Path, released: Path) -> None:
@@ -76,7 +71,7 @@ def measure(released: Path, figures: Path) -> None:
     reports = {}
     for name, overrides in (("mixture", ()), ("librispeech", TEST_OTHER)):
         evaluation = evaluate_checkpoint(released, overrides)
-        print_table(table_of(evaluation))
+        print_table(as_table(evaluation))
         reports[name] = as_report(evaluation)
         if name == "mixture":
             chosen = load_model(released, CPU).config
@@ -113,7 +108,7 @@ def by_language(test: Verification, splits: Splits) -> dict[str, dict]:
     of_utterance = np.array([of_speaker[s] for s in speakers])
     reports = {}
     for language, count in Counter(of_speaker.values()).most_common():
-        if count < FEW:
+        if count < MIN_SPEAKERS_OF_LANGUAGE:
             break
         spoken = of_utterance == language
         mask = spoken[test.trials.enrolment] & spoken[test.trials.test]
@@ -122,47 +117,6 @@ def by_language(test: Verification, splits: Splits) -> dict[str, dict]:
         report = asdict(verify(scores, trials, evaluation, speakers))
         reports[language] = {"speakers": count, **report}
     return reports
-
-
-def interval(report: dict, name: str, scale: float, digits: int) -> str:
-    """A figure with its 95 % interval."""
-    text = f"{scale * report[name]:.{digits}f}"
-    if bounds := report[f"{name}_interval"]:
-        low, high = (f"{scale * bounds[end]:.{digits}f}" for end in ("low", "high"))
-        text += f" [{low}, {high}]"
-    return text
-
-
-def as_markdown(measured: dict) -> str:
-    """The tables of the model card."""
-    names = {"trained": "this encoder", "trained, AS-norm": "this encoder, AS-norm"}
-    systems = [["test", "system", "EER %", "minDCF", "misses %", "false alarms %"]]
-    kinds = [["test", "trials", "targets", "non-targets", "EER %"]]
-    for name, test in TESTS.items():
-        where = "librispeech" if name == "test" else "mixture"
-        reports = measured[where]["verification"][name]
-        for system, report in reports["systems"].items():
-            rates = [
-                "" if report[rate] is None else f"{100 * report[rate]:.2f}"
-                for rate in ("miss", "false_alarm")
-            ]
-            eer, dcf = (
-                interval(report, "eer", 100, 2),
-                interval(report, "min_dcf", 1, 3),
-            )
-            systems.append([test, names.get(system, system), eer, dcf, *rates])
-        of_kinds = dict(reports["conditions"])
-        if name == "test/commonvoice":
-            of_kinds |= {f"both {k}": r for k, r in measured["languages"].items()}
-        for kind, report in of_kinds.items():
-            counts = str(report["num_targets"]), str(report["num_non_targets"])
-            kinds.append([test, kind, *counts, interval(report, "eer", 100, 2)])
-    return f"{as_table(systems)}\n{as_table(kinds)}"
-
-
-def card(figures: Path, document: Path) -> None:
-    """Write the tables into the model card."""
-    write_block(document, "release.py", as_markdown(json.loads(figures.read_text())))
 
 
 def draw(released: Path, figure: Path) -> None:
@@ -185,24 +139,19 @@ def curves(run: Path, figure: Path) -> None:
     draw_curves({"released encoder": read_metrics(run)}).savefig(figure)
 
 
-COMMANDS = {f.__name__: f for f in (make, measure, card, draw, curves)}
+COMMANDS = {f.__name__: f for f in (make, measure, draw, curves)}
 
 
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("command", choices=list(COMMANDS))
-    parser.add_argument(
-        "source", type=Path, help="a run, the released encoder or its figures"
-    )
+    parser.add_argument("source", type=Path, help="a run or the released encoder")
     parser.add_argument("target", type=Path, help="what is written")
     options = parser.parse_args()
-    try:
-        COMMANDS[options.command](options.source, options.target)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        lambda: COMMANDS[options.command](options.source, options.target)
+    )
 
 
 if __name__ == "__main__":

@@ -14,25 +14,23 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from blocks import DOCS, as_table, write_block
-from release import TEST_OTHER, TESTS, interval
+from release import TEST_OTHER
 
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
 from engine.devices import choose_device
 from engine.parameter_files import load_parameters
-from errors import UserError
+from errors import run_command
 from eval import evaluate_checkpoint
 from parameters import Parameters
-from reports.figures import draw_curves, draw_embeddings, draw_sounds
+from reports.figures import draw_curves, draw_sounds
+from reports.projections import draw_embeddings
 from reports.tables import as_report
 from runs.checkpoints import load_model
 from runs.run_directory import read_metrics
@@ -55,7 +53,6 @@ MODELS = {  # files and overrides on top of parameters.yml
     "TitaNet, ArcFace": (["init/study.yml"], [ARCFACE]),
 }
 NUM_SEEDS = {"d-vector, CE": 2, "TitaNet, CE": 3, "TitaNet, ArcFace": 3}
-REFERENCES = {"untrained": "TitaNet, untrained", "mean log-mel": "mean log-mel"}
 
 
 def settings(model: str, seed: int) -> tuple[list[str], list[str]]:
@@ -152,87 +149,6 @@ def draw_augmentation() -> None:
     samples = {name: x[0].numpy() for name, x in sounds.items()}
     figure = draw_sounds(samples, parameters.front_end.sample_rate)
     figure.savefig(ASSETS / "augmentation.png", dpi=80)  # spectrograms compress badly
-
-
-def spread(values: Sequence[float], scale: float, digits: int) -> str:
-    """The mean, and its standard error if the values differ."""
-    text = f"{scale * mean(values):.{digits}f}"
-    if len(set(values)) > 1:
-        error = scale * stdev(values) / sqrt(len(values))
-        text += f" ± {error:.{digits}f}"
-    return text
-
-
-def cell(
-    reports: Sequence[Mapping[str, Any]], metric: str, scale: float, digits: int
-) -> str:
-    """A metric as `spread` has it; if all seeds agree, its interval over speakers."""
-    values = [report[metric] for report in reports]
-    if len(set(values)) == 1:
-        return interval(reports[0], metric, scale, digits)
-    return spread(values, scale, digits)
-
-
-def as_markdown(results: Mapping[str, Any], released: Mapping[str, Any]) -> str:
-    """The tables and commands in docs/results.md; `released` is what is reported of the
-    released encoder."""
-    of_model = {
-        model: [run for run in results["runs"] if run["model"] == model]
-        for model in MODELS
-    }
-    firsts = [runs[0] for runs in of_model.values()]
-    commands = "".join(f"{run['command']}\n" for run in firsts)
-    return (
-        f"{scores_table(of_model, released)}\n{trainings_table(of_model)}\n"
-        "The first training of each:\n\n"
-        f"```bash\n{commands}```\n"
-    )
-
-
-def scores_table(
-    of_model: Mapping[str, Sequence[Mapping[str, Any]]], released: Mapping[str, Any]
-) -> str:
-    """EER and minDCF of each system on each test."""
-    tests = {
-        **released["mixture"]["verification"],
-        **released["librispeech"]["verification"],
-    }
-
-    def of_seeds(runs: Sequence[Mapping[str, Any]], system: str) -> dict[str, list]:
-        return {test: [run["tests"][test][system] for run in runs] for test in TESTS}
-
-    reports = {model: of_seeds(runs, "trained") for model, runs in of_model.items()}
-    reports["released encoder"] = {t: [tests[t]["systems"]["trained"]] for t in TESTS}
-    arcface = of_model["TitaNet, ArcFace"]
-    for system, shown in REFERENCES.items():
-        runs = arcface if system == "untrained" else arcface[-1:]  # it has no seed
-        reports[shown] = of_seeds(runs, system)
-    heads = [f"{test}, {of}" for test in TESTS.values() for of in ("EER %", "minDCF")]
-    rows = [["system", *heads]]
-    for shown, of_test in reports.items():
-        cells = [
-            cell(of_test[test], metric, scale, digits)
-            for test in TESTS
-            for metric, scale, digits in (("eer", 100, 1), ("min_dcf", 1, 2))
-        ]
-        rows.append([shown, *cells])
-    return as_table(rows)
-
-
-def trainings_table(of_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """What each model's training took, and the closed-set accuracy it reached."""
-    heads = ["weights", "trainings", "epochs", "hours of crops", "accuracy %"]
-    rows = [["model", *heads]]
-    for model, (first, *others) in of_model.items():
-        accuracies = [
-            mean(report["accuracy"] for report in run["identification"].values())
-            for run in (first, *others)
-        ]
-        weights, hours = f"{first['weights'] / 1e6:.2f} M", f"{first['hours']:.0f}"
-        accuracy = spread(accuracies, 100, 1)
-        counts = str(1 + len(others)), str(first["epochs"])
-        rows.append([model, weights, *counts, hours, accuracy])
-    return as_table(rows)
 
 
 def write_utterances(splits: Splits) -> None:

@@ -258,20 +258,6 @@ class GE2ELoss(Criterion):
         return LossOutput(losses.mean(), speakers[logits.argmax(dim=1)])
 
 
-@torch.no_grad()
-def losses_on_circle(
-    criterion: nn.Module, class_vectors: Tensor, angles: Tensor
-) -> Tensor:
-    """The loss of unit embeddings at these angles for each of two speakers whose class
-    vectors [2, 2] are given: [K] radians -> [K, 2]."""
-    criterion.classifier.weight.copy_(class_vectors)
-    if criterion.classifier.bias is not None:
-        criterion.classifier.bias.zero_()
-    embeddings = torch.stack([angles.cos(), angles.sin()], 1).float()[:, None]
-    speakers = torch.arange(2)[:, None]
-    return torch.tensor([[criterion(e, s).loss for s in speakers] for e in embeddings])
-
-
 def build_loss(
     parameters: LossParameters, embedding_size: int, num_speakers: int
 ) -> Criterion:

@@ -27,7 +27,6 @@ frames None and needs no masks.
 """
 
 import warnings
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -230,24 +229,6 @@ class TitaNet(nn.Module):
         once += sum(w.numel() for m in squeezing for w in m.parameters())
         return once + (every - once) * frames
 
-    def layers(self) -> "list[Layer]":
-        """Its parts from features to embedding, with the receptive field of the
-        convolutions up to there; squeeze-and-excitation sees the utterance."""
-        names = ["prolog", *(f"mega block, kernel {k}" for k in MEGA_KERNELS), "epilog"]
-        layers, seen = [], 1
-        for name, block in zip(names, self.blocks, strict=True):
-            convolutions = [m for m in block.modules() if isinstance(m, DepthwiseConv)]
-            seen += sum(m.kernel_size[0] - 1 for m in convolutions)
-            channels = block.sub_blocks[-1].pointwise.out_features
-            layers.append(_layer(name, channels, block, sees=f"{seen} frames"))
-        statistics, rest = self.embedding.in_features, "the utterance"
-        pooling = self.pooling, self.norm
-        return [
-            *layers,
-            _layer("attentive statistics", statistics, *pooling, sees=rest),
-            _layer("embedding", self.embedding_size, self.embedding, sees=rest),
-        ]
-
 
 class DVector(nn.Module):
     """The d-vector: an LSTM's last output in windows of 160 frames, half overlapping.
@@ -318,41 +299,9 @@ class DVector(nn.Module):
         of_frame = sum(w.numel() for w in self.lstm.parameters() if w.ndim == 2)
         return num_windows * (self.WINDOW * of_frame + self.embedding.weight.numel())
 
-    def layers(self) -> "list[Layer]":
-        """Its parts from features to embedding."""
-        window = f"{self.WINDOW} frames"
-        weights = list(self.lstm.named_parameters())
-        return [
-            *(
-                Layer(
-                    f"LSTM, {self.lstm.hidden_size} cells",
-                    self.lstm.proj_size,
-                    sum(w.numel() for n, w in weights if n.endswith(f"_l{number}")),
-                    "this frame and those before",
-                )
-                for number in range(self.lstm.num_layers)
-            ),
-            _layer("embedding", self.embedding_size, self.embedding, sees=window),
-        ]
-
 
 def build_encoder(parameters: ModelParameters, num_mels: int) -> nn.Module:
     """The encoder that the parameters name, with fresh weights of torch's generator."""
     if parameters.name == "titanet":
         return TitaNet(parameters.titanet, num_mels)
     return DVector(parameters.dvector, num_mels)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A row of the table that shows an encoder's architecture."""
-
-    name: str
-    channels: int  # of its output
-    weights: int
-    sees: str  # the part of the features that one output depends on
-
-
-def _layer(name: str, channels: int, *modules: nn.Module, sees: str) -> Layer:
-    weights = sum(w.numel() for module in modules for w in module.parameters())
-    return Layer(name, channels, weights, sees)

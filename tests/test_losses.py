@@ -19,7 +19,6 @@ from losses import (
     SphereFaceLoss,
     angles_between,
     build_loss,
-    losses_on_circle,
     monotone_cosine,
 )
 
@@ -363,21 +362,6 @@ def test_learns_the_right_speakers(name):
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
     assert torch.equal(predictions, speakers)
-
-
-@pytest.mark.parametrize(
-    ("name", "gap"), [("cross_entropy", 0.0), ("arcface", 0.3), ("sphereface", None)]
-)
-def test_losses_on_a_circle(shipped, name, gap):
-    criterion = build_loss(shipped(f"loss.name={name}").loss, 2, 2)
-    angles = torch.linspace(-0.7, 0.7, 1401, dtype=torch.float64)
-    vectors = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    losses = losses_on_circle(criterion, vectors, angles)
-    assert torch.allclose(losses[:, 0], losses.flip(0)[:, 1], atol=1e-3)
-    neither = (losses >= math.log(2)).all(1).sum().item() / 1000  # radians
-    # SphereFace multiplies the angle from its class vector: 1.5 a = pi / 2 - a.
-    expected = math.pi / 2 - 2 * (math.pi / 2 / 2.5) if gap is None else gap
-    assert neither == pytest.approx(expected, abs=3e-3)
 
 
 @pytest.mark.parametrize(("kind", "margin"), ANGULAR)

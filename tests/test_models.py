@@ -8,7 +8,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import (
     AttentiveStatisticsPooling,
     DVector,
-    SqueezeExcitation,
     build_encoder,
 )
 
@@ -180,25 +179,3 @@ def test_untrained_d_vectors_tell_utterances_apart(shipped):
     embeddings = encoder(2 * torch.randn(8, 80, 160))
     spread = (embeddings - embeddings.mean(0)).norm(dim=1).mean()
     assert spread > 0.2 * embeddings.norm(dim=1).mean()
-
-
-@pytest.mark.parametrize("name", ["titanet", "dvector"])
-def test_layers_hold_every_weight(shipped, name):
-    encoder = build_encoder(shipped(f"model.name={name}").model, 80)
-    layers = encoder.layers()
-    own = sum(layer.weights for layer in layers)
-    assert own == sum(w.numel() for w in encoder.parameters())
-    assert layers[-1].channels == encoder.embedding_size
-
-
-def test_filters_see_the_frames_that_layers_say(shipped, monkeypatch):
-    monkeypatch.setattr(SqueezeExcitation, "forward", lambda self, x, valid: x)
-    encoder = build_encoder(shipped(*MINIATURE).model, 80).eval()
-    features = torch.randn(1, 201, 80, requires_grad=True)
-    x, sees = features, []
-    for block in encoder.blocks:
-        x = block(x, None)
-        (gradient,) = torch.autograd.grad(x[0, 100].sum(), features, retain_graph=True)
-        sees.append(f"{int((gradient[0] != 0).any(1).sum())} frames")
-    assert sees == [layer.sees for layer in encoder.layers()[:5]]
-    assert sees[-1] == "93 frames"

@@ -37,9 +37,10 @@ from errors import UserError
 from recognition.people import People, load_people
 from recognition.sounds import Clip, VoiceError
 from recognition.verdicts import Comparison, Identification, Threshold
-from reports.figures import draw_sounds, map_voices
+from reports.figures import draw_sounds
+from reports.maps import map_voices
 from speech.audio import load_recording
-from speech.corpora import EXTENSIONS
+from speech.folders import EXTENSIONS
 from speech.packs import FULL_SCALE
 from voices import Voices
 

@@ -11,14 +11,9 @@ import numpy as np
 
 from dataset import Splits
 from engine.files import atomic_write, make_directory
-from reports.figures import (
-    Figure,
-    draw_det,
-    draw_embeddings,
-    draw_scores,
-    map_embeddings,
-    project_umap,
-)
+from reports.figures import draw_det, draw_scores
+from reports.maps import map_embeddings
+from reports.projections import draw_embeddings, project_umap
 from reports.tables import as_errors, as_report
 from speech.audio import encode_ogg
 from verification.metrics import det_points

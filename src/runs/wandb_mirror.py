@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dataset import PARTS, Splits
 from parameters import Parameters
-from reports.figures import colour_spectrogram
+from reports.spectrogram import colour_spectrogram
 from reports.tables import as_errors, as_summary, as_table
 from verification.records import Evaluation
 

@@ -1,2 +1,2 @@
-"""What only the notebook shows: lessons and the model taken apart. Calls losses and all
-below them."""
+"""What only the notebook shows: the model taken apart, and figures that teach. Calls
+reports and all below."""

@@ -1,17 +1,16 @@
 """What TitaNet does on its way: shapes, receptive fields, gates, attention.
 
+encoder -> `layers`, `parts_of`, `receptive_fields`, `convolution_costs`: its tables
 waveforms [1, N] -> `walk` -> `Step`s: the shape after each part of the model
 features [1, M, T] -> `look_inside` -> `Inside`: gates [C], frames and attention [T, P]
-encoder -> `parts_of`, `receptive_fields`, `convolution_costs`: its weights, counted
 
-All of it is read off a model by forward hooks or counted in its layers; nothing is
-known beforehand. N samples, M mel bands, T frames, C channels, P channels of the
-epilog.
+All of it is counted in a model's layers or read by forward hooks. N samples, M mel
+bands, T frames, C channels, P channels of the epilog.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.layers import DepthwiseConv
-from models import Block, TitaNet
+from models import MEGA_KERNELS, Block, DVector, TitaNet
 from transforms import FrontEnd
 
 
 @dataclass(frozen=True)
 class Step:
-    """A part of the model, and the shape of what leaves it."""
+    """A part of the model, and the shape of its output."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,73 +34,60 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """What one utterance makes of the encoder's inner parts."""
+    """The encoder's inner values for one utterance."""
 
-    gates: list[NDArray[np.float32]]  # of each block, [C], 0 to 1
-    frames: NDArray[np.float32]  # what leaves the epilog, [T, P]
-    attention: NDArray[
-        np.float32
-    ]  # weights of the frames, [T, P]; each column sums to 1
+    gates: list[NDArray[np.float32]]  # [C] for each block, 0 to 1
+    frames: NDArray[np.float32]  # the epilog's output, [T, P]
+    attention: NDArray[np.float32]  # [T, P]; the weights of a channel sum to 1
     pooled: NDArray[np.float32]  # means, then deviations, [2P]
 
 
-@contextmanager
-def _outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """What these modules return, in the order of their calls."""
-    outputs: list[Tensor] = []
-
-    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        outputs.append(output.detach())
-
-    hooks = [module.register_forward_hook(note) for module in modules]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _num_weights(*modules: nn.Module) -> int:
+    return sum(w.numel() for module in modules for w in module.parameters())
 
 
-@torch.no_grad()
-def walk(front_end: FrontEnd, encoder: TitaNet, waveforms: Tensor) -> list[Step]:
-    """The shapes of [1, N] on its way to [1, E]."""
-    parts = [*encoder.blocks, encoder.norm, encoder.embedding]
-    features, frames = front_end(waveforms)
-    with _outputs_of(parts) as outputs:
-        encoder(features, frames)
-    layers = [
-        Step(layer.name, tuple(output.shape), layer.weights, layer.sees)
-        for layer, output in zip(encoder.layers(), outputs, strict=True)
-    ]
+def layers(encoder: TitaNet | DVector) -> list[Step]:
+    """Return an encoder's parts from features to embedding; shapes are [channels].
+
+    A part of TitaNet sees as far as the convolutions up to it do, though
+    squeeze-and-excitation adds a mean over the utterance.
+    """
+    size = encoder.embedding_size
+    if isinstance(encoder, DVector):
+        cells, weights = encoder.lstm.hidden_size, list(encoder.lstm.named_parameters())
+        lstm = [
+            Step(
+                f"LSTM, {cells} cells",
+                (encoder.lstm.proj_size,),
+                sum(w.numel() for name, w in weights if name.endswith(f"_l{number}")),
+                "this frame and those before",
+            )
+            for number in range(encoder.lstm.num_layers)
+        ]
+        window = f"{encoder.WINDOW} frames"
+        return [
+            *lstm,
+            Step("embedding", (size,), _num_weights(encoder.embedding), window),
+        ]
+    names = ["prolog", *(f"mega block, kernel {k}" for k in MEGA_KERNELS), "epilog"]
+    fields = iter(receptive_fields(encoder))
+    blocks = []
+    for name, block in zip(names, encoder.blocks, strict=True):
+        *_, (_, seen) = (next(fields) for _ in block.sub_blocks)
+        channels = block.sub_blocks[-1].pointwise.out_features
+        blocks.append(Step(name, (channels,), _num_weights(block), f"{seen} frames"))
+    statistics, everything = encoder.embedding.in_features, "the utterance"
+    pooling = _num_weights(encoder.pooling, encoder.norm)
     return [
-        Step("waveform", tuple(waveforms.shape)),
-        Step("front end", tuple(features.shape), sees="1 frame"),
-        *layers,
+        *blocks,
+        Step("attentive statistics", (statistics,), pooling, everything),
+        Step("embedding", (size,), _num_weights(encoder.embedding), everything),
     ]
-
-
-@torch.no_grad()
-def look_inside(encoder: TitaNet, features: Tensor) -> Inside:
-    """Gates, frames and attention of one utterance's features [1, M, T]."""
-    excited = [block.squeeze_excitation.excite for block in encoder.blocks]
-    pooling, epilog = encoder.pooling, encoder.blocks[-1]
-    with (
-        _outputs_of(excited) as excitations,
-        _outputs_of([epilog]) as frames,
-        _outputs_of([pooling.scores]) as scores,
-        _outputs_of([pooling]) as pooled,
-    ):
-        encoder(features)
-    return Inside(
-        [excitation[0].sigmoid().cpu().numpy() for excitation in excitations],
-        frames[0][0].cpu().numpy(),
-        scores[0][0].softmax(0).cpu().numpy(),
-        pooled[0][0].cpu().numpy(),
-    )
 
 
 def parts_of(block: Block) -> list[tuple[str, int]]:
-    """The layers of a block in the order of their work, each with its weights; a skip
-    connection comes last."""
+    """Return the layers of a block in the order of their work, each with its number of
+    weights; a skip connection comes last."""
     parts: list[tuple[str, nn.Module]] = []
     for sub_block in block.sub_blocks:
         kernel = sub_block.depthwise.kernel_size[0]
@@ -113,26 +99,24 @@ def parts_of(block: Block) -> list[tuple[str, int]]:
     parts.append(("squeeze-and-excitation", block.squeeze_excitation))
     if block.skip is not None:
         parts.append(("skip: linear, batch norm", block.skip))
-    return [(name, sum(w.numel() for w in part.parameters())) for name, part in parts]
-
-
-def _convolutions(encoder: TitaNet) -> list[DepthwiseConv]:
-    return [m for m in encoder.modules() if isinstance(m, DepthwiseConv)]
+    return [(name, _num_weights(part)) for name, part in parts]
 
 
 def receptive_fields(encoder: TitaNet) -> list[tuple[int, int]]:
-    """Kernel of each convolution along time, and the frames that are seen after it."""
+    """Return, for each convolution along time, its kernel and how many frames of the
+    features its output depends on."""
     fields, seen = [], 1
-    for convolution in _convolutions(encoder):
-        kernel = convolution.kernel_size[0]
-        seen += kernel - 1
-        fields.append((kernel, seen))
+    for module in encoder.modules():
+        if isinstance(module, DepthwiseConv):
+            kernel = module.kernel_size[0]
+            seen += kernel - 1
+            fields.append((kernel, seen))
     return fields
 
 
 def convolution_costs(encoder: TitaNet) -> dict[int, tuple[int, int]]:
-    """Numbers of weights in the mega blocks' convolutions, by kernel: depthwise plus
-    pointwise, and a full convolution between as many channels."""
+    """Return numbers of weights by kernel of the mega blocks: of a depthwise and a
+    pointwise convolution, and of a full one between as many channels."""
     costs = {}
     for block in encoder.blocks:
         if block.skip is None:
@@ -143,3 +127,56 @@ def convolution_costs(encoder: TitaNet) -> dict[int, tuple[int, int]]:
         separable = first.depthwise.weight.numel() + first.pointwise.weight.numel()
         costs[kernel] = (separable, full)
     return costs
+
+
+@contextmanager
+def _outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what these modules return, in the order of their calls."""
+    outputs: list[Tensor] = []
+
+    def collect(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        outputs.append(output.detach())
+
+    hooks = [module.register_forward_hook(collect) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def walk(front_end: FrontEnd, encoder: TitaNet, waveforms: Tensor) -> list[Step]:
+    """Return each part with the shape of its output, from [1, N] to [1, E]."""
+    parts = [*encoder.blocks, encoder.norm, encoder.embedding]
+    features, frames = front_end(waveforms)
+    with _outputs_of(parts) as outputs:
+        encoder(features, frames)
+    return [
+        Step("waveform", tuple(waveforms.shape)),
+        Step("front end", tuple(features.shape), sees="1 frame"),
+        *(
+            replace(layer, shape=tuple(output.shape))
+            for layer, output in zip(layers(encoder), outputs, strict=True)
+        ),
+    ]
+
+
+@torch.no_grad()
+def look_inside(encoder: TitaNet, features: Tensor) -> Inside:
+    """Return gates, frames and attention for one utterance's features [1, M, T]."""
+    excitation = [block.squeeze_excitation.excite for block in encoder.blocks]
+    pooling, epilog = encoder.pooling, encoder.blocks[-1]
+    with (
+        _outputs_of(excitation) as logits,
+        _outputs_of([epilog]) as frames,
+        _outputs_of([pooling.scores]) as scores,
+        _outputs_of([pooling]) as pooled,
+    ):
+        encoder(features)
+    return Inside(
+        [logit[0].sigmoid().cpu().numpy() for logit in logits],
+        frames[0][0].cpu().numpy(),
+        scores[0][0].softmax(0).cpu().numpy(),
+        pooled[0][0].cpu().numpy(),
+    )

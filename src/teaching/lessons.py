@@ -1,17 +1,13 @@
-"""What the notebook teaches with: figures of how things work, their source, players.
+"""How the model works: figures for the notebook, source code, and players.
 
 steps, parts of a block -> `draw_pipeline` -> Figure
 weights by kernel -> `draw_convolution_costs` -> Figure
 fields -> `draw_receptive_fields` -> Figure
 gates [C] of two voices -> `draw_gates` -> Figure
 features, frames, attention -> `draw_attention`, `draw_pooling` -> Figure
-target cosines [K], losses [K, 2] on a circle -> `draw_margins` -> Figure
-scores [K], targets [K] -> `draw_error_rates`, `draw_costs`, `draw_llr_costs` -> Figure
-cohort scores -> `draw_normalisation` -> Figure
 functions and classes -> `source_of` -> Markdown; sounds [N] -> `players` -> HTML
 
-M mel bands, T frames, C channels, P channels of the epilog, K angles or trials, N
-samples. Style and colours are those of `figures`. Nothing is shown or saved here.
+M mel bands, T frames, C channels, N samples. Nothing is shown or saved.
 """
 
 import base64
@@ -25,36 +21,36 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Wedge
-from matplotlib.ticker import PercentFormatter
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from numpy.typing import NDArray
 
-from reports.figures import BLUE, GREEN, NON_TARGET, PINK, SKY, STYLE, TARGET
+from reports.style import BLUE, GREEN, PINK, SKY, STYLE
 from speech.audio import encode_ogg
 from teaching.anatomy import Inside, Step
-from verification.metrics import error_rates
 
-VOICES = (PINK, SKY)  # two speakers, wherever two are set side by side
+SOURCES = Path(__file__).parents[1]
+VOICES = (PINK, SKY)  # two speakers side by side
 BOX = {"boxstyle": "round,pad=0.02,rounding_size=0.08", "linewidth": 0.8}
-MASK_COLOUR = "0.93"  # of a box that holds no weights
+WEIGHTS_COLOUR = "#CFE3F2"  # of a box with weights
+NO_WEIGHTS_COLOUR = "0.93"
 
 
 def source_of(*things: Callable) -> str:
-    """The source of functions or classes as Markdown, each with the file it is in."""
+    """Return the source of functions or classes as Markdown, with file and lines."""
     pieces = []
     for thing in things:
         lines, number = inspect.getsourcelines(thing)
-        name = Path(inspect.getsourcefile(thing)).name
+        file = Path(inspect.getsourcefile(thing)).relative_to(SOURCES).as_posix()
         last = number + len(lines) - 1
         code = inspect.cleandoc("\n" + "".join(lines))
         pieces.append(
-            f"`src/{name}`, lines {number} to {last}:\n\n```python\n{code}\n```"
+            f"`src/{file}`, lines {number} to {last}:\n\n```python\n{code}\n```"
         )
     return "\n\n".join(pieces)
 
 
 def players(sounds: Mapping[str, NDArray], sample_rate: int) -> str:
-    """HTML with a player for each sound [N]."""
+    """Return HTML with a player for each sound [N]."""
     items = []
     for name, samples in sounds.items():
         encoded = base64.b64encode(encode_ogg(samples, sample_rate)).decode()
@@ -69,7 +65,7 @@ def players(sounds: Mapping[str, NDArray], sample_rate: int) -> str:
 def _box(
     axes: Axes, x: float, y: float, width: float, text: str, colour: str, size: float
 ) -> None:
-    """A box of height 0.5 around its centre, with a text."""
+    """Draw a box of height 0.5 around its centre, with a text."""
     axes.add_patch(
         FancyBboxPatch(
             (x - width / 2, y - 0.25), width, 0.5, fc=colour, ec="0.3", **BOX
@@ -79,7 +75,7 @@ def _box(
 
 
 def _arrow(axes: Axes, *points: tuple[float, float]) -> None:
-    """A line through points, with a head at the last."""
+    """Draw a line through points, with a head at the last."""
     for start, end in itertools.pairwise(points[:-1]):
         axes.plot(*zip(start, end, strict=True), color="0.3", linewidth=1)
     axes.add_patch(
@@ -98,11 +94,10 @@ def _arrow(axes: Axes, *points: tuple[float, float]) -> None:
 def draw_pipeline(
     steps: Sequence[Step], opened: str, parts: Sequence[tuple[str, int]]
 ) -> Figure:
-    """The model from waveform to embedding, and one block opened up.
+    """Draw the model from waveform to embedding, and one block opened up.
 
-    Arrows of the left column carry the shapes of `steps`; the right column has the
-    `parts` of the step that `opened` names, with their weights, the skip connection
-    last.
+    On the left, arrows carry the shapes of `steps`. On the right are the `parts` of the
+    step that `opened` names, with their numbers of weights, the skip connection last.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 8.2))
@@ -112,7 +107,7 @@ def draw_pipeline(
         tops = np.linspace(9.1, 0.1, len(steps))
         for step, y in zip(steps, tops, strict=True):
             weights = f"\n{step.weights:,} weights" if step.weights else ""
-            colour = "#CFE3F2" if step.weights else MASK_COLOUR
+            colour = WEIGHTS_COLOUR if step.weights else NO_WEIGHTS_COLOUR
             _box(axes, 1.7, y, 3.0, step.name + weights, colour, 8)
         for step, (y, below) in zip(
             steps, itertools.pairwise([*tops, tops[-1] - 1.1]), strict=True
@@ -131,7 +126,7 @@ def draw_pipeline(
 
 
 def _draw_block(axes: Axes, parts: Sequence[tuple[str, int]]) -> None:
-    """A mega block from top to bottom, within x from 4.4 to 10.4."""
+    """Draw a mega block from top to bottom, within x from 4.4 to 10.4."""
     axes.add_patch(
         FancyBboxPatch((4.45, -0.45), 5.85, 9.75, fc="white", ec="0.6", ls="--", **BOX)
     )
@@ -149,7 +144,7 @@ def _draw_block(axes: Axes, parts: Sequence[tuple[str, int]]) -> None:
         if y < above - 1e-9 and y < tops[0]:
             _arrow(axes, (x, above - 0.26), (x, y + 0.26))
         label = name if weights is None else f"{name}: {weights:,}"
-        colour = MASK_COLOUR if weights is None else "#CFE3F2"
+        colour = NO_WEIGHTS_COLOUR if weights is None else WEIGHTS_COLOUR
         if name == excitation[0]:
             colour = "#D5EDE4"
         _box(axes, x, y, 3.5, label, colour, 7.5)
@@ -164,7 +159,7 @@ def _draw_block(axes: Axes, parts: Sequence[tuple[str, int]]) -> None:
     axes.text(x, plus, "+", ha="center", va="center", fontsize=12, bbox=ring)
     last = plus - 0.72
     _arrow(axes, (x, plus - 0.17), (x, last + 0.26))
-    _box(axes, x, last, 3.5, "ReLU, dropout", MASK_COLOUR, 7.5)
+    _box(axes, x, last, 3.5, "ReLU, dropout", NO_WEIGHTS_COLOUR, 7.5)
     _arrow(axes, (x, last - 0.26), (x, -0.65))
     side = 9.5
     _arrow(axes, (x, 8.72), (side, 8.72), (side, plus), (x + 0.19, plus))
@@ -174,8 +169,8 @@ def _draw_block(axes: Axes, parts: Sequence[tuple[str, int]]) -> None:
 
 
 def draw_convolution_costs(costs: Mapping[int, tuple[int, int]]) -> Figure:
-    """By kernel, the weights of a depthwise and a pointwise convolution beside those of
-    a full one."""
+    """Draw the weights of a depthwise and a pointwise convolution beside those of a
+    full one, by kernel."""
     rows = np.arange(len(costs))
     separable, full = np.array(list(costs.values())).T
     with matplotlib.rc_context(STYLE):
@@ -207,8 +202,8 @@ def draw_convolution_costs(costs: Mapping[int, tuple[int, int]]) -> Figure:
 def draw_receptive_fields(
     fields: Sequence[tuple[int, int]], features: NDArray[np.float32], hop_seconds: float
 ) -> Figure:
-    """Above, features [M, T]; below, how far each convolution sees around the frame in
-    the middle. `fields` are pairs of a kernel and the frames seen after it."""
+    """Draw features [M, T], and below how far each convolution sees around the middle
+    frame. `fields` are pairs of a kernel and the frames seen after it."""
     reach = max(seen for _, seen in fields) // 2 + 30  # the texts need space
     centre = features.shape[1] // 2
     around = features[:, max(0, centre - reach) : centre + reach + 1]
@@ -246,7 +241,7 @@ def draw_receptive_fields(
 def draw_gates(
     gates: Mapping[str, Sequence[NDArray[np.float32]]], names: Sequence[str]
 ) -> Figure:
-    """Squeeze-and-excitation gates, [C] for each block, by utterance.
+    """Draw squeeze-and-excitation gates, [C] for each block, by utterance.
 
     The utterances are two of one voice, then one of another. Each row plots the gates
     of the second or third against those of the first, one column per block of `names`.
@@ -272,9 +267,9 @@ def draw_gates(
 def draw_attention(
     features: NDArray[np.float32], inside: Inside, hop_seconds: float
 ) -> Figure:
-    """Attention over time under the features [M, T] that it belongs to.
+    """Draw attention over time below the features [M, T] that it belongs to.
 
-    A weight of 1 is an even share. The line is the mean over all channels, the band
+    A weight of 1 is an even share. The line is the mean of all channels, and the band
     holds the middle half of them.
     """
     num_frames = len(inside.attention)
@@ -303,8 +298,8 @@ def draw_attention(
 
 
 def draw_pooling(inside: Inside, channels: Sequence[int], hop_seconds: float) -> Figure:
-    """What pooling keeps of some channels: of a curve over time, a mean (line) and a
-    deviation (band)."""
+    """Draw some channels over time, and what pooling keeps of them: the mean (line) and
+    the deviation (band)."""
     num_frames, num_channels = inside.frames.shape
     seconds = (np.arange(num_frames) + 0.5) * hop_seconds
     with matplotlib.rc_context(STYLE):
@@ -323,220 +318,4 @@ def draw_pooling(inside: Inside, channels: Sequence[int], hop_seconds: float) ->
                 fontsize=9,
             )
         rows[-1].set_xlabel("time (s)")
-    return figure
-
-
-def draw_target_cosines(
-    degrees: NDArray[np.float64],
-    cosines: Mapping[str, NDArray[np.float64]],
-    bends: Mapping[str, float],
-) -> Figure:
-    """What each loss uses for the target speaker's cosine, [K] by loss, over the angle
-    to the class vector. A dot marks the angle, from `bends` in degrees, where a curve
-    continues as a flipped cosine."""
-    looks = {"cosine": ("0.3", "-")} | dict(
-        zip(
-            [name for name in cosines if name != "cosine"],
-            ((GREEN, "-"), (GREEN, "--"), (GREEN, ":")),
-            strict=True,
-        )
-    )
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.6))
-        axes = figure.subplots()
-        for name, values in cosines.items():
-            colour, line = looks[name]
-            axes.plot(degrees, values, line, color=colour, label=name)
-        for name, bend in bends.items():
-            axes.plot(bend, np.interp(bend, degrees, cosines[name]), "o", color=GREEN)
-        axes.set(
-            title="What the target speaker is scored with",
-            xlabel="angle between embedding and class vector (degrees)",
-            ylabel="cosine, or what stands for it",
-            xticks=range(0, 181, 30),
-        )
-        axes.legend(frameon=False)
-    return figure
-
-
-def draw_margins(
-    angles: NDArray[np.float64],
-    losses: Mapping[str, NDArray[np.float64]],
-    class_vectors: NDArray[np.float32],
-) -> Figure:
-    """The losses of two speakers around a circle, [K, 2] by name at [K] radians.
-
-    Below, the losses; above, the arcs on which each is below ln 2, where its speaker is
-    the likelier one. The gap between the arcs is the margin. Arrows are the class
-    vectors [2, 2].
-    """
-    degrees = np.degrees(angles)
-    half_step = (degrees[1] - degrees[0]) / 2
-    arrows = 0.7 * class_vectors / np.linalg.norm(class_vectors, axis=1).max()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.5 * len(losses), 4.8))
-        circles, curves = figure.subplots(
-            2, len(losses), squeeze=False, height_ratios=(3, 2)
-        )
-        for (name, pair), circle, curve in zip(
-            losses.items(), circles, curves, strict=True
-        ):
-            content = (pair < np.log(2)).tolist()
-            pieces = zip(degrees, content, strict=True)
-            for (first, second), piece in itertools.groupby(pieces, lambda p: p[1]):
-                colour = VOICES[0] if first else VOICES[1] if second else "0.85"
-                within = [degree for degree, _ in piece]
-                ends = (within[0] - half_step, within[-1] + half_step)
-                circle.add_patch(Wedge((0, 0), 1, *ends, width=0.25, fc=colour, lw=0))
-            circle.set_title(name, fontsize=9)
-            circle.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
-            circle.axis("off")
-            for speaker, colour in enumerate(VOICES):
-                circle.quiver(
-                    *(0, 0, *arrows[speaker]),
-                    color=colour,
-                    angles="xy",
-                    scale_units="xy",
-                    scale=1,
-                )
-                label = f"speaker {speaker + 1}"
-                curve.plot(degrees, pair[:, speaker], color=colour, label=label)
-            curve.axhline(np.log(2), color="0.6", linewidth=0.8, label="ln 2")
-            curve.set(xlabel="angle (degrees)", xticks=range(-180, 181, 90))
-        curves[0].set_ylabel("loss")
-        figure.legend(
-            *curve.get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=3,
-            frameon=False,
-        )
-    return figure
-
-
-def _draw_rates(axes: Axes, scores: NDArray, targets: NDArray) -> tuple:
-    thresholds, miss, false_alarm = error_rates(scores, targets)
-    inner = slice(0, -1)  # the last threshold is infinite
-    axes.plot(thresholds[inner], miss[inner], color=TARGET, label="misses")
-    axes.plot(
-        thresholds[inner], false_alarm[inner], color=NON_TARGET, label="false alarms"
-    )
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    return thresholds[inner], miss[inner], false_alarm[inner]
-
-
-def draw_error_rates(scores: NDArray[np.float64], targets: NDArray[np.bool_]) -> Figure:
-    """Where scores [K] fall, and the rates of both errors at each threshold, with the
-    threshold at which the rates are equal."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.8))
-        above, below = figure.subplots(2, sharex=True)
-        thresholds, miss, false_alarm = _draw_rates(below, scores, targets)
-        equal = np.argmin(np.abs(miss - false_alarm))
-        threshold, rate = thresholds[equal], (miss + false_alarm)[equal] / 2
-        edges = np.linspace(scores.min(), scores.max(), 80)
-        for name, mask, colour, beyond in (
-            ("non-target trials", ~targets, NON_TARGET, scores >= threshold),
-            ("target trials", targets, TARGET, scores < threshold),
-        ):
-            share = np.full(mask.sum(), 1 / mask.sum())
-            above.hist(
-                scores[mask], edges, weights=share, color=colour, alpha=0.4, label=name
-            )
-            wrong = mask & beyond
-            share = share[: wrong.sum()]
-            above.hist(scores[wrong], edges, weights=share, color=colour, zorder=3)
-        for axes in (above, below):
-            axes.axvline(threshold, color="0.2", linewidth=0.8, ls="--")
-        above.yaxis.set_major_formatter(PercentFormatter(1))
-        above.set(title="Trials; full colour: errors", ylabel="share of the trials")
-        above.legend(frameon=False, fontsize=8)
-        below.plot(threshold, rate, "o", color="0.2")
-        below.annotate(
-            f"EER {rate:.1%}",
-            (threshold, rate),
-            (threshold, 0.5),
-            arrowprops={"arrowstyle": "->", "color": "0.2"},
-            ha="center",
-            bbox={"fc": "white", "ec": "none"},
-        )
-        below.set(title="Rates of both errors", xlabel="threshold", ylabel="rate")
-        below.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_costs(
-    scores: NDArray[np.float64], targets: NDArray[np.bool_], priors: Sequence[float]
-) -> Figure:
-    """Normalised detection cost over the threshold, for priors of a target, with the
-    lowest of each marked."""
-    thresholds, miss, false_alarm = error_rates(scores, targets)
-    thresholds, miss, false_alarm = thresholds[:-1], miss[:-1], false_alarm[:-1]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.2))
-        axes = figure.subplots()
-        for prior, line in zip(priors, ("-", "--", ":"), strict=False):
-            cost = prior * miss + (1 - prior) * false_alarm
-            cost = cost / min(prior, 1 - prior)
-            label = f"prior {prior:g}: minDCF {min(cost.min(), 1):.3f}"
-            axes.plot(thresholds, cost, line, color="0.2", label=label)
-            axes.plot(thresholds[cost.argmin()], cost.min(), "o", color="0.2")
-        axes.axhline(1, color="0.8", linewidth=0.8)
-        axes.set(
-            title="Detection cost",
-            xlabel="threshold",
-            ylabel="cost (1: useless)",
-            ylim=(0, 2),
-        )
-        axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_llr_costs(llrs: NDArray[np.float64], targets: NDArray[np.bool_]) -> Figure:
-    """What a log likelihood ratio costs, and how often each is given to trials [K]."""
-    grid = np.linspace(min(llrs.min(), -6), max(llrs.max(), 6), 200)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.4))
-        above, below = figure.subplots(2, sharex=True)
-        for name, mask, colour, sign in (
-            ("non-target trials", ~targets, NON_TARGET, 1),
-            ("target trials", targets, TARGET, -1),
-        ):
-            bits = np.logaddexp(0, sign * grid) / np.log(2)
-            above.plot(grid, bits, color=colour, label=name)
-            below.hist(
-                llrs[mask], 60, density=True, color=colour, alpha=0.6, label=name
-            )
-        above.axhline(1, color="0.8", linewidth=0.8)
-        above.set(title="Cost of a log likelihood ratio", ylabel="bits", ylim=(0, 8))
-        above.legend(frameon=False, fontsize=8)
-        below.set(title="Trials", xlabel="log likelihood ratio", ylabel="density")
-    return figure
-
-
-def draw_normalisation(
-    cohorts: Mapping[str, NDArray[np.float64]], score: float, top: int
-) -> Figure:
-    """How two utterances score with a cohort, [S] each by name: their highest `top`
-    scores, mean and deviation of these, and the score of the trial of both."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.6))
-        rows = figure.subplots(len(cohorts), sharex=True)
-        for (name, values), axes in zip(cohorts.items(), rows, strict=True):
-            nearest = np.sort(values)[-top:]
-            mean, deviation = nearest.mean(), nearest.std()
-            edges = np.linspace(
-                min(values.min(), score) - 0.02, max(values.max(), score), 60
-            )
-            axes.hist(values, edges, color="0.8", label="whole cohort")
-            axes.hist(nearest, edges, color="0.45", label=f"highest {top}")
-            axes.axvline(score, color=TARGET, label="the trial's score")
-            normalised = (score - mean) / deviation
-            axes.set_title(
-                f"{name}: mean {mean:.2f}, deviation {deviation:.3f}; the trial is at "
-                f"{normalised:+.1f} deviations",
-                fontsize=9,
-            )
-            axes.set_ylabel("speakers")
-        rows[0].legend(frameon=False, fontsize=8)
-        rows[-1].set_xlabel("cosine")
     return figure

@@ -1,4 +1,4 @@
-"""Curves of a training in a notebook cell, redrawn after each epoch."""
+"""Training curves in a notebook cell, redrawn after each epoch."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ class LiveCurves:
         self.began, self.shown = time.perf_counter(), False
 
     def __call__(self, metrics: Mapping[str, float]) -> None:
-        """Take in what `train` reports of an epoch."""
+        """Add the metrics that `train` reports for an epoch."""
         self._show([*self.epochs, metrics])
 
     def finish(self, epochs: Sequence[Mapping[str, float]]) -> str:
-        """Show all epochs of a run; return a sentence that says whether they were
-        trained now or loaded."""
+        """Show all epochs of a run; return a sentence that says how many of them were
+        trained now."""
         now, minutes = len(self.epochs), (time.perf_counter() - self.began) / 60
         self._show(epochs)
         if now == 0:

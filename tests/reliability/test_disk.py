@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import dataset
 import train as training
 from dataset import prepare
 from reports import evaluation_files
-from reports.figures import Figure
 from runs.checkpoints import RunError, load_checkpoint, save_checkpoint
 from runs.run_directory import Run, read_metrics
 from runs.speaker_model import build_model

@@ -1,0 +1,229 @@
+"""Interactive maps of embeddings, for a page or a notebook.
+
+plane [U, 2], speakers [U], sounds -> `map_embeddings` -> HTML
+points [S, 2], [U, 2] by name, [2] -> `map_voices` -> plotly's Figure
+
+U utterances, S training speakers.
+"""
+
+import base64
+import hashlib
+import html
+import itertools
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
+
+from reports.style import MARKERS, MAX_SPEAKERS, PALETTE, speaker_looks
+
+MAP = Template("""\
+<figure id="$key" style="margin: 0.5rem; max-width: 64rem; font-family: sans-serif">
+<div style="height: min(40rem, 85vh)"></div>
+<figcaption>$caption</figcaption>
+</figure>
+<script>
+(() => {
+  const [map, player, playing] = ["div", "audio", "output"].map(
+    (tag) => document.querySelector("#$key " + tag));
+  const sounds = $sounds;
+  const draw = async () => {
+    await Plotly.newPlot(map, {config: $config, ...$figure});
+    map.on("plotly_click", ({points: [{customdata, data, text}]}) => {
+      if (sounds[customdata]) play(customdata, data.name + " · " + text);
+    });
+  };
+  const play = (utterance, name) => {
+    player.src = "data:audio/ogg;base64," + sounds[utterance];
+    playing.innerHTML = name;
+  };
+  for (const button of document.querySelectorAll("#$key li button"))
+    button.onclick = () => play(button.value, button.innerHTML);
+  $start
+})();
+</script>
+""")
+# A notebook runs the scripts of its outputs without waiting for one from the web.
+FROM_WEB = Template("""\
+if (window.Plotly) return draw();
+  document.head.append(Object.assign(document.createElement("script"), {
+    src: "https://cdn.plot.ly/plotly-$version.min.js",
+    integrity: "sha256-$digest",
+    crossOrigin: "anonymous",
+    onload: draw,
+    onerror: () => map.replaceWith("The map needs plotly.js from the web."),
+  }));""")
+PAGE = Template("""\
+<!DOCTYPE html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>$title</title>
+<script>$script</script>
+$map""")
+MAP_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "typesetMath": False,  # a name may hold two dollar signs
+    # Named one by one, since plotly's own set has one that uploads the figure.
+    "modeBarButtons": [
+        ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]
+    ],
+}
+PLAYER = "<p><audio controls autoplay></audio><br><output></output></p>"
+ERRORS = Template("""\
+<details><summary>The lines: the hardest errors</summary>
+<ol>
+$items
+</ol>
+</details>""")
+
+
+def map_embeddings(
+    plane: NDArray[np.float32],
+    speakers: Sequence[str],
+    ids: Sequence[str],
+    title: str,
+    sounds: Mapping[str, bytes] | None = None,
+    errors: Sequence[tuple[str, str, str]] = (),
+    offline: bool = False,
+) -> str:
+    """An interactive map of utterances in the plane [U, 2], as HTML.
+
+    A tooltip names speaker and utterance; a click plays the Ogg file in `sounds` with
+    the utterance's id, if any. The first 24 speakers look as in `draw_embeddings`,
+    others share their looks. `errors` are trials as (id, id, what went wrong): each is
+    a line, and an item of a list below. With `offline` it is a complete page; without,
+    it is a fragment for a notebook, which loads plotly.js (5 MB) from the web.
+    `title` may have several lines.
+    """
+    sounds, figure = sounds or {}, go.Figure()
+    # plotly reads tags and entities in text
+    names = np.array([html.escape(name, quote=False) for name in ids])
+    rows = {name: row for row, name in enumerate(ids)}
+    if errors:
+        figure.add_scatter(**_lines(plane, [(rows[i], rows[j]) for i, j, _ in errors]))
+    looks = list(speaker_looks(speakers).values())
+    for speaker, (marker, colour) in zip(
+        sorted(set(speakers)), itertools.cycle(looks), strict=False
+    ):
+        points = np.flatnonzero(np.array(speakers) == speaker)
+        figure.add_scatter(
+            x=plane[points, 0],
+            y=plane[points, 1],
+            mode="markers",
+            marker={"symbol": MARKERS[marker], "color": colour, "size": 9},
+            opacity=0.8,
+            name=html.escape(speaker, quote=False),
+            text=names[points],
+            customdata=points,
+            hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
+        )
+    heading = html.escape(title, quote=False).replace("\n", "<br>")
+    hidden = {"visible": False}  # distances on the page mean little
+    figure.update_layout(
+        template="simple_white",
+        # On the plot's edge, so that a narrow page has the buttons above it.
+        title={
+            "text": heading,
+            "font": {"size": 14},
+            "yref": "paper",
+            "y": 1,
+            "yanchor": "bottom",
+            "pad": {"b": 10},
+        },
+        showlegend=len(set(speakers)) <= MAX_SPEAKERS,
+        legend={"orientation": "h", "y": 0, "yanchor": "top"},
+        margin={"l": 10, "r": 10, "t": 80, "b": 10},
+        xaxis=hidden,
+        yaxis=hidden,
+        hovermode="closest",
+    )
+    caption = "Hover over a point for its speaker, drag to zoom in, double-click to see"
+    caption += " everything."
+    if sounds:
+        caption += f" Click a point to hear its utterance.{PLAYER}"
+    if errors:
+        caption += _listed(errors, rows, speakers, sounds)
+    script, start = get_plotlyjs(), "draw();"
+    if not offline:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        start = FROM_WEB.substitute(version=get_plotlyjs_version(), digest=digest)
+    encoded = [base64.b64encode(sounds.get(name, b"")).decode() for name in ids]
+    plot = MAP.substitute(
+        key=f"map-{uuid.uuid4().hex}",
+        caption=caption,
+        sounds=json.dumps(encoded),
+        config=json.dumps(MAP_CONFIG),
+        figure=figure.to_json(engine="json"),  # leaves no < in a name
+        start=start,
+    )
+    if not offline:
+        return plot
+    return PAGE.substitute(title=html.escape(title), script=script, map=plot)
+
+
+def _lines(
+    plane: NDArray[np.float32], pairs: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """plotly's trace of a line for each pair of rows of [U, 2]."""
+    gap = np.full((len(pairs), 1), np.nan)  # ends a line
+    x, y = (np.hstack([plane[pairs, axis], gap]).ravel() for axis in (0, 1))
+    look = {"mode": "lines", "line": {"color": "lightgrey", "width": 1}}
+    return {"x": x, "y": y, **look, "name": "hardest errors", "hoverinfo": "skip"}
+
+
+def _listed(
+    errors: Sequence[tuple[str, str, str]],
+    rows: Mapping[str, int],
+    speakers: Sequence[str],
+    sounds: Mapping[str, bytes],
+) -> str:
+    """The errors as an HTML list; where there are sounds, utterances are buttons."""
+
+    def utterance(name: str) -> str:
+        text = html.escape(f"{speakers[rows[name]]} · {name}")
+        if name not in sounds:
+            return text
+        return f'<button value="{rows[name]}">{text}</button>'
+
+    items = [
+        f"<li>{html.escape(what)}: {utterance(one)} and {utterance(other)}</li>"
+        for one, other, what in errors
+    ]
+    return ERRORS.substitute(items="\n".join(items))
+
+
+def map_voices(
+    others: NDArray[np.float64],
+    people: Mapping[str, NDArray[np.float64]],
+    voice: NDArray[np.float64],
+) -> go.Figure:
+    """A voice [2], a star, among people [U, 2] by name and others [S, 2], in grey."""
+    figure = go.Figure()
+
+    def add(name: str, points: NDArray[np.float64], **marker: Any) -> None:
+        x, y = points.T
+        name = html.escape(name, quote=False)
+        figure.add_scatter(x=x, y=y, name=name, mode="markers", marker=marker)
+
+    add("training speakers", others, color="lightgrey", size=5)
+    looks = itertools.cycle(itertools.product(MARKERS.values(), PALETTE))
+    for (name, points), (symbol, colour) in zip(people.items(), looks, strict=False):
+        add(name, points, symbol=symbol, color=colour, size=10)
+    add("this voice", voice[None], symbol="star", color="black", size=18)
+    figure.update_layout(
+        template="simple_white",
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        legend={"orientation": "h", "y": -0.02},
+        xaxis={"visible": False},
+        yaxis={"visible": False, "scaleanchor": "x"},
+        hovermode="closest",
+    )
+    figure.update_traces(hovertemplate="%{fullData.name}<extra></extra>")
+    return figure

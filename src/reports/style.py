@@ -1,0 +1,61 @@
+"""The style and the palette that all figures share.
+
+A colour has one meaning throughout: systems that are often compared have their own, and
+so have target and non-target trials. Other systems, and speakers, take the palette's
+colours in order.
+"""
+
+import itertools
+from collections.abc import Iterable
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+PALETTE = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+    "#000000",
+)
+BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW, BLACK = PALETTE
+SYSTEM_COLOURS = {
+    "d-vector, CE": ORANGE,
+    "TitaNet, CE": BLUE,
+    "TitaNet, ArcFace": GREEN,
+    "released encoder": BLACK,
+}
+TARGET, NON_TARGET = RED, "0.55"  # trials of one speaker, trials of two
+MARKERS = {  # matplotlib's names: plotly's
+    "o": "circle",
+    "^": "triangle-up",
+    "s": "square",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "*": "star",
+}
+STYLE = {
+    "figure.dpi": 150,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+}
+MAX_SPEAKERS = 24  # with looks of their own; more could not be told apart
+
+
+def speaker_looks(speakers: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return a marker and a colour for each of the first 24 speakers in order."""
+    names = sorted(set(speakers))[:MAX_SPEAKERS]
+    return dict(zip(names, itertools.product(MARKERS, PALETTE), strict=False))
+
+
+def system_colours(names: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each system: its own, or the next of the palette."""
+    others = itertools.cycle(PALETTE)
+    return {name: SYSTEM_COLOURS.get(name) or next(others) for name in names}
