@@ -85,7 +85,7 @@ from reports.tables import FEW_SPEAKERS
 from runs.checkpoints import save_checkpoint
 from runs.speaker_model import SpeakerModel, embed
 from speech.audio import AudioError, load_recording
-from speech.corpora import EXTENSIONS, audio_files
+from speech.folders import EXTENSIONS, audio_files
 from speech.packs import FULL_SCALE, Entry, Pack
 from speech.synthetic import SyntheticUtterance
 from verification.calibration import calibrate
@@ -130,7 +130,7 @@ class Voices:
     @property
     def calibration(self) -> Calibration | None:
         """From cosines to log likelihood ratios; one's own, if there is one."""
-        calibrations = self.model.backend.calibrations if self.model.backend else {}
+        calibrations = self.model.backend.calibrations
         return calibrations.get(OWN, calibrations.get("trained"))
 
     @property
@@ -331,7 +331,7 @@ class Voices:
             false_alarm_interval=(intervals[1].low, intervals[1].high),
         )
         backend = self.model.backend
-        if backend is None:  # such as NeMo's models have none
+        if not len(backend.cohort):  # such as NeMo's models have none
             cohort = [vectors[speakers == name].mean(0) for name in sounds]
             backend = Backend(F.normalize(torch.stack(cohort)), {}, [])
         calibrations = {**backend.calibrations, OWN: calibration}

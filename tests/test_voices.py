@@ -330,7 +330,7 @@ def test_clips_that_do_not_agree_are_named(checkpoint):
     assert voices.disagreements(people, ["ann", "cy"]) == [
         "ann: d does not sound like the person's other clips, log likelihood ratio -6.0"
     ]
-    voices.model.backend = None
+    voices.model.backend = Backend.unfitted(24)
     assert voices.disagreements(people, ["ann"]) == []
 
 

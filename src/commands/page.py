@@ -225,7 +225,7 @@ def _build_page(gr: ModuleType, voices: Voices, folder: Path) -> Any:
 
     def place(file: str | None, people: People | None) -> tuple:
         (clip,) = hear(voices, [("this voice", file)])
-        if voices.model.backend is None:
+        if not len(voices.model.backend.cohort):
             raise VoiceError(f"{voices.name}: expected a model with a cohort, got none")
         cohort = voices.model.backend.cohort.cpu().numpy()
         plane = Plane.of(cohort)
