@@ -61,8 +61,8 @@ def titanet(checkpoint=None):
     """Return front end and encoder, on the CPU.
 
     The model maps waveforms [B, N] in [-1, 1], and lengths [B] in samples where rows
-    are padded, to embeddings [B, E]. `checkpoint` is a run, a checkpoint or a `.nemo` file;
-    None is the released encoder.
+    are padded, to embeddings [B, E]. `checkpoint` is a run, a checkpoint or a `.nemo`
+    file; None is the released encoder.
     """
     import torch
     from _titanet.exchange.nemo_files import load_any_model

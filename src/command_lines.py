@@ -1,6 +1,6 @@
-"""What `train.py` and `eval.py` take on the command line.
+"""The command lines of `train.py` and `eval.py`.
 
-Loads nothing slow: `--help` and a mistyped option are answered at once.
+This module loads nothing slow, so `--help` and a mistyped option are answered at once.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def train_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """`parameters` (paths), `resume` (path or None) and `overrides`."""
+    """Return `parameters` (paths), `resume` (a path or None) and `overrides`."""
     parser = argparse.ArgumentParser(
         prog="src/train.py", description="Train a speaker encoder and evaluate it."
     )
@@ -20,7 +20,7 @@ def train_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FILE",
-        help="parameter file; of several, later ones win",
+        help="parameter file; may be repeated, later files win",
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="resume this run")
     parser.add_argument(
@@ -36,7 +36,7 @@ def train_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def eval_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """`checkpoint` (paths), or `scores` and `trials`, and `overrides`."""
+    """Return `checkpoint` (paths), or `scores` and `trials`, and `overrides`."""
     parser = argparse.ArgumentParser(
         prog="src/eval.py", description="Evaluate checkpoints on any corpus."
     )
@@ -56,7 +56,7 @@ def eval_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="such as dataset.name=folder dataset.root=recordings",
     )
     options = parser.parse_args(arguments)
-    # argparse gives --checkpoint all that follows it, overrides too.
+    # argparse takes everything after --checkpoint as checkpoints, overrides too.
     words = [*options.checkpoint, *options.overrides]
     options.checkpoint = [Path(word) for word in words if "=" not in word]
     options.overrides = [word for word in words if "=" in word]

@@ -1,4 +1,4 @@
-"""What goes wrong by a user's mistake, and how a command ends.
+"""Mistakes of the user, and how a command ends.
 
 command -> `run_command` -> exit status
 """
@@ -11,15 +11,15 @@ MAX_MESSAGE = 1000  # characters
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 200
-shown = _repr.repr  # a value of any size for a message
+shown = _repr.repr  # writes a value for a message, shortened if it is long
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: commands print it in one line and exit with
+    """A mistake that the user can fix; a command prints it in one line and exits with
     2."""
 
     def __str__(self) -> str:
-        """One line of printable text: escapes other characters, cuts long messages."""
+        """Return one line of printable text; escape the rest and cut long messages."""
         text = super().__str__()
         if len(text) > MAX_MESSAGE:
             text = f"{text[: MAX_MESSAGE // 2]}...{text[-MAX_MESSAGE // 2 :]}"
@@ -27,12 +27,17 @@ class UserError(Exception):
 
 
 class StoppedError(UserError):
-    """Training that was asked to stop, and did so with everything saved."""
+    """Training was asked to stop, and everything is saved."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's error, or its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Call a command and return its exit status: 0, 2 after a mistake of the user's, or
-    130 where it was asked to stop."""
+    """Call a command and return its exit status: 0, 2 after a user's mistake, or 130
+    if it was asked to stop."""
     try:
         command()
     except StoppedError as stopped:

@@ -1,2 +1,2 @@
-"""How it is computed: layers, kernels, optimizers, ranks. Calls parameters and errors
-only."""
+"""How it is computed: layers, optimizers, devices, processes, and the files behind
+them. Imports parameters and errors only."""

@@ -1,4 +1,4 @@
-"""Where tensors live: the device of a training, copies to it, and its memory."""
+"""Devices: which one to train on, copies to it, and its memory."""
 
 import ctypes
 import sys
@@ -12,33 +12,32 @@ from parameters import ModelParameters, ParameterError, TrainingParameters
 
 
 def choose_device(training: TrainingParameters, model: ModelParameters) -> torch.device:
-    """The device that `training.device` names; auto is the fastest available. Raises
-    `ParameterError` for one that this machine lacks."""
+    """Return the device that `training.device` names; auto is the fastest available.
+    Raise `ParameterError` for one that is missing here."""
     name = training.device
-    # torch has no LSTM with projections on mps.
+    # torch has no LSTM with projections on mps, and the d-vector needs it.
     mps = torch.backends.mps.is_available() and model.name != "dvector"
     available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if name == "auto":
-        name = next(device for device, there in available.items() if there)
+        name = next(device for device, is_here in available.items() if is_here)
     if not available[name]:
-        there = ", ".join(device for device, there in available.items() if there)
+        names = ", ".join(device for device, is_here in available.items() if is_here)
         raise ParameterError(
-            f"training.device: expected a device of this machine ({there}), got {name}"
+            f"training.device: expected a device of this machine ({names}), got {name}"
         )
     return torch.device(name)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to a device; to a GPU asynchronously, which takes pinned
-    memory."""
+    """Copy a CPU tensor to a device; to a GPU asynchronously, from pinned memory."""
     if device.type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc reuse large blocks: to map and clear fresh pages for every activation
-    takes a third of a training step on a CPU."""
+    """Have glibc keep large freed blocks for reuse. Otherwise mapping and clearing
+    fresh pages for every activation takes a third of a training step on a CPU."""
     if sys.platform == "linux":
         m_trim_threshold, m_mmap_threshold = -1, -3
         library = ctypes.CDLL(None)
@@ -49,11 +48,11 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def memory_for_batches(batch_size: int) -> Iterator[None]:
-    """Raise `ParameterError` where a GPU's memory runs out in the block."""
+    """Raise `ParameterError` if the GPU's memory runs out within the context."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise ParameterError(
-            "training.batch_size: expected utterances that the GPU has memory for, got "
-            f"{batch_size}; fewer, or a larger training.accumulation, may fit"
+            "training.batch_size: expected a batch that fits in the GPU's memory, got "
+            f"{batch_size}; try fewer, or a larger training.accumulation"
         ) from None

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and digests of files.
+"""Writes files whole or not at all, makes folders, and computes digests of files.
 
 path -> `atomic_write` -> an open file that replaces `path` at the end
 """
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from errors import UserError
 
-CHUNK = 2**20  # bytes read at once
+CHUNK = 2**20  # bytes read at a time
 
 
 class FileError(UserError):
@@ -21,8 +21,8 @@ class FileError(UserError):
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` once all is written; raise `FileError` if that
-    fails."""
+    """Yield a file that replaces `path` when the context ends; raise `FileError` if
+    writing fails, with the old file unchanged."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with open(partial, "wb") as file:
@@ -31,16 +31,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):  # it may not exist, nor may anything be removed
+        with suppress(OSError):  # it may be missing, or the disk may refuse this too
             partial.unlink()
-        # torch's writer hides what the disk said behind what it makes of that.
+        # torch's writer raises its own error and keeps the disk's as the context.
         reason = error if isinstance(error, OSError) else error.__context__ or error
         raise FileError(f"{path}: cannot be written: {reason}") from None
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it where they are missing; raise `FileError` if
-    that fails."""
+    """Make a directory and its parents if they are missing; raise `FileError` if that
+    fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,7 +48,7 @@ def make_directory(path: Path) -> None:
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """The digest of a file's contents, in hexadecimal."""
+    """Return the digest of a file's contents, in hexadecimal."""
     digest = hashlib.new(algorithm)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -2,8 +2,8 @@
 
 `BatchNorm`, `Dropout`, `DepthwiseConv`, `Linear`: [B, T, C] -> [B, T, C]
 
-B utterances, T frames, C channels, b rows of this rank, R ranks. What each gains was
-measured on a CPU with `benchmarks/train_step.py`.
+B utterances, T frames, C channels, b rows of this rank, R ranks. The gains named here
+were measured on a CPU with `benchmarks/train_step.py`.
 """
 
 import torch
@@ -15,34 +15,34 @@ from engine.parallel import num_ranks, rank, total
 
 try:
     from engine.kernels import depthwise
-except ImportError:  # torch brings no Triton for a CPU alone, nor for Windows
+except ImportError:  # torch comes without Triton for CPUs and for Windows
     depthwise = None
 
 
 def valid_positions(lengths: Tensor, size: int) -> Tensor:
-    """True where a position of a padded axis lies within its length: [B] -> [B,
-    size]."""
+    """Return True where a position lies within its row's length: [B] -> [B, size]."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def mean_over_time(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over the valid frames, [B, T, C], [B, T, 1] of 0 and 1 -> [B, C]."""
+    """Return the mean over the valid frames: [B, T, C], [B, T, 1] of 0 and 1 ->
+    [B, C]."""
     if valid is None:
         return x.mean(1)
-    # A matrix product: to multiply and then sum would copy all of x.
+    # As a matrix product, since a product of elements would be a copy of all of x.
     return ((valid / valid.sum(1, keepdim=True)).transpose(1, 2) @ x).squeeze(1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 where its type is narrower."""
+    """Return x, converted to float32 if its type is narrower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over all axes but the last and over all ranks, [..., C] -> [..., C].
+    """Batch norm over all ranks and all axes but the last, [..., C] -> [..., C].
 
-    torch's SyncBatchNorm works on GPUs only. One rank that does not compile for a CPU
-    uses torch's own batch norm.
+    torch's own, which this uses where it can, does not span ranks (SyncBatchNorm works
+    on GPUs only) and is slow when compiled for a CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,21 +62,21 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def _sum_of_rows(rows: Tensor) -> Tensor:
-    """[b, C] -> [C].
+    """Return the sum of rows, [b, C] -> [C].
 
-    torch's compiler sums down one column after another on a CPU. Sixteen rows at a time
-    read memory in order, which halves the time of batch norm's sums.
+    torch's compiler sums down one column after another on a CPU. Summing sixteen rows
+    first reads memory in order and halves the time of batch norm's sums.
     """
-    together = 16 if len(rows) % 16 == 0 else 1
-    return rows.unflatten(0, (-1, together)).sum(1).sum(0)
+    group_size = 16 if len(rows) % 16 == 0 else 1
+    return rows.unflatten(0, (-1, group_size)).sum(1).sum(0)
 
 
 def _moments_of_all(
     mean: Tensor, variance: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], variance [C] and count [] of the rows of all ranks from those of each
-    (Chan et al., 1979)."""
-    table = mean.new_zeros(num_ranks(), 2 * len(mean) + 1)
+    """Combine each rank's mean [C], variance [C] and count [] of rows into those of all
+    ranks (Chan et al., 1979)."""
+    table = mean.new_zeros(num_ranks(), 2 * len(mean) + 1)  # [R, 2 C + 1]
     table[rank()] = torch.cat([mean, variance, count[None]])
     means, variances, counts = total(table).tensor_split((len(mean), 2 * len(mean)), 1)
     num_rows = counts.sum()
@@ -87,10 +87,10 @@ def _moments_of_all(
 
 
 class _Normalised(torch.autograd.Function):
-    """Batch norm of rows [b, C] by the moments of all ranks' rows.
+    """Batch norm of rows [b, C] by the mean and variance of all ranks' rows.
 
-    Returns the normalised rows, and of all rows the mean [C], the biased variance [C]
-    and the number [].
+    Returns the normalised rows, and the mean [C], biased variance [C] and number [] of
+    all ranks' rows.
     """
 
     @staticmethod
@@ -120,39 +120,38 @@ class _Normalised(torch.autograd.Function):
 class Dropout(nn.Dropout):
     """Dropout that draws sixteen random bits for each value on a CPU.
 
-    The probability is rounded to a multiple of 1 / 65,536. torch draws more bits: these
-    take a quarter of its time, and spare a fifth of an eager training step.
+    The probability is rounded to a multiple of 1 / 65,536. torch draws more bits; this
+    takes a quarter of its time and saves a fifth of an eager training step.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * 2**16)  # of all values of sixteen bits
-        if x.device.type != "cpu" or not self.training or dropped == 0:
+        num_dropped = round(self.p * 2**16)  # of the 65,536 values of sixteen bits
+        if x.device.type != "cpu" or not self.training or num_dropped == 0:
             return super().forward(x)
         words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        keep = bits >= dropped - 2**15
-        return x * (keep * (2**16 / (2**16 - dropped)))
+        keep = bits >= num_dropped - 2**15  # int16 starts at -2**15
+        return x * (keep * (2**16 / (2**16 - num_dropped)))
 
 
 class Linear(nn.Linear):
-    """torch's layer by `linear`."""
+    """torch's layer, computed by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, by oneDNN in float32 on a CPU: [..., C], [C', C], [C'] ->
-    [..., C'].
+    """Return x @ weight.T + bias: [..., C], [C', C], [C'] -> [..., C'].
 
-    torch's own function calls MKL. On an AMD processor with AVX-512, oneDNN takes half
-    of its time; on Intel's, four fifths.
+    For float32 on a CPU it calls oneDNN, where torch's function calls MKL. oneDNN takes
+    half the time on an AMD processor with AVX-512, and four fifths on Intel's.
     """
     if (
         x.device.type != "cpu"
         or x.dtype != torch.float32
         or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()  # slower so, and what is exported has its own
+        or torch.compiler.is_compiling()  # slower, and not in ONNX
         or not torch.backends.mkldnn.is_available()
     ):
         return F.linear(x, weight, bias)
@@ -161,12 +160,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias: [b, C], [C', C], [C'] -> [b, C']"""
+    """Return x @ weight.T + bias, [b, C], [C', C], [C'] -> [b, C'], by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _Products(torch.autograd.Function):
-    """The products of a linear layer; oneDNN's have no gradient of their own."""
+    """A linear layer by oneDNN, whose products have no gradient of their own."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None):
@@ -180,7 +179,7 @@ class _Products(torch.autograd.Function):
         gradient = gradient.contiguous()
         of_bias = gradient.sum(0) if ctx.has_bias else None
         of_x = _product(gradient, weight.T.contiguous())
-        # oneDNN is slow where the first of two such transposes is the larger
+        # oneDNN is slow if the first of two such transposes is the larger.
         if len(weight) > weight.shape[1]:
             of_weight = _product(x.T, gradient.T).T
         else:
@@ -202,15 +201,15 @@ class DepthwiseConv(nn.Conv1d):
         if torch.compiler.is_exporting():
             return super().forward(x.transpose(1, 2)).transpose(1, 2)
         if torch.compiler.is_compiling():
-            # The sum over taps becomes one pass over memory, in any layout.
+            # The compiler turns this sum into one pass over memory, in any layout.
             frames, reach = x.shape[1], self.padding[0]
             x, taps = F.pad(x, (0, 0, reach, reach)), self.weight.unbind(2)  # [C, 1]
             return sum(x[:, k : k + frames] * tap[:, 0] for k, tap in enumerate(taps))
-        # [B, C, 1, T] with the channels innermost is the layout that the fast
-        # channels-last kernels take: 3 to 15 times conv1d's speed on a CPU.
+        # The fast channels-last kernels take [B, C, 1, T] with the channels innermost;
+        # they have 3 to 15 times conv1d's speed on a CPU.
         x = x.transpose(1, 2).unsqueeze(2)
         weight = self.weight.unsqueeze(2)
-        # In bfloat16 oneDNN never ends with 16 channels and a kernel of 15.
+        # In bfloat16, oneDNN hangs with 16 channels and a kernel of 15.
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_float32(x)
             x = F.conv2d(x, weight, padding=(0, self.padding[0]), groups=self.groups)

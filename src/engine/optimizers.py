@@ -1,9 +1,9 @@
-"""Optimizers and the schedule of their learning rate.
+"""Optimizers and the schedule of the learning rate.
 
 `OptimizerParameters`, weights -> `build_optimizer` -> `torch.optim.Optimizer`
 
-Muon is Jordan et al., kellerjordan.github.io/posts/muon (2024), its rate matched to
-AdamW's as in arXiv 2502.16982.
+Muon is by Jordan et al., kellerjordan.github.io/posts/muon (2024), with the length of
+its steps matched to AdamW's as in arXiv 2502.16982.
 """
 
 import math
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from parameters import OptimizerParameters
 
 MUON_MOMENTUM = 0.95
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, x x' x, x x' x x' x: the odd quintic
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the factors of x, x x' x and x x' x x' x
 NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalised(x: Tensor) -> Tensor:
-    """Matrices with all their singular values brought near 1, [..., rows, columns]."""
+    """Return matrices [..., rows, columns] with their singular values brought near
+    1."""
     a, b, c = NEWTON_SCHULZ
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -34,10 +35,10 @@ def orthogonalised(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the groups that say `muon`, which hold matrices; AdamW for the others.
+    """Muon for the groups of matrices that set `muon`, AdamW for the others.
 
-    A matrix moves along the momentum of its gradient with all singular values made
-    equal, by as much as AdamW would move it.
+    A matrix moves along the momentum of its gradient, with all singular values made
+    equal, as far as AdamW would move it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
@@ -45,20 +46,20 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             for weight in group["params"] if group.setdefault("muon", False) else []:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
-                self.state[weight]["step"] = torch.zeros(())  # AdamW looks for it
+                self.state[weight]["step"] = torch.zeros(())  # AdamW expects it
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step of all weights that have a gradient."""
+        """Take one step for all weights that have a gradient."""
         for group in self.param_groups:
             if group["muon"]:
                 self._step_matrices(group)
                 for weight in group["params"]:
-                    weight.grad = None  # AdamW passes over it
+                    weight.grad = None  # so that AdamW skips it
         super().step()
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        by_shape = defaultdict(list)  # matrices of one shape are worked on together
+        by_shape = defaultdict(list)  # matrices of one shape are computed together
         for weight in group["params"]:
             by_shape[weight.shape].append(weight)
         for weights in by_shape.values():
@@ -67,7 +68,7 @@ class Muon(torch.optim.AdamW):
             momenta = [self.state[weight]["momentum"] for weight in weights]
             momentum = torch.stack(momenta).lerp(gradient, 1 - MUON_MOMENTUM)
             direction = gradient.lerp(momentum, MUON_MOMENTUM)  # Nesterov's
-            if direction.is_cuda:  # it need not be exact; a CPU would gain nothing
+            if direction.is_cuda:  # it need not be exact, and a CPU gains nothing
                 direction = direction.bfloat16()
             lr = group["lr"]
             length = lr * 0.2 * math.sqrt(max(old.shape[1:]))
@@ -82,25 +83,21 @@ class Muon(torch.optim.AdamW):
 def build_optimizer(
     weights: Iterable[nn.Parameter], parameters: OptimizerParameters
 ) -> torch.optim.Optimizer:
-    """The optimizer that the parameters name; only matrices and filters decay.
+    """Return the optimizer that the parameters name; only matrices and filters decay.
 
-    Muon leaves a matrix to AdamW whose attribute `muon` is false.
+    Muon leaves a matrix whose attribute `muon` is false to AdamW.
     """
     weights = list(weights)
-    common = {
-        "lr": parameters.lr,
-        "weight_decay": parameters.decay,
-        "fused": True,
-    }
+    common = {"lr": parameters.lr, "weight_decay": parameters.decay, "fused": True}
     vectors = {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0}
     if parameters.name == "muon":
-        matrices = {"params": [w for w in weights if _is_muons(w)], "muon": True}
-        rest = [w for w in weights if w.ndim > 1 and not _is_muons(w)]
-        return Muon([matrices, {"params": rest}, vectors], **common)
+        matrices = {"params": [w for w in weights if _suits_muon(w)], "muon": True}
+        others = {"params": [w for w in weights if w.ndim > 1 and not _suits_muon(w)]}
+        return Muon([matrices, others, vectors], **common)
     groups = [{"params": [w for w in weights if w.ndim > 1]}, vectors]
     if parameters.name == "sgd":
         sgd = torch.optim.SGD(groups, momentum=parameters.momentum, **common)
-        # SGD itself would leave the buffers uninitialised if it skips its first step.
+        # SGD would leave the buffers uninitialised if it skipped its first step.
         for weight in weights:
             sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         return sgd
@@ -108,15 +105,15 @@ def build_optimizer(
     return adam(groups, **common)
 
 
-def _is_muons(weight: nn.Parameter) -> bool:
+def _suits_muon(weight: nn.Parameter) -> bool:
     return weight.ndim == 2 and getattr(weight, "muon", True)
 
 
 def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Take a step if `finite` [] is true, else leave weights and momenta as they are.
+    """Take a step if `finite` [] is true, else leave weights and momenta unchanged.
 
-    The decision stays on the device, so nothing waits for it: torch's fused optimizers,
-    and Muon here, skip a step where their attribute `found_inf` is 1.
+    The decision stays on the device, so nothing waits for it: torch's fused optimizers
+    and Muon here skip the step if their attribute `found_inf` is 1.
     """
     optimizer.found_inf = 1 - finite.float()
     optimizer.step()
@@ -125,7 +122,7 @@ def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, parameters: OptimizerParameters, progress: float
 ) -> None:
-    """Give every group its rate; `progress` is the share of the steps begun."""
+    """Set the learning rate of every group; `progress` is the share of steps begun."""
     rate = learning_rate(parameters, progress)
     for group in optimizer.param_groups:
         ratio = parameters.muon_lr / parameters.lr if group.get("muon") else 1.0
@@ -133,7 +130,8 @@ def set_learning_rate(
 
 
 def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
-    """Linear warm-up, then half a cosine; `progress` is the share of steps begun."""
+    """Return the rate after a linear warm-up and on half a cosine; `progress` is the
+    share of steps begun."""
     if progress < parameters.warmup:
         return parameters.lr * progress / parameters.warmup
     falling = (progress - parameters.warmup) / max(1 - parameters.warmup, 1e-9)

@@ -1,4 +1,4 @@
-"""How many bits a computation has."""
+"""The precision of a computation: bfloat16 where it is fast, or full float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,13 @@ import torch
 
 
 def bfloat16_where_fast(device: str) -> torch.autocast:
-    """A context in which an encoder computes in bfloat16, if the device has it."""
+    """Return a context in which an encoder computes in bfloat16 if the device has
+    it."""
     return torch.autocast(device, torch.bfloat16, enabled=_has_bfloat16(device))
 
 
 def _has_bfloat16(device: str) -> bool:
-    # Older chips emulate it, more slowly than they compute in float32.
+    # Older chips emulate bfloat16, which is slower than float32.
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -20,8 +21,8 @@ def _has_bfloat16(device: str) -> bool:
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Keep a GPU from rounding to TF32, as it does in convolutions and LSTMs unless
-    told otherwise: scores would differ from a CPU's by 1e-3."""
+    """Compute in full float32 on a GPU too. By default its convolutions and LSTMs round
+    to TF32, and scores would differ from a CPU's by 1e-3."""
     backends = (
         torch.backends.cudnn.conv,
         torch.backends.cudnn.rnn,

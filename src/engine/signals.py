@@ -1,4 +1,4 @@
-"""Stopping a training by a signal, with everything saved."""
+"""Stops training by a signal, with everything saved."""
 
 import signal
 import threading
@@ -9,13 +9,13 @@ from engine.parallel import anywhere
 
 
 class StopSignals:
-    """SIGINT and SIGTERM, noted while training; a second one interrupts at once."""
+    """Notes SIGINT and SIGTERM while training; a second signal interrupts at once."""
 
     KINDS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.received = False
-        self.agreed = False  # that one of the ranks has received one
+        self.agreed = False  # whether any rank has received one
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -28,7 +28,7 @@ class StopSignals:
             signal.signal(kind, handler)
 
     def asked(self) -> bool:
-        """Whether to stop, asked and answered on all ranks together."""
+        """Return whether any rank is to stop; every rank must call this."""
         self.agreed = anywhere(self.received)
         return self.agreed
 
