@@ -1,4 +1,4 @@
-"""How many people fine-tuning needs: EER before it, after it, and trained from scratch.
+"""Measure how many people fine-tuning needs: EER before, after, and from scratch.
 
     python experiments/fine_tune.py WORK
 
@@ -8,13 +8,12 @@ init/fine-tune.yml on 10, 40 and 125 training speakers of speechocean762; three 
 of each epoch are from the old corpora. It also trains on those speakers alone from
 scratch, for as many steps. All are tested on the test speakers of speechocean762 and,
 to see what tuning forgets, of Common Voice. Runs already in WORK are not repeated.
-Writes `assets/fine-tuning.json` and the table in `docs/training.md`.
+Writes `assets/fine-tuning.json`; `make docs` tabulates it.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from blocks import DOCS, as_table, write_block
-
 from dataset import prepare
 from engine.parameter_files import SHIPPED, load_parameters
-from errors import UserError
+from errors import run_command
 from eval import evaluate_checkpoint
 from reports.tables import as_report
 from runs.checkpoints import load_model
@@ -35,14 +32,14 @@ from train import train_once
 
 HOME = SHIPPED.parent
 INIT = HOME / "init"
-OWN = Path("data/speechocean762")
-COUNTS = (10, 40, 125)  # speakers
-CROPS = 64 * 40  # of one's own speakers in an epoch
-OLD = 3  # crops of the old corpora for each of those
-EPOCHS = 2  # of tuning
-EPOCHS_BEFORE = 2  # of the encoder that is tuned
+NEW_CORPUS = Path("data/speechocean762")
+SPEAKER_COUNTS = (10, 40, 125)
+NEW_CROPS = 64 * 40  # of the new corpus in an epoch
+OLD_CROPS_PER_NEW = 3
+TUNING_EPOCHS = 2
+FIRST_EPOCHS = 2  # of the encoder that is tuned
 SEED = 0
-NAMES = {  # of tests; "test" is that of a corpus alone
+TEST_NAMES = {  # "test" is that of a corpus alone
     "test": "speechocean762",
     "test/own": "speechocean762",
     "test/commonvoice": "Common Voice",
@@ -50,16 +47,16 @@ NAMES = {  # of tests; "test" is that of a corpus alone
 
 
 def make_folder(folder: Path, count: int) -> int:
-    """Link so many training speakers and all test speakers; return the number of
+    """Link `count` training speakers and all test speakers; return the number of
     training utterances."""
-    speakers = sorted((OWN / "train").iterdir())
+    speakers = sorted((NEW_CORPUS / "train").iterdir())
     chosen = np.random.default_rng(SEED).permutation(len(speakers))[:count]
-    for home in (*(speakers[i] for i in chosen), *(OWN / "test").iterdir()):
-        link = folder / home.relative_to(OWN)
+    for speaker in (*(speakers[i] for i in chosen), *(NEW_CORPUS / "test").iterdir()):
+        link = folder / speaker.relative_to(NEW_CORPUS)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():
-            link.symlink_to(home.resolve())
-    return sum(len(list(home.iterdir())) for home in (folder / "train").iterdir())
+            link.symlink_to(speaker.resolve())
+    return sum(len(list(s.iterdir())) for s in (folder / "train").iterdir())
 
 
 def train(work: Path, name: str, corpora: list[dict], *overrides: str) -> Path:
@@ -80,18 +77,18 @@ def train(work: Path, name: str, corpora: list[dict], *overrides: str) -> Path:
 
 
 def measure(work: Path) -> dict[str, dict[str, float]]:
-    """EERs by system and test."""
+    """Train every encoder, and return EERs by system and test."""
     work.mkdir(parents=True, exist_ok=True)
     recipe = load_parameters(SHIPPED, INIT / "titanet-s.yml").as_dict()
-    mixed = [c for c in recipe["dataset"]["mixture"] if c["label"] != OWN.name]
-    before = train(work, "before", mixed, f"training.epochs={EPOCHS_BEFORE}")
+    mixed = [c for c in recipe["dataset"]["mixture"] if c["label"] != NEW_CORPUS.name]
+    before = train(work, "before", mixed, f"training.epochs={FIRST_EPOCHS}")
     chosen = load_model(before, torch.device("cpu")).config
     splits = prepare(chosen.dataset, chosen.front_end)
     num_old = len(splits.train)
     eers_of = {}
-    for count in COUNTS:
+    for count in SPEAKER_COUNTS:
         folder = work / f"people-{count}"
-        num_own = make_folder(folder, count)
+        num_new = make_folder(folder, count)
         recordings = {"label": "own", "name": "folder", "root": str(folder)}
         if not eers_of:
             evaluation = evaluate_checkpoint(
@@ -99,41 +96,34 @@ def measure(work: Path) -> dict[str, dict[str, float]]:
             )
             eers_of["before"] = eers(as_report(evaluation)) | eers(read_report(before))
         tuned = [
-            recordings | {"weight": CROPS / num_own},
-            *(corpus | {"weight": OLD * CROPS / num_old} for corpus in mixed),
+            recordings | {"weight": NEW_CROPS / num_new},
+            *(
+                corpus | {"weight": OLD_CROPS_PER_NEW * NEW_CROPS / num_old}
+                for corpus in mixed
+            ),
         ]
-        short = f"training.epochs={EPOCHS}", "training.batch_size=64"
+        short = f"training.epochs={TUNING_EPOCHS}", "training.batch_size=64"
         start = f"training.init_from={before}"
         run = train(work, f"tuned-{count}", tuned, *short, start)
         eers_of[f"tuned on {count}"] = eers(read_report(run))
-        alone = [recordings | {"weight": (1 + OLD) * CROPS / num_own}]
+        alone = [recordings | {"weight": (1 + OLD_CROPS_PER_NEW) * NEW_CROPS / num_new}]
         run = train(work, f"scratch-{count}", alone, *short)
         eers_of[f"from scratch on {count}"] = eers(read_report(run))
     return eers_of
 
 
 def read_report(run: Path) -> dict:
-    """A finished run's report."""
+    """Return a finished run's report."""
     return json.loads((run / "report.json").read_text())
 
 
 def eers(report: dict) -> dict[str, float]:
-    """The trained system's EER on each test that the table shows."""
+    """Return the trained system's EER on each test that the table shows."""
     return {
-        NAMES[test]: of_test["systems"]["trained"]["eer"]
+        TEST_NAMES[test]: of_test["systems"]["trained"]["eer"]
         for test, of_test in report["verification"].items()
-        if test in NAMES
+        if test in TEST_NAMES
     }
-
-
-def as_markdown(eers_of: Mapping[str, Mapping[str, float]]) -> str:
-    """The table in docs/training.md."""
-    tests = list(dict.fromkeys(NAMES.values()))
-    rows = [["encoder", *(f"{test}, EER %" for test in tests)]]
-    for system, eer_of in eers_of.items():
-        cells = (f"{100 * eer_of[t]:.1f}" if t in eer_of else "" for t in tests)
-        rows.append([system, *cells])
-    return as_table(rows)
 
 
 def main() -> int:
@@ -141,14 +131,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("work", type=Path, metavar="WORK", help="a folder for runs")
     options = parser.parse_args()
-    try:
-        eers_of = measure(options.work)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    (HOME / "assets/fine-tuning.json").write_text(json.dumps(eers_of, indent=1) + "\n")
-    write_block(DOCS / "training.md", "fine_tune.py", as_markdown(eers_of))
-    return 0
+
+    def command() -> None:
+        eers = json.dumps(measure(options.work), indent=1)
+        (HOME / "assets" / "fine-tuning.json").write_text(f"{eers}\n")
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who is it, if anybody enrolled: identification among strangers; own thresholds.
+"""Identify enrolled people among strangers, and calibrate on one's own recordings.
 
     python experiments/open_set.py COMMON_VOICE SPEECHOCEAN [assets/open_set.json]
 
@@ -15,7 +15,8 @@ threshold of `Voices`, with and without raising it for 60 people.
 
 speechocean762: half the people calibrate the encoder, the other half are tested.
 
-Intervals are 95 %, from resampling enrolled people and strangers.
+Intervals are 95 %, from resampling enrolled people and strangers. `make docs` tabulates
+the file.
 """
 
 import argparse
@@ -30,9 +31,8 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from engine.files import atomic_write
-from errors import UserError
+from errors import run_command
 from recognition.people import read_people
-from reports.tables import print_table
 from verification.metrics import bootstrap_rates, rates_at
 from voices import Voices
 
@@ -41,11 +41,11 @@ NUM_CLIPS = 3
 RATES = (0.01, 0.05)
 NUM_RESAMPLES = 1000
 SEED = 0
-TABLE = Path(__file__).parents[1] / "assets" / "open_set.json"
+RESULTS = Path(__file__).parents[1] / "assets" / "open_set.json"
 
 
 def vectors_of(voices: Voices, folder: Path) -> dict[str, NDArray[np.float64]]:
-    """Vectors [clips, E] of each person below a folder."""
+    """Return the vectors [clips, E] of each person below a folder."""
     people = read_people([str(folder)])
     vectors = voices.embed([file for files in people.values() for file in files])
     ends = np.cumsum([len(files) for files in people.values()])[:-1]
@@ -54,7 +54,7 @@ def vectors_of(voices: Voices, folder: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def deal(vectors: dict[str, NDArray]) -> tuple[list[str], list[str]]:
-    """Names to enrol, those with clips to test first, and names of the strangers."""
+    """Return the names to enrol, those with clips to test first, and the strangers'."""
     rng = np.random.default_rng(SEED)
     tested = [name for name, of in vectors.items() if len(of) > NUM_CLIPS]
     others = [name for name, of in vectors.items() if len(of) == NUM_CLIPS]
@@ -64,8 +64,8 @@ def deal(vectors: dict[str, NDArray]) -> tuple[list[str], list[str]]:
 
 
 def scores(gallery: list[NDArray], clips: NDArray, mean: bool) -> NDArray:
-    """Cosines of clips with people [clips, people], by their mean direction or their
-    best clip."""
+    """Return cosines [clips, people] of clips with people, by a person's mean direction
+    or best clip."""
     if mean:
         means = np.stack([of_person.mean(0) for of_person in gallery])
         return clips @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
@@ -75,32 +75,35 @@ def scores(gallery: list[NDArray], clips: NDArray, mean: bool) -> NDArray:
 def rates(
     threshold: float, right: NDArray, known: NDArray, unknown: NDArray
 ) -> tuple[float, float]:
-    """Share of known clips that are detected and identified, of unknown ones that are
-    given to somebody."""
+    """Return the share of known clips that are detected and identified, and that of
+    unknown clips that are given to somebody."""
     return float((right & (known >= threshold)).mean()), float(
         (unknown >= threshold).mean()
     )
 
 
 def threshold_at(rate: float, unknown: NDArray) -> float:
-    """The lowest at which at most this share of unknown clips is given to somebody."""
+    """Return the lowest threshold that gives at most this share of unknown clips to
+    somebody."""
     ranked = np.sort(unknown)[::-1]
     return float(np.nextafter(ranked[math.floor(rate * len(ranked))], np.inf))
 
 
 def resampled(owners: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows of people drawn anew."""
+    """Return the rows of people who are drawn with replacement."""
     names = np.unique(owners)
     chosen = rng.choice(names, len(names))
     return np.concatenate([np.flatnonzero(owners == name) for name in chosen])
 
 
 def interval(values: list[float]) -> list[float]:
+    """Return the 95 % interval of resampled values."""
     return np.quantile(values, (0.025, 0.975)).tolist()
 
 
 def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
-    """Detection and identification rates by what is enrolled and how it is scored."""
+    """Return detection and identification rates by what is enrolled and how it is
+    scored."""
     enrolled, strangers = deal(vectors)
     probes = {
         n: vectors[n][NUM_CLIPS:] for n in enrolled if len(vectors[n]) > NUM_CLIPS
@@ -149,7 +152,7 @@ def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
             detections, false_alarms = zip(*resamples[name], strict=True)
             report[name] = {
                 "identified": identified,
-                "interval": interval(detections),
+                "identified_interval": interval(detections),
                 "false_alarm": false_alarm,
                 "false_alarm_interval": interval(false_alarms),
             }
@@ -165,8 +168,8 @@ def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
 
 
 def calibrate_on_half(voices: Voices, folder: Path) -> dict:
-    """Rates at the encoder's threshold and at one found on half the people, both on the
-    other half."""
+    """Return error rates of half the people, at the encoder's threshold and at one
+    found on the other half."""
     people = read_people([str(folder)])
     names = np.random.default_rng(SEED).permutation(list(people)).tolist()
     half, others = names[::2], names[1::2]
@@ -201,52 +204,26 @@ def calibrate_on_half(voices: Voices, folder: Path) -> dict:
     return report
 
 
-def percent(rate: float, limits: list[float]) -> str:
-    low, high = limits
-    return f"{100 * rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("common_voice", type=Path, metavar="COMMON_VOICE")
     parser.add_argument("speechocean", type=Path, metavar="SPEECHOCEAN")
-    parser.add_argument("out", type=Path, nargs="?", default=TABLE)
+    parser.add_argument("out", type=Path, nargs="?", default=RESULTS)
     options = parser.parse_args()
-    try:
+
+    def command() -> None:
         voices = Voices.load()
+        vectors = vectors_of(voices, options.common_voice)
         report = {
             "encoder": voices.digest,
-            "identification": identify(
-                voices, vectors_of(voices, options.common_voice)
-            ),
+            "identification": identify(voices, vectors),
             "calibration": calibrate_on_half(voices, options.speechocean),
         }
         with atomic_write(options.out) as file:
             file.write(json.dumps(report, indent=2).encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    rows = [["enrolled", "threshold", "identified, %", "false alarms, %"]]
-    for system, points in report["identification"]["systems"].items():
-        for name, point in points.items():
-            if isinstance(point, dict):
-                identified = percent(point["identified"], point["interval"])
-                alarms = percent(point["false_alarm"], point["false_alarm_interval"])
-                rows.append([system, name, identified, alarms])
-    print_table(rows)
-    rows = [["threshold", "misses, %", "false alarms, %"]]
-    for name in ("encoder", "own"):
-        one = report["calibration"][name]
-        rows.append(
-            [
-                name,
-                percent(one["miss"], one["miss_interval"]),
-                percent(one["false_alarm"], one["false_alarm_interval"]),
-            ]
-        )
-    print_table(rows)
-    return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A picture of the page of `src/voices.py demo`, with two synthetic recordings.
+"""Take a picture of the page of `src/voices.py demo`, with two synthetic recordings.
 
     python experiments/page.py [assets/page.jpg]
 
@@ -25,7 +25,7 @@ SIZE = {"width": 1000, "height": 600}  # pixels
 
 
 def main(target: Path) -> None:
-    """Upload two recordings of one voice, press the button, keep what is seen."""
+    """Upload two recordings of one voice, press the button, save a screenshot."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = open_page(Voices.load(), "127.0.0.1", Path(folder))
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))

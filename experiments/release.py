@@ -55,7 +55,7 @@ MIN_SPEAKERS_OF_LANGUAGE = 8
 
 
 def make(run: Path, released: Path) -> None:
-    """Write the best model of a run as it is released."""
+    """Write the best model of a run with calibrations, in float16."""
     model = load_model(run, CPU)
     model.backend = fit_backend(
         model, prepare(model.config.dataset, model.config.front_end)
@@ -67,7 +67,7 @@ def make(run: Path, released: Path) -> None:
 
 
 def measure(released: Path, figures: Path) -> None:
-    """Write what the released encoder does on each test."""
+    """Write how the released encoder does on each test."""
     reports = {}
     for name, overrides in (("mixture", ()), ("librispeech", TEST_OTHER)):
         evaluation = evaluate_checkpoint(released, overrides)
@@ -87,7 +87,7 @@ def measure(released: Path, figures: Path) -> None:
 
 
 def without_one(test: Verification, splits: Splits) -> dict[str, str | float]:
-    """The speaker whose absence lowers the EER most, and the EER without."""
+    """Return the speaker whose absence lowers the EER most, and the EER without."""
     trials, scores = test.trials, test.scores["trained"]
     speakers = np.array(splits.speakers_of(test.indices))
     eers = {}
@@ -100,7 +100,8 @@ def without_one(test: Verification, splits: Splits) -> dict[str, str | float]:
 
 
 def by_language(test: Verification, splits: Splits) -> dict[str, dict]:
-    """Common Voice's trials of two speakers of one language, where it has enough."""
+    """Return reports of Common Voice's trials within a language that has enough
+    speakers."""
     with Path("data/commonvoice/speakers.csv").open(encoding="utf-8") as file:
         languages = {row["speaker"]: row["language"] for row in csv.DictReader(file)}
     speakers = splits.speakers_of(splits.by_corpus("test")["test/commonvoice"])

@@ -1,11 +1,12 @@
-"""EER on a run's test speakers, as recorded, degraded, and over a telephone.
+"""Measure the EER of runs on test speakers as recorded, degraded, and over a telephone.
 
-    python experiments/robustness.py RUN [RUN ...] [key=value ...]
+    python experiments/robustness.py RUN [RUN ...] [key=value ...] > EERS.json
 
 Degraded, every test utterance is put into a room and gets noise at 5 dB, both of the
 recordings that `augmentation.reverberation.held_out` and `augmentation.noise.held_out`
 keep out of training; where they keep none, this is left out. Over a telephone it has
-the band and the coding of `augmentation.telephone`. All runs hear the same.
+the band and the coding of `augmentation.telephone`. All runs hear the same. Prints the
+EERs of each run and corpus as JSON.
 """
 
 import argparse
@@ -22,10 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from dataset import UtteranceBatches, prepare
 from engine.devices import choose_device
 from engine.parameter_files import check_parameters, override_values
-from errors import UserError
+from errors import run_command
 from eval import make_split_trials
 from parameters import Parameters
-from reports.tables import print_table
 from runs.checkpoints import load_model
 from runs.speaker_model import SpeakerModel, embed
 from speech.surroundings import load_noise, load_responses
@@ -37,7 +37,7 @@ SNR_DB = 5.0
 
 
 def hearing(model: SpeakerModel, change: Callable[[Tensor], Tensor]) -> Callable:
-    """The model, hearing every utterance changed."""
+    """Return the model with a change of every utterance before it."""
 
     def embeddings(waveforms: Tensor, lengths: Tensor) -> Tensor:
         heard = torch.zeros_like(waveforms)
@@ -49,18 +49,16 @@ def hearing(model: SpeakerModel, change: Callable[[Tensor], Tensor]) -> Callable
 
 
 def in_a_noisy_room(parameters: Parameters, device: torch.device) -> Callable:
-    """With a room and noise that training never uses."""
-    size = round(
-        parameters.augmentation.reverberation.max_seconds
-        * parameters.front_end.sample_rate
-    )
+    """Return the change by a room and noise that training never uses."""
+    max_seconds = parameters.augmentation.reverberation.max_seconds
+    size = round(max_seconds * parameters.front_end.sample_rate)
     room = Reverberation(1.0, load_responses(parameters, device, held_out=True), size)
     noise = Noise(1.0, load_noise(parameters, device, held_out=True), (SNR_DB, SNR_DB))
     return lambda waveforms: noise(room(waveforms))
 
 
 def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
-    """EERs of a run's best checkpoint on each corpus, by what it hears."""
+    """Return EERs of a run's best checkpoint on each corpus, by what it hears."""
     model = load_model(run, torch.device("cpu"))
     values = override_values(model.config.as_dict(), overrides)
     parameters = check_parameters(values)
@@ -70,17 +68,15 @@ def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
     trials = make_split_trials(splits, parameters)
     telephone = Telephone(1.0, parameters.front_end.sample_rate)
     models = {"clean": model, "telephone": hearing(model, telephone)}
-    if (
-        parameters.augmentation.reverberation.held_out
-        and parameters.augmentation.noise.held_out
-    ):
+    augmentation = parameters.augmentation
+    if augmentation.reverberation.held_out and augmentation.noise.held_out:
         models["degraded"] = hearing(model, in_a_noisy_room(parameters, device))
     eers = {}
-    for name, indices in splits.by_corpus("test").items():
-        seconds = parameters.evaluation.batch_seconds
+    tests, seconds = splits.by_corpus("test"), parameters.evaluation.batch_seconds
+    for name, indices in tests.items():
         batches = UtteranceBatches(splits.pack, indices, seconds, device)
         targets = trials[name].targets
-        key = f"{run} {name}" if len(splits.by_corpus("test")) > 1 else str(run)
+        key = f"{run} {name}" if len(tests) > 1 else str(run)
         eers[key] = {}
         for condition, heard in models.items():
             torch.manual_seed(parameters.seed)
@@ -96,21 +92,14 @@ def main() -> int:
     arguments = parser.parse_args().arguments
     overrides = [argument for argument in arguments if "=" in argument]
     runs = [Path(argument) for argument in arguments if "=" not in argument]
-    try:
-        eers_of = {}
+
+    def command() -> None:
+        eers: dict[str, dict[str, float]] = {}
         for run in runs:
-            eers_of |= measure(run, overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    conditions = ["clean", "telephone", "degraded"]
-    rows = [
-        [run, *(f"{eers[c]:.2%}" if c in eers else "" for c in conditions)]
-        for run, eers in eers_of.items()
-    ]
-    print_table([["run", *conditions], *rows])
-    print(json.dumps(eers_of))
-    return 0
+            eers |= measure(run, overrides)
+        print(json.dumps(eers, indent=1))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

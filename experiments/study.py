@@ -1,11 +1,11 @@
-"""The comparison of models and losses: train, test, tabulate, draw.
+"""Compare models and losses: train, test, draw.
 
     python experiments/study.py
 
-It is called from the folder that has the corpora below `data`, as init/study.yml and
+Run it in the folder that has the corpora below `data`, as init/study.yml and
 docs/results.md name them. Finished runs are reused, stopped ones resumed. Writes
-`assets/results.json`, figures and lists of utterances in `assets`, and the tables in
-`docs/results.md`.
+`assets/results.json`, which `make docs` tabulates, and figures and lists of utterances
+in `assets`.
 """
 
 import argparse
@@ -42,27 +42,30 @@ from transforms import Augmentation
 
 HOME = Path(__file__).parents[1]
 ASSETS = HOME / "assets"
-CROSS_ENTROPY, ARCFACE = "loss.name=cross_entropy", "loss.name=arcface"
-# At the default rate of Muon cross-entropy learns more slowly.
-COOLER = "training.optimizer.muon_lr=0.003"
-# In TitaNet's 15 epochs the d-vector learns little.
-LONGER = "training.epochs=30"
 MODELS = {  # files and overrides on top of parameters.yml
-    "d-vector, CE": (["init/dvector.yml", "init/study.yml"], [CROSS_ENTROPY, LONGER]),
-    "TitaNet, CE": (["init/study.yml"], [CROSS_ENTROPY, COOLER]),
-    "TitaNet, ArcFace": (["init/study.yml"], [ARCFACE]),
+    "d-vector, CE": (
+        ["init/dvector.yml", "init/study.yml"],
+        # It learns little in TitaNet's 15 epochs.
+        ["loss.name=cross_entropy", "training.epochs=30"],
+    ),
+    "TitaNet, CE": (
+        ["init/study.yml"],
+        # Cross-entropy learns more slowly at Muon's default rate.
+        ["loss.name=cross_entropy", "training.optimizer.muon_lr=0.003"],
+    ),
+    "TitaNet, ArcFace": (["init/study.yml"], ["loss.name=arcface"]),
 }
 NUM_SEEDS = {"d-vector, CE": 2, "TitaNet, CE": 3, "TitaNet, ArcFace": 3}
 
 
 def settings(model: str, seed: int) -> tuple[list[str], list[str]]:
-    """Files and overrides of one run."""
+    """Return the parameter files and overrides of one run."""
     files, overrides = MODELS[model]
     return ["parameters.yml", *files], [*overrides, f"seed={seed}"]
 
 
 def run_parameters(model: str, seed: int) -> Parameters:
-    """Of one run, named after its model and seed."""
+    """Return the parameters of one run, which is named after its model and seed."""
     files, overrides = settings(model, seed)
     name = f"run.name={model.replace(', ', '-')}-{seed}"
     return load_parameters(
@@ -72,7 +75,7 @@ def run_parameters(model: str, seed: int) -> Parameters:
 
 
 def summarise(model: str, seed: int, run: Path) -> dict[str, Any]:
-    """What is reported of a run, and the command that trains the same."""
+    """Return a run's results, and the command that trains the same."""
     trained = load_model(run, torch.device("cpu"))
     report = json.loads((run / "report.json").read_text())
     unseen = as_report(evaluate_checkpoint(run, TEST_OTHER))["verification"]
@@ -96,7 +99,7 @@ def summarise(model: str, seed: int, run: Path) -> dict[str, Any]:
 
 
 def embed_test(model: SpeakerModel, splits: Splits, indices: Sequence[int]) -> Any:
-    """[U, E] of some utterances."""
+    """Return the embeddings [U, E] of some utterances."""
     device = model.device
     seconds = model.config.evaluation.batch_seconds
     batches = UtteranceBatches(splits.pack, indices, seconds, device)
@@ -104,7 +107,7 @@ def embed_test(model: SpeakerModel, splits: Splits, indices: Sequence[int]) -> A
 
 
 def draw(models: Mapping[str, SpeakerModel], mixture: Splits, unseen: Splits) -> None:
-    """The comparisons of the original study."""
+    """Draw the comparisons that the original study shows."""
     baseline, cross_entropy, arcface = models
     seen = mixture, mixture.by_corpus("test")["test/speechocean762"]
     for file, (splits, indices), names, methods in (
@@ -121,23 +124,16 @@ def draw(models: Mapping[str, SpeakerModel], mixture: Splits, unseen: Splits) ->
 
 
 def draw_augmentation() -> None:
-    """A synthetic voice before and after each change."""
+    """Draw a synthetic voice before and after each change."""
     changes = ("speed", "reverberation", "noise")
     always = [f"augmentation.{change}.probability=1" for change in changes]
     parameters = load_parameters(HOME / "parameters.yml", overrides=always)
-    augmentation, cpu = (
-        Augmentation(
-            parameters.augmentation,
-            parameters.front_end.sample_rate,
-            load_surroundings(parameters, torch.device("cpu")),
-        ).to(torch.device("cpu")),
-        torch.device("cpu"),
-    )
-    batch = next(
-        TrainingBatches(
-            prepare(parameters.dataset, parameters.front_end), parameters, cpu
-        ).epoch(0)
-    )
+    config, cpu = parameters.augmentation, torch.device("cpu")
+    sample_rate = parameters.front_end.sample_rate
+    surroundings = load_surroundings(parameters, cpu)
+    augmentation = Augmentation(config, sample_rate, surroundings)
+    splits = prepare(parameters.dataset, parameters.front_end)
+    batch = next(TrainingBatches(splits, parameters, cpu).epoch(0))
     torch.manual_seed(batch.seed)
     before = batch.waveforms[:, : batch.crop]
     sounds = {
@@ -147,12 +143,12 @@ def draw_augmentation() -> None:
         "with noise": augmentation.noise(before),
     }
     samples = {name: x[0].numpy() for name, x in sounds.items()}
-    figure = draw_sounds(samples, parameters.front_end.sample_rate)
+    figure = draw_sounds(samples, sample_rate)
     figure.savefig(ASSETS / "augmentation.png", dpi=80)  # spectrograms compress badly
 
 
 def write_utterances(splits: Splits) -> None:
-    """For each corpus a file with split and id of each utterance."""
+    """Write a file for each corpus with the split and id of each utterance."""
     lines = defaultdict(list)
     for split in ("train", "validation", "test"):
         for index in getattr(splits, split):
@@ -164,36 +160,33 @@ def write_utterances(splits: Splits) -> None:
         path.write_text("".join(of_corpus), encoding="utf-8")
 
 
-def main() -> int:
-    """Command line."""
+def main() -> None:
+    """Train what is missing, then test, draw and list."""
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
-    try:
-        parameters = {
-            (model, seed): run_parameters(model, seed)
-            for model in MODELS
-            for seed in range(1, 1 + NUM_SEEDS[model])
-        }
-        runs = {key: train_once(p) for key, p in parameters.items()}
-        chosen = parameters["TitaNet, ArcFace", 1]
-        seen = prepare(chosen.dataset, chosen.front_end)
-        chosen = load_parameters(HOME / "parameters.yml", overrides=TEST_OTHER)
-        unseen = prepare(chosen.dataset, chosen.front_end)
-        summaries = [summarise(*key, run) for key, run in runs.items()]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    device = choose_device(parameters["TitaNet, ArcFace", 1])
+    parameters = {
+        (model, seed): run_parameters(model, seed)
+        for model in MODELS
+        for seed in range(1, 1 + NUM_SEEDS[model])
+    }
+    runs = {key: train_once(config) for key, config in parameters.items()}
+    config = parameters["TitaNet, ArcFace", 1]
+    seen = prepare(config.dataset, config.front_end)
+    device = choose_device(config.training, config.model)
+    config = load_parameters(HOME / "parameters.yml", overrides=TEST_OTHER)
+    unseen = prepare(config.dataset, config.front_end)
+    summaries = [summarise(*key, run) for key, run in runs.items()]
     first = {model: runs[model, 1] for model in MODELS}
     curves = draw_curves({name: read_metrics(run) for name, run in first.items()})
     curves.savefig(ASSETS / "curves.png")
     models = {name: load_model(run, device).eval() for name, run in first.items()}
     draw(models, seen, unseen)
     draw_augmentation()
+    arcface = first["TitaNet, ArcFace"]
     lists = {
-        label: first["TitaNet, ArcFace"] / f"test/{label}/trials.txt"
+        label: arcface / f"test/{label}/trials.txt"
         for label in ("speechocean762", "commonvoice")
     }
-    (lists["librispeech"],) = first["TitaNet, ArcFace"].glob("evaluations/*/trials.txt")
+    (lists["librispeech"],) = arcface.glob("evaluations/*/trials.txt")
     results = {
         "trials_sha256": {
             label: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -202,12 +195,9 @@ def main() -> int:
         "runs": summaries,
     }
     (ASSETS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    released = json.loads((ASSETS / "titanet-s.json").read_text())
-    write_block(DOCS / "results.md", "study.py", as_markdown(results, released))
     write_utterances(seen)
     write_utterances(unseen)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

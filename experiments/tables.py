@@ -1,0 +1,427 @@
+"""The tables of README.md, docs/ and init/titanet-s.md.
+
+Each function of `figures` alone writes the block that a document marks with its name
+(`documents.py`). EERs and rates are in percent; brackets are 95 % intervals.
+"""
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from house import imports_by_room
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from recognition.verdicts import Candidate, Comparison, Identification, Threshold
+
+TESTS = {
+    "test/speechocean762": "speechocean762",
+    "test/commonvoice": "Common Voice",
+    "test": "LibriSpeech test-other",
+}
+CORPORA = ("speechocean762", "commonvoice")
+Figures = Mapping[str, Any]  # as `documents.read_figures` returns them
+
+
+# Cells
+
+
+def table(*rows: Sequence[str]) -> str:
+    """Return rows as Markdown, the first naming the columns."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share in percent without the sign, or nothing for None."""
+    return "" if share is None else f"{100 * share:.{digits}f}"
+
+
+def interval(
+    report: Mapping[str, Any], metric: str, scale: float = 100, digits: int = 1
+) -> str:
+    """Return a metric with its 95 % interval, where it has one."""
+    text = f"{scale * report[metric]:.{digits}f}"
+    if bounds := report[f"{metric}_interval"]:
+        ends = bounds.values() if isinstance(bounds, dict) else bounds
+        low, high = (f"{scale * end:.{digits}f}" for end in ends)
+        text += f" [{low}, {high}]"
+    return text
+
+
+def spread(values: Sequence[float], scale: float, digits: int) -> str:
+    """Return the mean, with its standard error if the values differ."""
+    text = f"{scale * mean(values):.{digits}f}"
+    if len(set(values)) > 1:
+        error = scale * stdev(values) / sqrt(len(values))
+        text += f" ± {error:.{digits}f}"
+    return text
+
+
+# README.md and docs/voices.md
+
+
+def released(figures: Figures) -> str:
+    """The released encoder beside systems that learned nothing."""
+    rows = [["test set (speakers)", "released encoder", "untrained", "mean spectrum"]]
+    tests = figures["released"].values()
+    for test, systems in zip(TESTS.values(), tests, strict=True):
+        names = "trained", "untrained", "mean log-mel"
+        eers = [interval(systems[name], "eer") for name in names]
+        rows.append([f"{test} ({systems['trained']['num_speakers']})", *eers])
+    return table(*rows)
+
+
+def thresholds(figures: Figures) -> str:
+    """Both rates at the released encoder's threshold."""
+    rows = [["test speakers", "misses %", "false alarms %"]]
+    tests = figures["released"].values()
+    for test, systems in zip(TESTS.values(), tests, strict=True):
+        rates = systems["trained"]["miss"], systems["trained"]["false_alarm"]
+        rows.append([test, *map(percent, rates)])
+    return table(*rows)
+
+
+def read_result(kind: type, record: Mapping[str, Any]) -> Any:
+    """Return a result of `Voices` from its record."""
+    values = {field.name: record[field.name] for field in fields(kind)}
+    values["threshold"] = Threshold(**record["threshold"])
+    if "nearest" in values:
+        values["nearest"] = [Candidate(**one) for one in record["nearest"]]
+    return kind(**values)
+
+
+def comparisons(figures: Figures) -> str:
+    """What `compare` prints of three recordings."""
+    records = figures["voices"]["compare"]
+    lines = "".join(f"{read_result(Comparison, record)}\n" for record in records)
+    return f"```\n{lines}```\n"
+
+
+def comparison(figures: Figures) -> str:
+    """What `compare` prints of two recordings of one person."""
+    first = figures["voices"]["compare"][0]
+    return f"```\n{read_result(Comparison, first)}\n```\n"
+
+
+def identifications(figures: Figures) -> str:
+    """What `identify` prints of an enrolled person and of a stranger."""
+    records = figures["voices"]["identify"]
+    lines = "".join(f"{read_result(Identification, record)}\n" for record in records)
+    return f"```\n{lines}```\n"
+
+
+def turns(figures: Figures) -> str:
+    """To whom `who` gives speech."""
+    kinds = ("right", "the right person"), ("other", "another person")
+    kinds = (*kinds, ("unknown", "`unknown`"), ("nobody", "nobody"))
+    rows = [["", "of enrolled people's speech, %", "of strangers' speech, %"]]
+    for kind, given in kinds:
+        shares = [figures["turns"][of].get(kind) for of in ("enrolled", "stranger")]
+        rows.append([given, *((s and interval(s, "share")) or "" for s in shares)])
+    return table(*rows)
+
+
+def identification(figures: Figures) -> str:
+    """How many clips of enrolled people are identified, and what strangers meet."""
+    heads = "identified %", "strangers taken for somebody %"
+    rows = [["enrolled with", *heads, "identified %, if 5 % of strangers are accepted"]]
+    systems = figures["open_set"]["identification"]["systems"]
+    for shown, name in (
+        ("one recording", "one clip"),
+        ("three recordings", "three clips, mean direction"),
+    ):
+        rates, lenient = systems[name]["identify"], systems[name]["0.05"]
+        of_known = interval(rates, "identified"), interval(rates, "false_alarm")
+        rows.append([shown, *of_known, interval(lenient, "identified")])
+    return table(*rows)
+
+
+def own_threshold(figures: Figures) -> str:
+    """Rates at the encoder's threshold and at one found on half the people."""
+    rows = [["threshold", "misses %", "false alarms %"]]
+    for shown, name in (("the encoder's", "encoder"), ("their own", "own")):
+        rates = figures["open_set"]["calibration"][name]
+        rows.append([shown, interval(rates, "miss"), interval(rates, "false_alarm")])
+    return table(*rows)
+
+
+# The model card
+
+
+def card_systems(figures: Figures) -> str:
+    """Every system on every test."""
+    names = {"trained": "this encoder", "trained, AS-norm": "this encoder, AS-norm"}
+    rows = [["test", "system", "EER %", "minDCF", "misses %", "false alarms %"]]
+    tests = figures["released"].values()
+    for test, systems in zip(TESTS.values(), tests, strict=True):
+        for system, report in systems.items():
+            rates = [percent(report[rate], 2) for rate in ("miss", "false_alarm")]
+            eer, dcf = (
+                interval(report, "eer", 100, 2),
+                interval(report, "min_dcf", 1, 3),
+            )
+            rows.append([test, names.get(system, system), eer, dcf, *rates])
+    return table(*rows)
+
+
+def card_conditions(figures: Figures) -> str:
+    """The released encoder by gender, duration and language."""
+    measured = figures["titanet-s"]
+    rows = [["test", "trials", "targets", "non-targets", "EER %"]]
+    for name, test in TESTS.items():
+        corpora = measured["librispeech" if name == "test" else "mixture"]
+        conditions = dict(corpora["verification"][name]["conditions"])
+        if name == "test/commonvoice":
+            conditions |= {f"both {k}": r for k, r in measured["languages"].items()}
+        for condition, report in conditions.items():
+            counts = str(report["num_targets"]), str(report["num_non_targets"])
+            rows.append([test, condition, *counts, interval(report, "eer", 100, 2)])
+    return table(*rows)
+
+
+# docs/results.md
+
+
+def study_runs(figures: Figures) -> dict[str, list[dict[str, Any]]]:
+    """Return the study's runs by model."""
+    runs_by_model = defaultdict(list)
+    for run in figures["results"]["runs"]:
+        runs_by_model[run["model"]].append(run)
+    return runs_by_model
+
+
+def study(figures: Figures) -> str:
+    """EER and minDCF of each model on each test: means over the seeds, or where all
+    agree, the interval over speakers."""
+    runs_by_model = study_runs(figures)
+    reports = {
+        model: {test: [run["tests"][test]["trained"] for run in runs] for test in TESTS}
+        for model, runs in runs_by_model.items()
+    }
+    tests = zip(TESTS, figures["released"].values(), strict=True)
+    reports["released encoder"] = {test: [s["trained"]] for test, s in tests}
+    arcface = runs_by_model["TitaNet, ArcFace"]
+    for shown, system, runs in (
+        ("TitaNet, untrained", "untrained", arcface),
+        ("mean log-mel", "mean log-mel", arcface[-1:]),  # it has no seed
+    ):
+        reports[shown] = {t: [run["tests"][t][system] for run in runs] for t in TESTS}
+    heads = [f"{test}, {of}" for test in TESTS.values() for of in ("EER %", "minDCF")]
+    rows = [["system", *heads]]
+    for shown, reports_by_test in reports.items():
+        row = [shown]
+        for of_test in reports_by_test.values():
+            for metric, scale, digits in (("eer", 100, 1), ("min_dcf", 1, 2)):
+                values = [report[metric] for report in of_test]
+                if len(set(values)) == 1:
+                    row.append(interval(of_test[0], metric, scale, digits))
+                else:
+                    row.append(spread(values, scale, digits))
+        rows.append(row)
+    return table(*rows)
+
+
+def study_trainings(figures: Figures) -> str:
+    """What each model's trainings took, their accuracy, and the first one's command."""
+    heads = ["weights", "trainings", "epochs", "hours of crops", "accuracy %"]
+    rows, commands = [["model", *heads]], ""
+    for model, runs in study_runs(figures).items():
+        first = runs[0]
+        accuracies = [
+            mean(report["accuracy"] for report in run["identification"].values())
+            for run in runs
+        ]
+        weights, hours = f"{first['weights'] / 1e6:.2f} M", f"{first['hours']:.0f}"
+        counts = str(len(runs)), str(first["epochs"])
+        rows.append([model, weights, *counts, hours, spread(accuracies, 100, 1)])
+        commands += f"{first['command']}\n"
+    return f"{table(*rows)}\nThe first training of each:\n\n```bash\n{commands}```\n"
+
+
+def race(figures: Figures) -> str:
+    """A table for the development speakers and one for the test's, best first."""
+
+    def eers(runs: Sequence[Mapping]) -> list[float]:
+        return [run["eer"]["last"] for run in runs]
+
+    texts = []
+    for phase, title in (("develop", "Development"), ("test", "Test")):
+        recipes = figures["race"][phase].items()
+        rows = [["recipe", "seeds", "EER %", "training accuracy %"]]
+        for name, runs in sorted(recipes, key=lambda item: mean(eers(item[1]))):
+            accuracy = percent(mean(run["accuracy"] for run in runs), 0)
+            rows.append([name, str(len(runs)), spread(eers(runs), 1, 2), accuracy])
+        texts.append(f"{title} speakers:\n\n{table(*rows)}")
+    return "\n".join(texts)
+
+
+def longer(figures: Figures) -> str:
+    """Recipes in longer trainings."""
+    conditions = "development", "development_in_noise", "test"
+    rows = [["recipe", "hours", "trainings"]]
+    for condition in ("development", "in noise", "test"):
+        rows[0] += [f"{condition}: speechocean762", "Common Voice"]
+    rows[0].append("training accuracy %")
+    for training in figures["longer"]["trainings"]:
+        reports = [training.get(condition, {}) for condition in conditions]
+        eers = [percent(report.get(c), 2) for report in reports for c in CORPORA]
+        counts = str(training["hours"]), str(training["trainings"])
+        accuracy = percent(training["training_accuracy"], 0)
+        rows.append([training["recipe"], *counts, *eers, accuracy])
+    return table(*rows)
+
+
+def ecapa(figures: Figures) -> str:
+    """TitaNet-S beside ECAPA-TDNN."""
+    rows = [["", "weights", "steps", *(f"{test}, EER %" for test in TESTS.values())]]
+    for name, system in figures["ecapa"].items():
+        eers = [percent(system["eer"][test]) for test in TESTS.values()]
+        weights, steps = f"{system['weights'] / 1e6:.2f} M", f"{system['steps']:,}"
+        rows.append([name, weights, steps, *eers])
+    return table(*rows)
+
+
+def robustness(figures: Figures) -> str:
+    """Training with augmentation and without, tested with noise and without."""
+    rows = [["", "as recorded, EER %", "in rooms with noise, EER %"]]
+    for shown, run in (("with augmentation", "augmented"), ("without", "unaugmented")):
+        eers = figures["robustness"][f"runs/{run}"]
+        rows.append([shown, percent(eers["clean"]), percent(eers["degraded"])])
+    return table(*rows)
+
+
+def telephone(figures: Figures) -> str:
+    """Both released encoders, as recorded and over a telephone."""
+    over = "over a telephone"
+    rows = [["EER %", "speechocean762", over, "Common Voice", over]]
+    for shown, name in (
+        ("released encoder", "titanet-s"),
+        ("telephone encoder", "titanet-s-telephone"),
+    ):
+        reports = [figures["telephone"][f"init/{name}.pt test/{c}"] for c in CORPORA]
+        eers = [percent(r[condition]) for r in reports for condition in r]
+        rows.append([shown, *eers])
+    return table(*rows)
+
+
+def calibration(figures: Figures) -> str:
+    """Calibrated scores, with AS-norm and without."""
+    systems = figures["calibration"]["verification"]["test"]["systems"]
+    rows = [["score", "Cllr", "false alarms at the threshold %"]]
+    for shown, system in (("cosine", "trained"), ("AS-norm", "trained, AS-norm")):
+        report = systems[system]
+        rows.append([shown, f"{report['cllr']:.3f}", percent(report["false_alarm"])])
+    return table(*rows)
+
+
+# docs/training.md, docs/reliability.md, docs/speed.md
+
+
+def fine_tuning(figures: Figures) -> str:
+    """EER before and after fine-tuning, and from scratch."""
+    tests = "speechocean762", "Common Voice"
+    rows = [["encoder", *(f"{test}, EER %" for test in tests)]]
+    for system, eers in figures["fine-tuning"].items():
+        rows.append([system, *(percent(eers.get(test)) for test in tests)])
+    return table(*rows)
+
+
+def soak(figures: Figures) -> str:
+    """What `make soak` tried, and what happened."""
+    report = figures["soak"]
+    rows = [["what was tried", "how often", "what happened"]]
+    for moment, count in sorted(report["kills"].items()):
+        outcome = "went on; weights, optimizer, metrics and report equal to the bit"
+        rows.append([f"SIGKILL: {moment}", str(count), outcome])
+    for kind, counts in report["inputs"].items():
+        outcome = (
+            f"{counts['read']:,} read, {counts['refused']:,} refused in one line; the "
+            f"slowest took {1000 * counts['slowest_seconds']:.0f} ms, peak memory grew "
+            f"by {counts['growth_bytes'] / 1e6:.0f} MB"
+        )
+        rows.append([f"damaged files: {kind}", f"{counts['tried']:,}", outcome])
+    for kind, tried in (
+        ("hours", "six steps of TitaNet-S at batch 32 in 20 hours"),
+        ("recording", "embedding a recording of 3 hours, miniature model"),
+        ("utterances", "opening a pack of 200,000 utterances, and its first batch"),
+    ):
+        size, seconds = (report["large"][kind][of] for of in ("bytes", "seconds"))
+        outcome = f"at most {size / 1e9:.1f} GB of its own memory, {seconds:.0f} s"
+        rows.append([tried, "1", outcome])
+    return table(*rows)
+
+
+def passes(steps: Mapping[str, Any], *ways: str) -> str:
+    """Return seconds of a pass by each way, the last of which is compared with."""
+    rows = [["", *ways]]
+    for size, found in steps.items():
+        row = [f"TitaNet-{size}"]
+        for way in ways:
+            ratio = f" ({found['ratio'][way]:.2f})" if way != ways[-1] else ""
+            row.append(f"{found['seconds'][way]:.2f} s{ratio}")
+        rows.append(row)
+    return table(*rows)
+
+
+def train_step(figures: Figures) -> str:
+    """A pass beside NeMo's."""
+    return passes(figures["train_step"], "eager", "compiled", "nemo")
+
+
+def train_step_zen5(figures: Figures) -> str:
+    """The same on another processor."""
+    return passes(figures["train_step_zen5"], "eager", "compiled", "nemo")
+
+
+def bfloat16(figures: Figures) -> str:
+    """A pass in bfloat16 beside float32."""
+    return passes(figures["bfloat16"], "bfloat16", "eager")
+
+
+def pipeline(figures: Figures) -> str:
+    """From the pack to features, and by files."""
+    rows = [["", "seconds of audio per second", "times file by file"]]
+    report = figures["pipeline"]
+    for way, shown in (
+        ("plain", "without augmentation"),
+        (
+            "augmented",
+            "with speed, reverberation and noise, each for half of the crops",
+        ),
+        ("file by file", "the same with torchaudio's functions, file by file"),
+    ):
+        ratio = f"{report['ratio_to_file_by_file'][way]:.0f}"
+        rows.append([shown, f"{report['audio_seconds_per_second'][way]:,.0f}", ratio])
+    return table(*rows)
+
+
+def gpu(figures: Figures) -> str:
+    """Whole training steps on a GPU."""
+    heads = "batch", "seconds of audio per second", "share of the matrix peak %"
+    rows = [["", *heads, "75 epochs", "first step"]]
+    for name in ("s eager", "s compiled", "l compiled"):
+        found = figures["gpu"][name]
+        size, way = name.split()
+        (batch,) = re.findall(r"batch_size=(\d+)", found["command"])
+        speed = f"{found['audio_seconds_per_second']:,.0f}"
+        share = percent(found["share_of_matrix_peak"])
+        times = found["seconds_for_75_epochs"], found["first_seconds"]
+        cells = batch, speed, share, *(f"{seconds:.0f} s" for seconds in times)
+        rows.append([f"TitaNet-{size.upper()}, {way}", *cells])
+    return table(*rows)
+
+
+# docs/house.md
+
+
+def imports(_: Figures) -> str:
+    """Which rooms of `src` import from which."""
+    return f"```\n{imports_by_room()}\n```\n"
