@@ -30,8 +30,9 @@ from engine.parameter_files import SHIPPED, load_parameters
 from errors import UserError
 from exchange.nemo_files import save_nemo
 from runs.speaker_model import SpeakerModel, build_model, embed
-from speech.corpora import Utterance, utterances
+from speech.corpora import utterances
 from speech.packs import pack
+from speech.utterances import Utterance
 
 ROUNDS, NEMOS_BATCH = 7, 32  # utterances, NeMo's own choice
 

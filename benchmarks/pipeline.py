@@ -37,8 +37,12 @@ from engine.parameter_files import (
 )
 from errors import UserError
 from parameters import Parameters
-from speech.corpora import noise_recordings, response_recordings, utterances
-from speech.surroundings import load_surroundings
+from speech.corpora import utterances
+from speech.surroundings import (
+    load_surroundings,
+    noise_recordings,
+    response_recordings,
+)
 from transforms import Augmentation, FrontEnd
 
 CPU = torch.device("cpu")

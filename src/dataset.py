@@ -2,15 +2,16 @@
 
 utterances -> `pack` -> `Pack` -> `split` -> `Splits` -> batches(epoch) -> `Batch`
 
-B utterances in a batch, N samples. Decoding happens once; afterwards a batch is a
-gather of slices of one memory-mapped array, and batch k of epoch e is a function of
-(seed, e, k) alone.
+B utterances in a batch, N samples, S training speakers, U training utterances. Decoding
+happens once; afterwards a batch is a gather of slices of one memory-mapped array, and
+batch k of epoch e is a function of (seed, e, k) alone.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,14 +20,20 @@ from torch import Tensor, nn
 
 from engine.devices import to_device
 from engine.parallel import num_ranks, rank, share
-from parameters import DatasetParameters, FrontEndParameters, Parameters
-from speech.corpora import CorpusError, pack_key, utterances
-from speech.packs import FULL_SCALE, Clips, Entry, Pack, pack
+from parameters import (
+    DatasetParameters,
+    FrontEndParameters,
+    GroupParameters,
+    Parameters,
+)
+from speech.corpora import pack_key, utterances
+from speech.packs import FULL_SCALE, Entry, Pack, SoundBank, pack
+from speech.utterances import CorpusError
 
-PARTS = ("train", "validation", "development", "test")
+SPLIT_NAMES = ("train", "validation", "development", "test")
 MAX_WARNINGS = 10  # printed; a pack's index holds them all
-LONGEST = 120.0  # seconds; longer utterances are embedded in windows
-WINDOW, WINDOW_HOP = 60.0, 50.0  # seconds, of those windows; the hop is a maximum
+MAX_UNCUT_SECONDS = 120.0  # longer utterances are embedded in windows
+WINDOW_SECONDS, MAX_HOP_SECONDS = 60.0, 50.0  # of those windows
 SPLIT_STREAM = 2**32 - 1  # as an epoch in a seed: training never reaches it
 
 
@@ -75,8 +82,8 @@ class Splits:
     test: list[int]
 
     def __post_init__(self) -> None:
-        heard = {self.pack.entries[i].speaker for i in self.train + self.validation}
-        unseen = {self.pack.entries[i].speaker for i in self.development + self.test}
+        heard = set(self.speakers_of(self.train + self.validation))
+        unseen = set(self.speakers_of(self.development + self.test))
         if heard & unseen:
             raise CorpusError(
                 "speakers of development or test must not be in training, but "
@@ -84,8 +91,8 @@ class Splits:
             )
 
     def by_corpus(self, split: str) -> dict[str, list[int]]:
-        """A split's entries under names such as `test`, in a mixture `test/label`; no
-        name has an empty list."""
+        """Return a split's entries under names such as `test`, in a mixture
+        `test/label`; no name has an empty list."""
         indices: dict[str, list[int]] = {}
         for i in getattr(self, split):
             label = self.pack.entries[i].corpus
@@ -93,30 +100,47 @@ class Splits:
         return indices
 
     def speakers_of(self, indices: Sequence[int]) -> list[str]:
-        """The speaker of each of these entries."""
+        """Return the speaker of each of these entries."""
         return [self.pack.entries[i].speaker for i in indices]
 
+    def classes_of(self, indices: Sequence[int]) -> list[int]:
+        """Return the class of each of these entries of training speakers: the place of
+        its speaker in `speakers`."""
+        class_of = {speaker: c for c, speaker in enumerate(self.speakers)}
+        return [class_of[speaker] for speaker in self.speakers_of(indices)]
+
     def summary(self) -> str:
-        """One line for each split that is not empty, then the files with a fault."""
-        parts = {
+        """Return a line for each split that is not empty, then the files with a
+        fault."""
+        entries_of = {
             name: [self.pack.entries[i] for i in indices]
-            for split in PARTS
+            for split in SPLIT_NAMES
             for name, indices in self.by_corpus(split).items()
         }
-        lines, width = [], max(12, *(len(name) + 1 for name in parts))
-        for name, entries in parts.items():
-            speakers = len({entry.speaker for entry in entries})
+        lines, width = [], max(12, *(len(name) + 1 for name in entries_of))
+        for name, entries in entries_of.items():
+            num_speakers = len({entry.speaker for entry in entries})
             minutes = sum(e.samples for e in entries) / self.pack.sample_rate / 60
             lines.append(
-                f"{name:{width}}{speakers:6} speakers {len(entries):7} utterances"
+                f"{name:{width}}{num_speakers:6} speakers {len(entries):7} utterances"
                 f"{minutes:9.1f} min"
             )
         faults = self.pack.warnings
         if faults:
             lines.append(f"{len(faults)} warnings:")
             lines += [f"  {line}" for line in faults[:MAX_WARNINGS]]
-            lines += ["  ..."] * (len(faults) > MAX_WARNINGS)
+        if len(faults) > MAX_WARNINGS:
+            lines.append("  ...")
         return "\n".join(lines)
+
+
+def prepare(dataset: DatasetParameters, front_end: FrontEndParameters) -> Splits:
+    """Scan, pack and split the corpora that the parameters name; raise
+    `CorpusError`."""
+    digest = hashlib.sha256(json.dumps(pack_key(dataset)).encode()).hexdigest()[:12]
+    directory = dataset.packs / f"{dataset.name}-{digest}"
+    rate, min_seconds = front_end.sample_rate, front_end.min_seconds
+    return split(pack(utterances(dataset), directory, rate, min_seconds), dataset)
 
 
 def split(packed: Pack, parameters: DatasetParameters) -> Splits:
@@ -128,46 +152,35 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
     validation are chosen in the same way, but every training speaker keeps at least one
     to train on.
     """
-    of_corpus: dict[str, list[int]] = {label: [] for label in parameters.corpora}
+    indices: dict[str, list[int]] = {label: [] for label in parameters.corpora}
     for i, entry in enumerate(packed.entries):
-        of_corpus[entry.corpus].append(i)
-    parts: dict[str, list] = {name: [] for name in ("speakers", *PARTS)}
+        indices[entry.corpus].append(i)
+    members: dict[str, list] = {name: [] for name in ("speakers", *SPLIT_NAMES)}
     for label, corpus in parameters.corpora.items():
-        for name, members in _split_corpus(packed, of_corpus[label], corpus).items():
-            parts[name] += members
-    return Splits(packed, **parts)
+        of_corpus = _split_corpus(packed, indices[label], corpus)
+        for name in members:
+            members[name] += of_corpus[name]
+    return Splits(packed, **members)
 
 
 def _split_corpus(
     packed: Pack, indices: Sequence[int], parameters: DatasetParameters
 ) -> dict[str, list]:
-    """The training speakers, and the entries of each split."""
+    """Return the training speakers, and the entries of each split."""
     entries = {i: packed.entries[i] for i in indices}
     assigned = {entry.split for entry in entries.values()}  # by the corpus itself
-    speakers = sorted(
-        {e.speaker for e in entries.values() if e.split not in ("development", "test")}
-    )
     rng = np.random.default_rng([parameters.seed, SPLIT_STREAM])
-    shuffled = [speakers[i] for i in rng.permutation(len(speakers))]
-    num_test = num_development = 0
-    if "test" not in assigned and parameters.test_fraction > 0:
-        num_test = max(2, round(parameters.test_fraction * len(speakers)))
-    if "development" not in assigned and parameters.development_fraction > 0:
-        num_development = max(2, round(parameters.development_fraction * len(speakers)))
-    num_held_out = num_test + num_development
-    split_of = dict.fromkeys(shuffled, "train")
-    split_of |= dict.fromkeys(shuffled[:num_test], "test")
-    split_of |= dict.fromkeys(shuffled[num_test:num_held_out], "development")
+    split_of = _draw_speakers(entries.values(), assigned, parameters, rng)
 
-    parts = {name: [] for name in PARTS}
+    members: dict[str, list] = {name: [] for name in SPLIT_NAMES}
     of_training_speaker: dict[str, list[int]] = {}
     for i, entry in entries.items():
-        part = entry.split if entry.split in ("development", "test") else None
-        part = part or split_of[entry.speaker]
-        if part == "train":
-            of_training_speaker.setdefault(entry.speaker, []).append(i)
+        if entry.split in ("development", "test"):
+            members[entry.split].append(i)
+        elif split_of[entry.speaker] != "train":
+            members[split_of[entry.speaker]].append(i)
         else:
-            parts[part].append(i)
+            of_training_speaker.setdefault(entry.speaker, []).append(i)
     for _, of_speaker in sorted(of_training_speaker.items()):
         num_validation = 0
         if "validation" in assigned:
@@ -176,20 +189,37 @@ def _split_corpus(
             wanted = round(parameters.validation_fraction * len(of_speaker))
             num_validation = max(1, wanted)
         num_validation = min(num_validation, len(of_speaker) - 1)
-        of_speaker = rng.permutation(of_speaker).tolist()
-        of_speaker.sort(key=lambda i: entries[i].split != "validation")
-        parts["validation"] += of_speaker[:num_validation]
-        parts["train"] += of_speaker[num_validation:]
-    return {"speakers": sorted(of_training_speaker), **parts}
+        shuffled = rng.permutation(of_speaker).tolist()
+        shuffled.sort(key=lambda i: entries[i].split != "validation")
+        members["validation"] += shuffled[:num_validation]
+        members["train"] += shuffled[num_validation:]
+    return {"speakers": sorted(of_training_speaker), **members}
 
 
-def prepare(dataset: DatasetParameters, front_end: FrontEndParameters) -> Splits:
-    """Scan, pack and split the corpora that the parameters name; raise
-    `CorpusError`."""
-    digest = hashlib.sha256(json.dumps(pack_key(dataset)).encode()).hexdigest()[:12]
-    directory = dataset.packs / f"{dataset.name}-{digest}"
-    rate, min_seconds = front_end.sample_rate, front_end.min_seconds
-    return split(pack(utterances(dataset), directory, rate, min_seconds), dataset)
+def _draw_speakers(
+    entries: Iterable[Entry],
+    assigned: set[str | None],
+    parameters: DatasetParameters,
+    rng: np.random.Generator,
+) -> dict[str, str]:
+    """Draw who is trained on, for development and for test, of the speakers that the
+    corpus assigns to neither of the last two."""
+    speakers = sorted(
+        {e.speaker for e in entries if e.split not in ("development", "test")}
+    )
+    shuffled = [speakers[i] for i in rng.permutation(len(speakers))]
+    split_of = dict.fromkeys(shuffled, "train")
+    num_drawn = 0
+    for split, fraction in (
+        ("test", parameters.test_fraction),
+        ("development", parameters.development_fraction),
+    ):
+        if split not in assigned and fraction > 0:
+            count = max(2, round(fraction * len(speakers)))
+            drawn = shuffled[num_drawn : num_drawn + count]
+            split_of |= dict.fromkeys(drawn, split)
+            num_drawn += count
+    return split_of
 
 
 class TrainingBatches:
@@ -209,26 +239,13 @@ class TrainingBatches:
     ) -> None:
         self.splits, self.parameters, self.device = splits, parameters, device
         self.sample_rate = splits.pack.sample_rate
-        self.clips = Clips.of(splits.pack, splits.train, device)
-        class_of = {speaker: c for c, speaker in enumerate(splits.speakers)}
-        self.speakers = np.array(
-            [class_of[s] for s in splits.speakers_of(splits.train)]
-        )
-        order = np.argsort(self.speakers, kind="stable")
-        self.by_speaker = np.split(order, np.cumsum(np.bincount(self.speakers))[:-1])
-        labels = np.array([splits.pack.entries[i].corpus for i in splits.train])
-        self.repeats = np.zeros(len(labels), np.int64)  # of each utterance in an epoch
-        # utterances of a corpus, and how many of them are repeated once more
-        self.repeated_once_more: list[tuple[np.ndarray, int]] = []
-        for label, weight in parameters.dataset.weights.items():
-            of_corpus = np.flatnonzero(labels == label)
-            self.repeats[of_corpus] = int(weight)
-            count = round(weight % 1 * len(of_corpus))
-            self.repeated_once_more += [(of_corpus, count)] if count else []
-        plan = self._plan(0)
-        self.num_batches = len(plan)  # the same in every epoch
+        self.bank = SoundBank.of(splits.pack, splits.train, device)
+        self.classes = np.array(splits.classes_of(splits.train))  # [U], below S
+        self.labels = np.array([splits.pack.entries[i].corpus for i in splits.train])
+        batches = self._plan(0)
+        self.num_batches = len(batches)  # the same in every epoch
         least = max(2, num_ranks()) * parameters.training.accumulation
-        smallest = min(map(len, plan), default=0)
+        smallest = min(map(len, batches), default=0)
         if smallest < least:
             raise CorpusError(
                 f"training.batch_size: expected at least {least} utterances in every "
@@ -236,72 +253,91 @@ class TrainingBatches:
             )
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches in an epoch."""
         return self.num_batches
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `first` on, a function of (seed, epoch)
-        alone."""
+        """Yield the batches of an epoch from number `first` on, a function of (seed,
+        epoch) alone."""
         for number, chosen in enumerate(self._plan(epoch)[first:], first):
-            yield self._batch(epoch, number, chosen)
+            # 1 +: NumPy takes [seed, epoch] and [seed, epoch, 0] for the same seed.
+            seeds = [self.parameters.seed, epoch, 1 + number]
+            yield self._cut(chosen, np.random.default_rng(seeds))
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
-        """Which training utterances each batch of an epoch holds."""
+        """Draw which training utterances each batch of an epoch holds."""
         rng = np.random.default_rng([self.parameters.seed, epoch])
-        if self.parameters.loss.groups:
-            return self._grouped_plan(rng)
-        repeats = self.repeats.copy()
-        for utterances_of_corpus, count in self.repeated_once_more:
-            repeats[rng.choice(utterances_of_corpus, count, replace=False)] += 1
+        repeats = self._draw_repeats(rng)
+        if groups := self.parameters.loss.groups:
+            return _grouped_batches(self.classes, repeats, groups, rng)
         order = rng.permutation(np.arange(len(repeats)).repeat(repeats))
         batches = _even_parts(order, self.parameters.training.batch_size)
         # Batches of another size would compile the encoder again: a few utterances fill
         # all batches up to the first one's size.
         return list(np.resize(order, (len(batches), len(batches[0]))))
 
-    def _grouped_plan(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """Batches of several utterances of each speaker. A speaker's last group is
-        filled up with more crops of the same utterances."""
-        sizes = self.parameters.loss.groups
-        rounds: list[list[np.ndarray]] = []
-        for utterances_of_speaker in self.by_speaker:
-            repeats = self.repeats[utterances_of_speaker]  # whole under GE2E
-            shuffled = rng.permutation(utterances_of_speaker.repeat(repeats))
-            num_groups = -(-len(shuffled) // sizes.utterances_per_speaker)
-            groups = np.resize(shuffled, (num_groups, sizes.utterances_per_speaker))
-            for number, group in enumerate(groups):
-                rounds += [[]] if number == len(rounds) else []
-                rounds[number].append(group)
-        plan = []
-        for groups in rounds:
-            order = rng.permutation(len(groups))
-            parts = _even_parts(order, sizes.speakers_per_batch)
-            plan += [np.concatenate([groups[i] for i in part]) for part in parts]
-        # A batch of one speaker has nothing to tell apart.
-        several = [part for part in plan if len(part) > sizes.utterances_per_speaker]
-        return [several[i] for i in rng.permutation(len(several))]
+    def _draw_repeats(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw how often an epoch holds each training utterance, [U]: a weight of 1.5
+        is once for all of a corpus, and again for half of them."""
+        repeats = np.zeros(len(self.labels), np.int64)
+        for label, weight in self.parameters.dataset.weights.items():
+            of_corpus = np.flatnonzero(self.labels == label)
+            repeats[of_corpus] = int(weight)
+            num_again = round(weight % 1 * len(of_corpus))
+            if num_again:
+                repeats[rng.choice(of_corpus, num_again, replace=False)] += 1
+        return repeats
 
-    def _batch(self, epoch: int, number: int, chosen: np.ndarray) -> Batch:
-        # 1 +: NumPy takes [seed, epoch] and [seed, epoch, 0] for the same seed
-        rng = np.random.default_rng([self.parameters.seed, epoch, 1 + number])
+    def _cut(self, chosen: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Cut a batch of crops from these training utterances, [B] of all processes."""
         seconds = rng.choice(self.parameters.model.crop_seconds)
-        size = round(seconds * self.sample_rate)
-        speed = self.parameters.augmentation.speed
-        longer = -(-size * (100 + speed.steps) // 100)
+        crop = round(seconds * self.sample_rate)
+        fastest = 100 + self.parameters.augmentation.speed.steps  # in percent
+        longer = -(-crop * fastest // 100)
         positions = rng.random(len(chosen))
         seeds = rng.integers(2**63, size=num_ranks())
-        of_rank = share(len(chosen))
+        mine = share(len(chosen))  # rows of this process
+        classes = torch.from_numpy(self.classes[chosen[mine]])
         return Batch(
-            waveforms=self.clips.cut(chosen[of_rank], positions[of_rank], longer),
+            waveforms=self.bank.cut(chosen[mine], positions[mine], longer),
             lengths=None,
-            crop=size,
-            indices=torch.tensor([self.splits.train[i] for i in chosen[of_rank]]),
-            speakers=to_device(
-                torch.from_numpy(self.speakers[chosen[of_rank]]), self.device
-            ),
+            indices=torch.tensor([self.splits.train[i] for i in chosen[mine]]),
+            speakers=to_device(classes, self.device),
             seed=int(seeds[rank()]),
+            crop=crop,
             size=len(chosen),
         )
+
+
+def _grouped_batches(
+    classes: np.ndarray,
+    repeats: np.ndarray,
+    sizes: GroupParameters,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """Draw batches of several utterances of each speaker, from the class [U] of each
+    utterance and how often to use it [U].
+
+    A speaker's last group is filled up with more crops of the same utterances.
+    """
+    by_speaker = np.split(
+        np.argsort(classes, kind="stable"), np.cumsum(np.bincount(classes))[:-1]
+    )
+    # Round r holds the r-th group of each speaker, so no batch has a speaker twice.
+    rounds: dict[int, list[np.ndarray]] = defaultdict(list)
+    for of_speaker in by_speaker:
+        shuffled = rng.permutation(of_speaker.repeat(repeats[of_speaker]))
+        num_groups = -(-len(shuffled) // sizes.utterances_per_speaker)
+        groups = np.resize(shuffled, (num_groups, sizes.utterances_per_speaker))
+        for number, group in enumerate(groups):
+            rounds[number].append(group)
+    batches = []
+    for groups in rounds.values():
+        order = rng.permutation(len(groups))
+        for part in _even_parts(order, sizes.speakers_per_batch):
+            if len(part) > 1:  # one speaker alone has nobody to be told from
+                batches.append(np.concatenate([groups[i] for i in part]))
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def _even_parts(order: np.ndarray, largest: int) -> list[np.ndarray]:
@@ -334,21 +370,20 @@ class UtteranceBatches:
             for begin, end in windows(packed.entries[index], packed.sample_rate)
         ]
         largest = batch_seconds * packed.sample_rate
-        self.parts: list[list[tuple[int, int, int]]] = []
+        batches: list[list[tuple[int, int, int]]] = []
         for row in sorted(rows, key=lambda row: -row[0]):
-            part = self.parts[-1] if self.parts else []
-            if part and (len(part) + 1) * part[0][0] <= largest:
-                part.append(row)
+            if batches and (len(batches[-1]) + 1) * batches[-1][0][0] <= largest:
+                batches[-1].append(row)
             else:
-                self.parts.append([row])
-        self.parts = self.parts[rank() :: num_ranks()]
+                batches.append([row])
+        self.batches = batches[rank() :: num_ranks()]
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for part in self.parts:
-            lengths, begins, indices = zip(*part, strict=True)
+        for rows in self.batches:
+            lengths, begins, indices = zip(*rows, strict=True)
             pieces = [
                 self.packed.samples[begin : begin + length]
                 for begin, length in zip(begins, lengths, strict=True)
@@ -362,11 +397,12 @@ class UtteranceBatches:
 
 
 def windows(entry: Entry, sample_rate: int) -> list[tuple[int, int]]:
-    """Begin and end, in the pack, of an utterance or of each window of a long one."""
+    """Return begin and end, in the pack, of an utterance or of each window of a long
+    one."""
     size = entry.samples
-    if size <= LONGEST * sample_rate:
+    if size <= MAX_UNCUT_SECONDS * sample_rate:
         return [(entry.offset, entry.offset + size)]
-    window = round(WINDOW * sample_rate)
-    count = 1 + math.ceil((size - window) / (WINDOW_HOP * sample_rate))
+    window = round(WINDOW_SECONDS * sample_rate)
+    count = 1 + math.ceil((size - window) / (MAX_HOP_SECONDS * sample_rate))
     begins = np.linspace(entry.offset, entry.offset + size - window, count)
     return [(begin, begin + window) for begin in begins.astype(int).tolist()]

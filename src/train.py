@@ -51,8 +51,8 @@ from runs.resuming import (
 from runs.run_directory import Run
 from runs.speaker_model import build_model
 from runs.tally import SPENT, NotFiniteError, Readings, StepReading, Tally
-from speech.corpora import CorpusError
 from speech.surroundings import load_surroundings, recording_digests
+from speech.utterances import CorpusError
 from transforms import Augmentation
 
 STEPS_PER_READING = 10

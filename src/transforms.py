@@ -25,7 +25,7 @@ from parameters import (
     SpecAugmentParameters,
     SpeedParameters,
 )
-from speech.packs import Clips
+from speech.packs import SoundBank
 from speech.surroundings import Surroundings
 
 LOG_FLOOR = 2.0**-24  # added to powers
@@ -194,7 +194,7 @@ class Reverberation(nn.Module):
     The direct sound stays in its place, and the power is kept.
     """
 
-    def __init__(self, probability: float, responses: Clips, size: int) -> None:
+    def __init__(self, probability: float, responses: SoundBank, size: int) -> None:
         super().__init__()
         self.probability, self.responses = probability, responses
         self.size = size  # samples of a response
@@ -235,7 +235,7 @@ class Noise(nn.Module):
     """Speech with noise added at a drawn signal-to-noise ratio."""
 
     def __init__(
-        self, probability: float, recordings: Clips, snr_db: tuple[float, float]
+        self, probability: float, recordings: SoundBank, snr_db: tuple[float, float]
     ) -> None:
         super().__init__()
         self.probability, self.recordings, self.snr_db = probability, recordings, snr_db

@@ -18,8 +18,9 @@ from conftest import MIXTURE, SHARED, noise, write
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare, split
 from parameters import ParameterError, Parameters
 from speech import packs
-from speech.corpora import CorpusError, pack_key, utterances
+from speech.corpora import pack_key, utterances
 from speech.packs import Entry, Pack
+from speech.utterances import CorpusError
 from transforms import FrontEnd
 
 CPU = torch.device("cpu")

@@ -161,9 +161,9 @@ def test_long_utterance_has_the_mean_of_its_windows(prepared, monkeypatch):
     window, rate = round(0.8 * size), packed.sample_rate
     batches = UtteranceBatches(packed, [first, second], 0.1, CPU)
     whole = embed(model, batches)
-    monkeypatch.setattr("dataset.LONGEST", 0)
-    monkeypatch.setattr("dataset.WINDOW", window / rate)
-    monkeypatch.setattr("dataset.WINDOW_HOP", window / rate)
+    monkeypatch.setattr("dataset.MAX_UNCUT_SECONDS", 0)
+    monkeypatch.setattr("dataset.WINDOW_SECONDS", window / rate)
+    monkeypatch.setattr("dataset.MAX_HOP_SECONDS", window / rate)
     begins = [packed.entries[second].offset + start for start in (0, size - window)]
     pieces = torch.stack([packed.samples[b : b + window] for b in begins]).float()
     lengths = torch.tensor([window, window])

@@ -147,10 +147,10 @@ def test_the_mini_study_downloads(notebook, tmp_path, monkeypatch, archive_serve
     digest = hashlib.sha256(archive_server.archive).hexdigest()
     cell = cell_of_studies(notebook)
     cell.source += (
-        "\nimport corpora"
-        f"\ncorpora.LIBRISPEECH_URL = {archive_server.url!r}"
+        "\nfrom speech import published"
+        f"\npublished.LIBRISPEECH_URL = {archive_server.url!r}"
         "\nfor subset in ('dev-clean', 'test-clean'):"
-        f"\n    corpora.LIBRISPEECH_SHA256[subset] = {digest!r}"
+        f"\n    published.LIBRISPEECH_SHA256[subset] = {digest!r}"
     )
     run(notebook, tmp_path, monkeypatch, "mini")
     for name in RUNS:

@@ -34,8 +34,8 @@ from runs.checkpoints import RunError, load_checkpoint, load_model
 from runs.resuming import State
 from runs.speaker_model import build_model
 from runs.tally import NotFiniteError
-from speech.corpora import CorpusError
 from speech.surroundings import load_surroundings
+from speech.utterances import CorpusError
 from train import main, train, train_once
 from transforms import Augmentation, Noise, Reverberation, SpecAugment, Speed
 from verification.metrics import equal_error_rate

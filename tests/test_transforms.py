@@ -9,7 +9,7 @@ import torchaudio
 from conftest import REPOSITORY
 from dataset import TrainingBatches, prepare
 from engine.parameter_files import load_parameters
-from speech.packs import Clips
+from speech.packs import SoundBank
 from speech.surroundings import load_surroundings
 from transforms import (
     Augmentation,
@@ -215,11 +215,11 @@ def test_speed_agrees_with_resampling(speed_of):
         assert error.square().mean() < 1e-5 * x.square().mean()
 
 
-def clips(*waveforms: torch.Tensor) -> Clips:
+def clips(*waveforms: torch.Tensor) -> SoundBank:
     lengths = [len(waveform) for waveform in waveforms]
     samples = (torch.cat(waveforms) * 32768).round().clamp(-32768, 32767)
     offsets = np.cumsum([0, *lengths[:-1]])
-    return Clips(samples.to(torch.int16), offsets, lengths, CPU)
+    return SoundBank(samples.to(torch.int16), offsets, lengths, CPU)
 
 
 def test_convolution_is_scipys():

@@ -186,9 +186,9 @@ def test_long_sound_has_the_mean_of_its_windows(voices, monkeypatch):
             voices.model(torch.from_numpy(part.copy())[None] / 32768)
             for part in (sound[:size], sound[-size:])
         ]
-    monkeypatch.setattr(dataset, "LONGEST", 1.1 * size / RATE)
-    monkeypatch.setattr(dataset, "WINDOW", size / RATE)
-    monkeypatch.setattr(dataset, "WINDOW_HOP", len(sound) / RATE)
+    monkeypatch.setattr(dataset, "MAX_UNCUT_SECONDS", 1.1 * size / RATE)
+    monkeypatch.setattr(dataset, "WINDOW_SECONDS", size / RATE)
+    monkeypatch.setattr(dataset, "MAX_HOP_SECONDS", len(sound) / RATE)
     mean = sum(vectors)[0].numpy()
     assert voices.embed([sound])[0] == pytest.approx(
         mean / np.linalg.norm(mean), abs=1e-5
@@ -571,9 +571,9 @@ def test_a_long_recording_has_a_row_for_each_window(
 ):
     import dataset
 
-    monkeypatch.setattr(dataset, "LONGEST", 4.0)
-    monkeypatch.setattr(dataset, "WINDOW", 2.0)
-    monkeypatch.setattr(dataset, "WINDOW_HOP", 1.5)
+    monkeypatch.setattr(dataset, "MAX_UNCUT_SECONDS", 4.0)
+    monkeypatch.setattr(dataset, "WINDOW_SECONDS", 2.0)
+    monkeypatch.setattr(dataset, "MAX_HOP_SECONDS", 1.5)
     sound = np.concatenate([said(0, 0), said(1, 0)])[: 5 * RATE]
     write(tmp_path / "long" / "a.wav", sound)
     command("embed", tmp_path / "long", tmp_path / "out.npz")

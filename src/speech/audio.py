@@ -16,16 +16,15 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 import torch
-from torchaudio.functional import resample
 
 from speech.synthetic import SyntheticUtterance
 
-MIN_SECONDS = 0.025  # the shortest recording, unless a front end needs longer ones
+MIN_SECONDS = 0.025  # of a recording; a front end may need more
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; any other rate means a damaged header
-STREAMED_SIZE = 0x7FFFF000  # bytes; at and above, a WAV header does not know its size
+STREAMED_SIZE = 0x7FFFF000  # bytes; from here on a WAV header does not know its size
 MAX_OGG_PAGE = 65_307  # bytes
-CHUNK = 2**20  # samples on their way from disk
-RESAMPLED = 2**24  # samples at once, six minutes at 44.1 kHz
+SAMPLES_PER_READ = 2**20  # of all channels
+SAMPLES_PER_RESAMPLING = 2**24  # six minutes at 44.1 kHz
 
 
 class AudioError(Exception):
@@ -59,18 +58,18 @@ def load_recording(
     sample_rate: int,
     min_seconds: float = MIN_SECONDS,
 ) -> Recording:
-    """Speech as int16 [N], mono, at `sample_rate` Hz, at least `min_seconds` long.
+    """Decode speech to mono int16 [N] at `sample_rate` Hz.
 
-    Channels are averaged unless the segment names one, other rates resampled and peaks
-    beyond full scale clipped; a 16-bit mono file at `sample_rate` comes back bit for
-    bit. Of a longer file only the segment is decoded. A cut WAV, Ogg or MP3 file, or
-    one that ends within the segment, gives what decodes, with a warning. Raises
-    `AudioError` with the reason if the file is no audio, cut FLAC, damaged, empty, too
-    short or not finite.
+    Channels are averaged unless the segment names one, other rates are resampled, peaks
+    beyond full scale are clipped. A 16-bit mono file at `sample_rate` comes back bit
+    for bit. Only the segment is decoded. A WAV, Ogg or MP3 file that is cut, or that
+    ends within the segment, gives what decodes, with a warning. Raises `AudioError` if
+    the file is no audio, a cut FLAC, damaged, empty, shorter than `min_seconds` or not
+    finite.
     """
     if isinstance(source, SyntheticUtterance):
         samples = source.render(sample_rate)
-        _refuse_short(len(samples), sample_rate, min_seconds)
+        check_length(len(samples), sample_rate, min_seconds)
         return Recording(samples, sample_rate)
     try:
         segment = Segment(source) if isinstance(source, Path) else source
@@ -79,32 +78,35 @@ def load_recording(
         raise AudioError(f"cannot be read: {error.strerror}") from None
     if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
-    # Usual rates stay exact; odd ones, whose filters would fill gigabytes, are rounded
-    # by less than a thousandth.
+    # The filters of odd rates would fill gigabytes: these are rounded, by less than a
+    # thousandth. Usual rates stay exact.
     ratio = Fraction(rate, sample_rate)
     ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
     waveform = resampled(waveform, ratio.numerator, ratio.denominator)
-    _refuse_short(len(waveform), sample_rate, min_seconds)
+    check_length(len(waveform), sample_rate, min_seconds)
     if not waveform.isfinite().all():
         raise AudioError("expected finite samples, found NaN or infinity")
-    samples = waveform.mul_(32768).round_().clamp_(-32768, 32767)  # hours, in place
+    samples = (
+        waveform.mul_(32768).round_().clamp_(-32768, 32767)
+    )  # in place: hours are long
     return Recording(samples.to(torch.int16).numpy(), rate, warning)
 
 
-def _refuse_short(num_samples: int, sample_rate: int, min_seconds: float) -> None:
+def check_length(num_samples: int, sample_rate: int, min_seconds: float) -> None:
+    """Raise `AudioError` if there are fewer than `min_seconds` of samples."""
     if num_samples < round(min_seconds * sample_rate):
         seconds = num_samples / sample_rate
         raise AudioError(f"expected at least {min_seconds:g} s, found {seconds:.4f} s")
 
 
 def resampled(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
-    """Resample [N] -> [N'] by new / old, stretch by stretch.
-
-    For whole hours torchaudio would need five times their own memory.
-    """
+    """Resample [N] -> [N'] by new / old, stretch by stretch: for whole hours torchaudio
+    would need five times their own memory."""
     if old == new:
         return waveform
-    size = RESAMPLED - RESAMPLED % old
+    from torchaudio.functional import resample  # takes a quarter of a second
+
+    size = SAMPLES_PER_RESAMPLING - SAMPLES_PER_RESAMPLING % old
     reach = 8 * old  # longer than half a filter of 6 zero crossings on each side
     stretches = []
     for begin in range(0, len(waveform), size):
@@ -116,9 +118,10 @@ def resampled(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
 
 
 def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:
-    """Speech as a small Ogg Vorbis file, which browsers play; int16 [N], or float32
-    [N] in [-1, 1]."""
-    file = io.BytesIO()  # Vorbis, since Opus takes 15 times as long to save a third
+    """Encode int16 [N], or float32 [N] in [-1, 1], as a small file that browsers
+    play."""
+    file = io.BytesIO()
+    # Opus would take 15 times as long to save a third.
     soundfile.write(
         file, samples, sample_rate, format="OGG", subtype="VORBIS", compression_level=1
     )
@@ -126,13 +129,13 @@ def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:
 
 
 def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
-    """One channel or the mean of all, float32 [N], its rate in Hz, and a warning if
-    cut."""
+    """Return one channel or the mean of all, float32 [N], its rate in Hz, and a warning
+    if it is cut."""
     if not segment.path.is_file():
         raise AudioError("expected a file, found none")
     problem = "not readable as audio"
     try:
-        # libsndfile gets an open file because it takes no name that is not UTF-8
+        # libsndfile gets an open file: it takes no name that is not UTF-8.
         with segment.path.open("rb") as stream:
             ends_early = _ends_early(stream)
             stream.seek(0)
@@ -149,8 +152,8 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
                     promised -= file.seek(round(begin))
                 if segment.duration is not None:
                     promised = round(min(segment.duration * rate, promised))
-                size, left = CHUNK // file.channels, promised
-                blocks = []  # because a header may promise more than fits into memory
+                size, left = SAMPLES_PER_READ // file.channels, promised
+                blocks = []  # a header may promise more than fits into memory
                 while len(
                     block := file.read(min(size, left), dtype="float32", always_2d=True)
                 ):
@@ -166,7 +169,7 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
         raise AudioError("holds no samples")
     seconds = (promised - left) / rate
     warning = None
-    if segment.duration is not None:  # its rounding does not matter
+    if segment.duration is not None:  # less than that, by more than its rounding
         ends_early = seconds + MIN_SECONDS < segment.duration
     if ends_early or left:
         warning = f"cut short: {seconds:.2f} s are left"
@@ -176,7 +179,8 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
 
 
 def _ends_early(file: BinaryIO) -> bool:
-    """Whether a WAV or Ogg file is shorter than it claims; libsndfile does not say."""
+    """Return whether a WAV or Ogg file is shorter than it claims, which libsndfile does
+    not say."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(12)

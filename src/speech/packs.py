@@ -1,9 +1,8 @@
-"""Recordings to packs: one array on disk, decoded once.
+"""Recordings to packs: decoded once into one array on disk, from which pieces are cut.
 
-utterances -> `pack` -> `Pack` -> `Clips` -> pieces [B, N]
+utterances -> `pack` -> `Pack` -> `SoundBank` -> pieces [B, N]
 
-B pieces in a batch, N samples. Decoding happens once; afterwards a batch is a gather of
-slices of one memory-mapped array.
+B pieces in a batch, N samples.
 """
 
 import fcntl
@@ -30,8 +29,9 @@ from engine.devices import to_device
 from engine.files import file_digest
 from engine.parallel import progress_options
 from speech.audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
-from speech.corpora import CorpusError, Utterance, without_label
+from speech.corpora import without_label
 from speech.synthetic import SyntheticUtterance
+from speech.utterances import CorpusError, Utterance
 
 FULL_SCALE = 32768  # of an int16 sample
 PACK_VERSION = 3
@@ -59,14 +59,13 @@ class Pack:
     samples: Tensor  # int16 [all samples]
     entries: list[Entry]
     sample_rate: int  # Hz
-    warnings: list[
-        str
-    ]  # one line for each file skipped or cut short, one for low rates
-    digests: dict[str, str]  # of each corpus by its label, the same on every machine
+    # One line for each file skipped or cut short, and one if rates were too low.
+    warnings: list[str]
+    digests: dict[str, str]  # of each corpus, by its label; the same on every machine
 
     @property
     def digest(self) -> str:
-        """Of all corpora together, the same on every machine."""
+        """The digest of all corpora together; it is the same on every machine."""
         if list(self.digests) == [""]:
             return self.digests[""]
         return hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()
@@ -75,7 +74,7 @@ class Pack:
 def _fingerprint(
     corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
 ) -> str:
-    """A digest of the names, sizes and modification times of all sources."""
+    """Return a digest of the names, sizes and modification times of all sources."""
     digest = hashlib.sha256(f"{PACK_VERSION} {sample_rate} {min_seconds}".encode())
     for u in corpus:
         source = Segment(u.source) if isinstance(u.source, Path) else u.source
@@ -112,7 +111,7 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
             entries,
             index["sample_rate"],
             index["warnings"],
-            # packs from before there were mixtures have a single digest
+            # Packs from before there were mixtures have a single digest.
             index.get("digests") or {"": index["digest"]},
         )
     except (OSError, ValueError, LookupError, TypeError):
@@ -121,15 +120,16 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
 
 def _recordings(
     corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
-) -> Iterator:
-    """Decode with all cores; yield (utterance, (recording, content) or AudioError) in
-    order.
+) -> Iterator[tuple[Utterance, tuple[Recording, str] | AudioError]]:
+    """Decode with all cores; yield each utterance, in order, with its recording and its
+    content, or with what is wrong with it.
 
-    `content` identifies a source; unlike decoded samples it is the same on every
-    machine. Threads suffice, since the decoders release Python's lock. The queue is
-    bounded, so memory is too, even if the disk is slow.
+    The content identifies a source by a digest of its file, not of the decoded samples,
+    which differ in their last bit from machine to machine. Threads suffice, since the
+    decoders release Python's lock. The queue is bounded, so memory is too, even if the
+    disk is slow.
     """
-    digest_of = cache(file_digest)  # a file may be cut into many utterances
+    digest_of = cache(file_digest)  # a file may hold many utterances
 
     def load(utterance: Utterance) -> tuple[Recording, str] | AudioError:
         source = utterance.source
@@ -137,8 +137,9 @@ def _recordings(
             recording = load_recording(source, sample_rate, min_seconds)
             if isinstance(source, SyntheticUtterance):
                 return recording, repr(source)
-            part = Segment(source) if isinstance(source, Path) else source
-            return recording, f"{digest_of(part.path)} {part.offset} {part.duration}"
+            segment = Segment(source) if isinstance(source, Path) else source
+            digest = digest_of(segment.path)
+            return recording, f"{digest} {segment.offset} {segment.duration}"
         except AudioError as error:
             return error
         except OSError as error:
@@ -174,11 +175,12 @@ def pack(
         if packed is None:
             with _alone_in(directory.parent):
                 # Another process may have packed it in the meantime.
-                if open_pack(directory, fingerprint) is None:
+                packed = open_pack(directory, fingerprint)
+                if packed is None:
                     _write_pack(
                         corpus, directory, sample_rate, min_seconds, fingerprint
                     )
-                packed = open_pack(directory, fingerprint)
+                    packed = open_pack(directory, fingerprint)
     except OSError as error:
         raise CorpusError(f"{directory}: cannot pack the corpus: {error}") from None
     if packed is None:
@@ -210,65 +212,10 @@ def _write_pack(
     fingerprint: str,
 ) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    entries, faults, offset, num_narrow = [], [], 0, 0
-    corpora = dict.fromkeys(utterance.corpus for utterance in corpus)
-    digests = {label: hashlib.sha256(f"{sample_rate}".encode()) for label in corpora}
     try:
-        with (
-            open(partial / "samples.int16", "wb") as file,
-            tqdm(
-                total=len(corpus),
-                desc="packing",
-                unit="utt",
-                leave=False,
-                **progress_options(),
-            ) as progress,
-        ):
-            for utterance, loaded in _recordings(corpus, sample_rate, min_seconds):
-                progress.update()
-                if isinstance(loaded, AudioError):
-                    faults.append(f"skipped {utterance.id}: {loaded}")
-                    continue
-                recording, content = loaded
-                if recording.warning:
-                    faults.append(f"{utterance.id}: {recording.warning}")
-                num_narrow += recording.rate < sample_rate
-                file.write(recording.samples.tobytes())
-                length = len(recording.samples)
-                u = utterance
-                details = (u.split, u.gender, u.session)
-                entries.append(
-                    Entry(u.id, u.speaker, *details, offset, length, u.corpus)
-                )
-                names = (without_label(name, u.corpus) for name in (u.id, u.speaker))
-                row = json.dumps([*names, *details, content])
-                digests[u.corpus].update(row.encode())
-                offset += length
-            file.flush()
-            os.fsync(file.fileno())
-        if unusable := set(corpora) - {entry.corpus for entry in entries}:
-            label = min(unusable)
-            ids = [u.id for u in corpus if u.corpus == label]
-            first = next(
-                line for line in faults if line.startswith(f"skipped {ids[0]}")
-            )
-            raise CorpusError(
-                f"none of the {len(ids)} files of {label or 'the corpus'} can be used; "
-                f"the first: {first}"
-            )
-        if num_narrow:
-            faults.append(
-                f"{num_narrow} of {len(entries)} files were recorded below "
-                f"{sample_rate} Hz and lack its upper band; training can be prepared "
-                "for that by augmentation.telephone"
-            )
-        index = {
-            "fingerprint": fingerprint,
-            "sample_rate": sample_rate,
-            "entries": [list(asdict(entry).values()) for entry in entries],
-            "warnings": faults,
-            "digests": {label: d.hexdigest() for label, d in digests.items()},
-        }
+        samples = partial / "samples.int16"
+        contents = _write_samples(samples, corpus, sample_rate, min_seconds)
+        index = {"fingerprint": fingerprint, "sample_rate": sample_rate, **contents}
         (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
         shutil.rmtree(directory, ignore_errors=True)
         os.rename(partial, directory)
@@ -276,11 +223,76 @@ def _write_pack(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class Clips:
-    """Some entries of a pack, or simulated sounds, of which pieces are cut.
+def _write_samples(
+    path: Path, corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
+) -> dict[str, list | dict]:
+    """Decode a corpus into one file; return entries, warnings and digests for the
+    pack's index."""
+    entries, faults, offset, num_narrow = [], [], 0, 0
+    labels = dict.fromkeys(u.corpus for u in corpus)
+    digests = {label: hashlib.sha256(f"{sample_rate}".encode()) for label in labels}
+    with (
+        path.open("wb") as file,
+        tqdm(
+            total=len(corpus),
+            desc="packing",
+            unit="utt",
+            leave=False,
+            **progress_options(),
+        ) as progress,
+    ):
+        for u, loaded in _recordings(corpus, sample_rate, min_seconds):
+            progress.update()
+            if isinstance(loaded, AudioError):
+                faults.append(f"skipped {u.id}: {loaded}")
+                continue
+            recording, content = loaded
+            if recording.warning:
+                faults.append(f"{u.id}: {recording.warning}")
+            num_narrow += recording.rate < sample_rate
+            file.write(recording.samples.tobytes())
+            length = len(recording.samples)
+            details = (u.split, u.gender, u.session)
+            entries.append(Entry(u.id, u.speaker, *details, offset, length, u.corpus))
+            names = (without_label(name, u.corpus) for name in (u.id, u.speaker))
+            digests[u.corpus].update(json.dumps([*names, *details, content]).encode())
+            offset += length
+        file.flush()
+        os.fsync(file.fileno())
+    _expect_audio_of_each(corpus, entries, faults)
+    if num_narrow:
+        faults.append(
+            f"{num_narrow} of {len(entries)} files were recorded below "
+            f"{sample_rate} Hz and lack its upper band; training can be prepared "
+            "for that by augmentation.telephone"
+        )
+    return {
+        "entries": [list(asdict(entry).values()) for entry in entries],
+        "warnings": faults,
+        "digests": {label: digest.hexdigest() for label, digest in digests.items()},
+    }
 
-    The samples are kept on a GPU if, with all tensors already there, they take at most
-    half of the memory that was free before any.
+
+def _expect_audio_of_each(
+    corpus: Sequence[Utterance], entries: Sequence[Entry], faults: Sequence[str]
+) -> None:
+    """Raise `CorpusError` if none of the files of a corpus could be decoded."""
+    labels = {utterance.corpus for utterance in corpus}
+    if unusable := labels - {entry.corpus for entry in entries}:
+        label = min(unusable)
+        ids = [u.id for u in corpus if u.corpus == label]
+        first = next(line for line in faults if line.startswith(f"skipped {ids[0]}"))
+        raise CorpusError(
+            f"none of the {len(ids)} files of {label or 'the corpus'} can be used; "
+            f"the first: {first}"
+        )
+
+
+class SoundBank:
+    """Sounds end to end in one array, from which batches of pieces are cut.
+
+    On a GPU the samples are kept there if all tensors then take at most half of the
+    memory that this process can have; else pieces are cut in main memory and copied.
     """
 
     def __init__(
@@ -290,48 +302,50 @@ class Clips:
         lengths: Sequence[int],
         device: torch.device,
     ) -> None:
-        self.samples, self.device = samples, device  # int16, end to end
-        self.offsets, self.lengths = np.array(offsets), np.array(lengths)  # [clips]
+        self.samples, self.device = samples, device  # int16
+        self.offsets, self.lengths = np.array(offsets), np.array(lengths)  # [sounds]
         self.resident = False
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
+            free += torch.cuda.memory_reserved(device)  # by torch, used or not
             taken = torch.cuda.memory_allocated(device)
-            free += torch.cuda.memory_reserved(device)  # freed blocks that torch keeps
             self.resident = taken + samples.nbytes <= free / 2
         if self.resident:
             self.samples = samples.to(device)
 
     @classmethod
-    def of(cls, packed: Pack, indices: Sequence[int], device: torch.device) -> "Clips":
-        """These entries of a pack."""
+    def of(
+        cls, packed: Pack, indices: Sequence[int], device: torch.device
+    ) -> "SoundBank":
+        """Take these entries of a pack."""
         entries = [packed.entries[i] for i in indices]
-        offsets, lengths = zip(*((e.offset, e.samples) for e in entries), strict=True)
+        offsets = [entry.offset for entry in entries]
+        lengths = [entry.samples for entry in entries]
         return cls(packed.samples, offsets, lengths, device)
 
     @classmethod
-    def simulated(cls, waveforms: Tensor, device: torch.device) -> "Clips":
-        """Rows of [clips, N], each scaled to its peak."""
+    def simulated(cls, waveforms: Tensor, device: torch.device) -> "SoundBank":
+        """Take the rows of [sounds, N], each scaled to its peak."""
         peaks = waveforms.abs().amax(1, keepdim=True).clamp(min=1e-9)
         samples = (waveforms / peaks * (FULL_SCALE - 1)).round().to(torch.int16)
         count, size = waveforms.shape
-        return cls(
-            samples.flatten(), range(0, count * size, size), [size] * count, device
-        )
+        offsets = range(0, count * size, size)
+        return cls(samples.flatten(), offsets, [size] * count, device)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def whole(self, chosen: np.ndarray, size: int) -> Tensor:
-        """These clips from their beginnings, zeros after their ends, float32 [B, size]
-        in [-1, 1]."""
+        """Return these sounds from their beginnings, with zeros after their ends:
+        float32 [B, size] in [-1, 1]."""
         lengths = np.minimum(self.lengths[chosen], size)
         return self._rows(self.offsets[chosen], lengths, size, repeat=False)
 
     def cut(self, chosen: np.ndarray, positions: np.ndarray, size: int) -> Tensor:
-        """A piece of each of these clips, float32 [B, size] in [-1, 1].
+        """Cut a piece of each of these sounds: float32 [B, size] in [-1, 1].
 
-        `positions` [B] in [0, 1) choose its start, from the clip's first sample to the
-        last start at which it fits. A shorter clip is repeated.
+        `positions` [B] in [0, 1) choose its start, from the sound's first sample to the
+        last start at which the piece fits. A shorter sound is repeated.
         """
         lengths = self.lengths[chosen]
         starts = (positions * (np.maximum(lengths - size, 0) + 1)).astype(np.int64)
@@ -341,7 +355,7 @@ class Clips:
     def _rows(
         self, begins: np.ndarray, lengths: np.ndarray, size: int, repeat: bool
     ) -> Tensor:
-        """Stretches of the samples, at most `size` long, repeated or with zeros after
+        """Copy stretches of at most `size` samples, repeated or with zeros after
         them."""
         if self.resident:
             begin, length = to_device(

@@ -4,20 +4,22 @@
 """
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from parameters import Parameters
 from speech.acoustics import coloured_noise, simulate_rooms
-from speech.corpora import (
-    CorpusError,
-    Utterance,
-    noise_recordings,
-    response_recordings,
-)
-from speech.packs import Clips, Pack, pack
+from speech.audio import Segment
+from speech.downloads import unpacked
+from speech.folders import expect_folder, folders_in, recordings_below
+from speech.packs import Pack, SoundBank, pack
+from speech.utterances import CorpusError, Utterance
 
+OPENSLR28_URL = "https://www.openslr.org/resources/28/rirs_noises.zip"
+OPENSLR28_MD5 = "e6f48e257286e05de56413b4779d8ffb"
 NUM_COLOURS, COLOURED_SECONDS = 64, 10.0  # of simulated noise
 # Streams of random numbers, so that rooms and noise, trained on or held out, differ.
 ROOM_STREAM, NOISE_STREAM, NUM_STREAMS = 2, 4, 8
@@ -27,13 +29,13 @@ ROOM_STREAM, NOISE_STREAM, NUM_STREAMS = 2, 4, 8
 class Surroundings:
     """What augmentation draws from; None for what it does not use."""
 
-    responses: Clips | None  # impulse responses of rooms
-    noise: Clips | None
+    responses: SoundBank | None  # impulse responses of rooms
+    noise: SoundBank | None
 
 
 def load_surroundings(parameters: Parameters, device: torch.device) -> Surroundings:
-    """The rooms and noise for training; raise `CorpusError` for folders that cannot be
-    used."""
+    """Load the rooms and noise for training; raise `CorpusError` for folders that
+    cannot be used."""
     augmentation = parameters.augmentation
     responses = noise = None
     if augmentation.reverberation.probability:
@@ -45,9 +47,9 @@ def load_surroundings(parameters: Parameters, device: torch.device) -> Surroundi
 
 def load_responses(
     parameters: Parameters, device: torch.device, held_out: bool = False
-) -> Clips:
-    """Room impulse responses for training, or those held out from it; simulated unless
-    the parameters name a folder."""
+) -> SoundBank:
+    """Load room impulse responses for training, or those held out from it; simulate
+    them unless the parameters name a folder."""
     rooms = parameters.augmentation.reverberation
     rate = parameters.front_end.sample_rate
     if rooms.root is not None:
@@ -57,14 +59,14 @@ def load_responses(
     low, high = rooms.rt60_seconds
     rt60 = low + torch.rand(rooms.num_rooms, generator=generator) * (high - low)
     size = round(rooms.max_seconds * rate)
-    return Clips.simulated(simulate_rooms(rt60, rate, size, generator), device)
+    return SoundBank.simulated(simulate_rooms(rt60, rate, size, generator), device)
 
 
 def load_noise(
     parameters: Parameters, device: torch.device, held_out: bool = False
-) -> Clips:
-    """Noise for training, or that held out from it; simulated, from white to brown,
-    unless the parameters name a folder."""
+) -> SoundBank:
+    """Load noise for training, or that held out from it; simulate it, from white to
+    brown, unless the parameters name a folder."""
     noise, rate = parameters.augmentation.noise, parameters.front_end.sample_rate
     if noise.root is not None:
         packed = _packed_noise(parameters)
@@ -72,12 +74,12 @@ def load_noise(
     generator = _generator(parameters.seed, NOISE_STREAM + held_out)
     exponents = 2 * torch.rand(NUM_COLOURS, generator=generator)
     size = round(COLOURED_SECONDS * rate)
-    return Clips.simulated(coloured_noise(exponents, rate, size, generator), device)
+    return SoundBank.simulated(coloured_noise(exponents, rate, size, generator), device)
 
 
 def recording_digests(parameters: Parameters) -> dict[str, str]:
-    """Digests of the recorded rooms and noise that training draws from, by their keys;
-    what is simulated has none."""
+    """Return digests of the recorded rooms and noise that training draws from, by their
+    keys; what is simulated has none."""
     rooms, noise = parameters.augmentation.reverberation, parameters.augmentation.noise
     digests = {}
     if rooms.probability and rooms.root is not None:
@@ -85,6 +87,43 @@ def recording_digests(parameters: Parameters) -> dict[str, str]:
     if noise.probability and noise.root is not None:
         digests["augmentation.noise"] = _packed_noise(parameters).digest
     return digests
+
+
+def noise_recordings(root: Path) -> list[Utterance]:
+    """Return the recordings below a folder; raise `CorpusError` for none.
+
+    In MUSAN (arXiv 1510.08484: music, noise and speech) speech is left out: a second
+    talker is no noise.
+    """
+    expect_folder(root, "the folder of augmentation.noise.root")
+    folders = {folder.name for folder in folders_in(root)}
+    is_musan = {"music", "noise", "speech"} <= folders
+    return recordings_below(
+        root, lambda path: not (is_musan and path.parts[0] == "speech")
+    )
+
+
+def response_recordings(root: Path, download: bool) -> list[Utterance]:
+    """Return the room impulse responses below a folder; raise `CorpusError` for none.
+
+    Only the first channel is used: the direct sound reaches each microphone at another
+    time, so averaging channels would act as a comb filter.
+
+    OpenSLR 28, which can be downloaded, also has point-source and isotropic noises,
+    which are left out. Only their names tell the latter from the responses beside them.
+    """
+    home = root / "RIRS_NOISES"
+    if download and not home.exists():
+        with unpacked(OPENSLR28_URL, "md5", OPENSLR28_MD5, root) as scratch:
+            os.rename(scratch / "RIRS_NOISES", home)
+    expect_folder(root, "the folder of augmentation.reverberation.root")
+    responses = recordings_below(
+        root,
+        lambda path: (
+            "pointsource_noises" not in path.parts and "noise" not in path.stem.lower()
+        ),
+    )
+    return [replace(r, source=Segment(r.source, channel=0)) for r in responses]
 
 
 def _packed_responses(parameters: Parameters) -> Pack:
@@ -110,8 +149,9 @@ def _packed(key: str, recordings: list[Utterance], parameters: Parameters) -> Pa
 
 def _side(
     key: str, packed: Pack, share: float, held_out: bool, device: torch.device
-) -> Clips:
-    """The recordings that are held out, or those that are not; each at least one."""
+) -> SoundBank:
+    """Return the recordings that are held out, or those that are not; raise
+    `CorpusError` for none."""
     entries = enumerate(packed.entries)
     indices = [i for i, e in entries if _is_held_out(e.id, share) == held_out]
     print(f"{key}: {len(indices)} of {len(packed.entries)} recordings")
@@ -120,12 +160,12 @@ def _side(
             f"augmentation.{key}.held_out: expected recordings on both sides, got "
             f"{share} of {len(packed.entries)}"
         )
-    return Clips.of(packed, indices, device)
+    return SoundBank.of(packed, indices, device)
 
 
 def _is_held_out(name: str, share: float) -> bool:
-    """Whether a recording is held out; by its name alone, so that adding or removing
-    others never moves it."""
+    """Return whether a recording is held out; by its name alone, so that adding or
+    removing others never moves it."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 

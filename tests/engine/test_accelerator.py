@@ -19,7 +19,7 @@ from dataset import TrainingBatches, prepare
 from engine.optimizers import build_optimizer
 from runs.resuming import State
 from runs.speaker_model import build_model
-from speech.packs import Clips
+from speech.packs import SoundBank
 from speech.surroundings import load_surroundings
 from train import training_step
 from transforms import Augmentation
@@ -34,7 +34,7 @@ CHANGES = (
 
 def test_resident_clips_are_cut_like_those_in_memory():
     samples = torch.randint(-(2**15), 2**15, (1000,), dtype=torch.int16)
-    clips = Clips(samples, [0, 400, 450], [400, 50, 550], CPU)
+    clips = SoundBank(samples, [0, 400, 450], [400, 50, 550], CPU)
     chosen, places = np.array([2, 1, 0, 1]), np.array([0.99, 0.3, 0.5, 0.0])
     found = {}
     for clips.resident in (False, True):
@@ -63,7 +63,7 @@ def claims_to_be_on_a_gpu(monkeypatch) -> FakeTensorMode:
     for place, name in (
         (torch, "rand"),
         (torch, "randint"),
-        (transforms, "_chosen"),
+        (transforms, "_draw_rows"),
     ):
         monkeypatch.setattr(place, name, really(getattr(place, name)))
     monkeypatch.setattr(torch.Tensor, "numpy", really(real_numpy))
@@ -89,7 +89,7 @@ def test_nothing_from_crop_to_loss_leaves_the_device(
             module.to(CUDA)
         batches.device = CUDA
         for clips in (
-            batches.clips,
+            batches.bank,
             augmentation.reverberation.responses,
             augmentation.noise.recordings,
         ):

@@ -20,7 +20,7 @@ from errors import StoppedError
 from runs.checkpoints import load_checkpoint
 from runs.resuming import State
 from runs.speaker_model import build_model, embed
-from speech.packs import Clips
+from speech.packs import SoundBank
 from speech.surroundings import load_surroundings
 from train import ParameterError, train, training_step
 from transforms import Augmentation
@@ -96,7 +96,7 @@ def test_augmented_crops_and_features_are_those_of_a_cpu(miniature):
             p.augmentation, p.front_end.sample_rate, load_surroundings(p, device)
         ).to(device)
         front_end = build_model(p, splits.speakers, {}, device).eval().front_end
-        assert batches.clips.resident == (device == CUDA)
+        assert batches.bank.resident == (device == CUDA)
         of_device = []
         for batch in batches.epoch(0):
             torch.manual_seed(batch.seed)
@@ -234,7 +234,7 @@ def test_clips_share_half_of_the_free_memory(monkeypatch):
         return free, 2 * room
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
-    first, second = (Clips(samples, [0], [2**20], CUDA) for _ in range(2))
+    first, second = (SoundBank(samples, [0], [2**20], CUDA) for _ in range(2))
     assert first.resident
     assert not second.resident
     for clips in (first, second):

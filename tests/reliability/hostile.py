@@ -33,8 +33,9 @@ from parameters import ParameterError
 from runs.checkpoints import RunError, load_model, save_checkpoint
 from runs.speaker_model import build_model
 from speech.audio import AudioError, Segment, load_recording
-from speech.corpora import CorpusError, utterances
+from speech.corpora import utterances
 from speech.packs import pack
+from speech.utterances import CorpusError
 from verification.trials import (
     TrialError,
     make_trials,

@@ -313,7 +313,7 @@ def test_hours_are_decoded_in_bounded_memory(
 )
 @pytest.mark.parametrize("num_samples", [1, 700, 5000, 12_345, 20_001])
 def test_stretches_are_resampled_as_the_whole(monkeypatch, old, new, num_samples):
-    monkeypatch.setattr(audio, "RESAMPLED", 5000)
+    monkeypatch.setattr(audio, "SAMPLES_PER_RESAMPLING", 5000)
     waveform = torch.randn(num_samples)
     found = audio.resampled(waveform, old, new)
     torch.testing.assert_close(found, resample(waveform, old, new), rtol=0, atol=1e-5)

@@ -21,11 +21,13 @@ import soundfile
 from conftest import RATE, REPOSITORY, SHARED, noise, write
 from engine.parameter_files import load_parameters
 from parameters import CorpusName
-from speech import corpora
+from speech import corpora, published
 from speech.audio import Segment, load_recording
-from speech.corpora import CorpusError, official_trials, utterances
+from speech.corpora import official_trials, utterances
 from speech.downloads import DownloadError
+from speech.manifests import read_manifest
 from speech.packs import pack
+from speech.utterances import CorpusError
 from verification.trials import make_trials, read_trials, write_trials
 
 DATA = SHARED / "data"
@@ -262,10 +264,10 @@ class TestVCTK:
                     archive.writestr(str(name), b"x")
             archive_server.archive = packed.getvalue()
             digest = hashlib.sha256(archive_server.archive).hexdigest()
-            monkeypatch.setattr(corpora, "VCTK_SHA256", digest)
+            monkeypatch.setattr(published, "VCTK_SHA256", digest)
 
         archive_server.offer = offer
-        monkeypatch.setattr(corpora, "VCTK_URL", f"{archive_server.url}/VCTK.zip")
+        monkeypatch.setattr(published, "VCTK_URL", f"{archive_server.url}/VCTK.zip")
         return archive_server
 
     def test_download(self, server, tmp_path):
@@ -430,7 +432,7 @@ class TestVoxCeleb1:
 
     @pytest.mark.parametrize("name", ["veri_test2.txt", "iden_split.txt"])
     def test_lists_are_fetched(self, root, name, monkeypatch, archive_server):
-        monkeypatch.setattr(corpora, "VOXCELEB_URL", archive_server.url)
+        monkeypatch.setattr(published, "VOXCELEB_URL", archive_server.url)
         before = utterances(dataset("voxceleb1", root))
         parameters = dataset("voxceleb1", root, download=True)
         archive_server.archive = (root / name).read_bytes()
@@ -447,7 +449,7 @@ class TestVoxCeleb1:
     def test_a_list_that_is_another_page_is_not_kept(
         self, root, monkeypatch, archive_server
     ):
-        monkeypatch.setattr(corpora, "VOXCELEB_URL", archive_server.url)
+        monkeypatch.setattr(published, "VOXCELEB_URL", archive_server.url)
         (root / "iden_split.txt").unlink()
         archive_server.archive = b"<html>"
         said = refusal(dataset("voxceleb1", root, download=True))
@@ -879,8 +881,8 @@ class TestDownload:
     def server(self, monkeypatch, archive_server):
         archive_server.archive = pack_archive()
         digest = hashlib.sha256(archive_server.archive).hexdigest()
-        monkeypatch.setattr(corpora, "LIBRISPEECH_URL", archive_server.url)
-        monkeypatch.setitem(corpora.LIBRISPEECH_SHA256, "dev-clean", digest)
+        monkeypatch.setattr(published, "LIBRISPEECH_URL", archive_server.url)
+        monkeypatch.setitem(published.LIBRISPEECH_SHA256, "dev-clean", digest)
         return archive_server
 
     @pytest.fixture
@@ -1084,7 +1086,7 @@ class TestLibriSpeechPieces:
         manifest.parent.mkdir()
         lines = [line for line in self.lines("train") if line["label"] == "103"]
         manifest.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        segments = [segment for _, segment in corpora._manifest_lines(manifest)]
+        segments = [segment for _, segment in read_manifest(manifest)]
         for piece, segment in zip(pieces, segments, strict=True):
             assert np.array_equal(load_recording(segment, RATE).samples, piece)
 

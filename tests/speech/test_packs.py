@@ -14,8 +14,8 @@ import torch
 from conftest import RATE, noise, write
 from speech import packs
 from speech.audio import Segment
-from speech.corpora import CorpusError, Utterance
-from speech.packs import Clips, Pack, pack
+from speech.packs import Pack, SoundBank, pack
+from speech.utterances import CorpusError, Utterance
 
 CPU = torch.device("cpu")
 
@@ -231,7 +231,7 @@ def test_a_pack_from_before_there_were_mixtures_is_opened(home, corpus, packed):
 
 
 def test_pieces_are_cut_where_they_are_and_repeated_where_they_end():
-    clips = Clips(torch.arange(-5, 15).short(), [0, 5], [5, 15], CPU)
+    clips = SoundBank(torch.arange(-5, 15).short(), [0, 5], [5, 15], CPU)
     cut = clips.cut(np.array([0, 1, 1]), np.array([0.9, 0.0, 0.999]), 12) * 32768
     assert cut.int().tolist() == [
         [-5, -4, -3, -2, -1, -5, -4, -3, -2, -1, -5, -4],
@@ -243,6 +243,6 @@ def test_pieces_are_cut_where_they_are_and_repeated_where_they_end():
 
 
 def test_simulated_sounds_fill_their_scale_and_survive_silence():
-    clips = Clips.simulated(torch.tensor([[0.0, 0.1, -0.2], [0, 0, 0]]), CPU)
+    clips = SoundBank.simulated(torch.tensor([[0.0, 0.1, -0.2], [0, 0, 0]]), CPU)
     expected = torch.tensor([[0, 0.5, -1], [0, 0, 0]])
     assert torch.allclose(clips.whole(np.arange(2), 3), expected, atol=1e-4)

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from speech import corpora
-from speech.corpora import CorpusError
+from speech import surroundings
 from speech.surroundings import load_noise, load_responses
+from speech.utterances import CorpusError
 
 CPU = torch.device("cpu")
 
@@ -134,8 +134,8 @@ def test_openslr_28_is_downloaded(tmp_path, miniature, monkeypatch, archive_serv
             archive.write(path, path.relative_to(tmp_path))
     archive_server.archive = packed.getvalue()
     digest = hashlib.md5(packed.getvalue()).hexdigest()
-    monkeypatch.setattr(corpora, "OPENSLR28_URL", f"{archive_server.url}/rirs.zip")
-    monkeypatch.setattr(corpora, "OPENSLR28_MD5", digest)
+    monkeypatch.setattr(surroundings, "OPENSLR28_URL", f"{archive_server.url}/rirs.zip")
+    monkeypatch.setattr(surroundings, "OPENSLR28_MD5", digest)
     p = miniature(
         f"augmentation.reverberation.root={tmp_path / 'data'}",
         "augmentation.reverberation.download=true",
