@@ -1,2 +1,2 @@
-"""What a training leaves behind: checkpoints, the run directory, the page on W&B. Calls
-reports and all below them."""
+"""The model and what a training run leaves: checkpoints, the run directory, the page on
+W&B. May call reports and the rooms below."""

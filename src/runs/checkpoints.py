@@ -1,9 +1,9 @@
-"""The model that is trained and used, and its checkpoints.
+"""Checkpoints: a model, and the state of its training, in a file.
 
-`build_model` -> `SpeakerModel` -> `save_checkpoint` -> `load_checkpoint` ->
+`SpeakerModel` -> `save_checkpoint` -> file -> `load_checkpoint` -> state ->
 `restore_model` -> `SpeakerModel`
 
-A checkpoint holds tensors and plain values only: reading one executes nothing.
+A checkpoint holds only tensors and plain values: reading one executes nothing.
 """
 
 import pickle
@@ -23,7 +23,7 @@ from runs.speaker_model import Heard, SpeakerModel, build_model
 from verification.scoring import Backend
 
 CHECKPOINT_VERSION = 2
-MODULES = ("front_end", "encoder", "criterion")  # of a `SpeakerModel`
+MODEL_MODULES = ("front_end", "encoder", "criterion")
 
 
 class RunError(UserError):
@@ -31,7 +31,11 @@ class RunError(UserError):
 
 
 def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
-    """Write a model and the state of its training; an old file stays until then."""
+    """Write a model and the state of its training.
+
+    An old file is replaced only when the new one is complete. Raises `FileError` if it
+    cannot be written.
+    """
     state = {
         "version": CHECKPOINT_VERSION,
         "parameters": model.config.as_dict(),
@@ -47,12 +51,12 @@ def save_checkpoint(path: Path, model: SpeakerModel, **training: Any) -> None:
 
 
 def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
-    """What `torch.save` wrote, on the CPU; nothing in the file is executed.
+    """Return what `torch.save` wrote, on the CPU; execute nothing in the file.
 
     Raises `RunError` with `name` if it cannot be read.
     """
     try:
-        # torch checks no sums and would unpack a bomb
+        # torch verifies no checksums and would inflate any amount of compressed data.
         with zipfile.ZipFile(file) as archive:
             packed = any(record.compress_type for record in archive.infolist())
             if packed or archive.testzip():
@@ -62,25 +66,27 @@ def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{name}: expected a checkpoint, got no such file") from None
-    except pickle.UnpicklingError:  # torch would advise to execute it
+    except pickle.UnpicklingError:  # torch's message advises executing the file
         reason = "damaged, or more than tensors and plain values"
         raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
-    # What torch raises depends on where foreign bytes stop looking like a checkpoint.
-    except Exception as error:
+    except Exception as error:  # which one torch raises depends on the damaged bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU; executes nothing."""
+    """Return the state that `save_checkpoint` wrote, on the CPU; execute nothing.
+
+    Parameters of earlier versions become those of this one. Raises `RunError` if the
+    file is not such a checkpoint.
+    """
     state = load_tensors(path, path)
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise RunError(f"{path}: not a checkpoint of this program")
-    if "corpus" in state:  # as it was until there were mixtures and ancestors
+    if "corpus" in state:  # written before there were mixtures and ancestors
         state |= {"digests": {"": state["corpus"]}, "ancestors": []}
-    wanted = ("parameters", "speakers", "digests", "ancestors", "backend", *MODULES)
-    missing = set(wanted) - set(state)
-    if missing:
+    required = {"parameters", "speakers", "digests", "ancestors", "backend"}
+    if missing := required.union(MODEL_MODULES) - set(state):
         raise RunError(f"{path}: the checkpoint lacks {min(missing)}")
     speakers = state["speakers"]
     if not (isinstance(speakers, list) and all(isinstance(s, str) for s in speakers)):
@@ -95,16 +101,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def restore_model(
     state: Mapping[str, Any], path: Path, device: torch.device
 ) -> SpeakerModel:
-    """The model in a checkpoint's state; raise `RunError` with `path` if it does not
-    fit."""
+    """Return the model in a checkpoint's state; raise `RunError` with `path` if its
+    parts do not fit together."""
     try:
         parameters = check_parameters(state["parameters"])
-        # Shapes are compared without memory for them: a file may claim any.
+        # Compare shapes first, without allocating them: a file may claim any size.
         with (meta := torch.device("meta")):
             outline = build_model(parameters, state["speakers"], {}, meta)
         for name, module in outline.named_children():
-            # As a plain dict: torch notes `assign` in the state's metadata, and would
-            # also assign below, where float16 is to become float32.
+            # A copy: torch notes `assign` in the metadata of the state that it is given
+            # and would assign below too, where float16 must become float32.
             module.load_state_dict(dict(state[name]), assign=True)
         model = build_model(parameters, state["speakers"], state["digests"], device)
         for name, module in model.named_children():
@@ -119,6 +125,6 @@ def restore_model(
 
 
 def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:
-    """The model of a checkpoint file, or of a run's `best.pt`."""
+    """Load the model of a checkpoint file, or of a run's `best.pt`."""
     path = run_or_file / "best.pt" if run_or_file.is_dir() else run_or_file
     return restore_model(load_checkpoint(path), path, device)

@@ -1,4 +1,4 @@
-"""What training changes, kept so that it resumes, and what may differ when it does.
+"""The state of a training, how it resumes, and what may differ when it does.
 
 `State` -> `State.save` -> last.pt -> `State.restore` -> `State`
 """
@@ -17,7 +17,7 @@ from runs.checkpoints import RunError, load_checkpoint, restore_model, save_chec
 from runs.speaker_model import SpeakerModel
 from runs.tally import SPENT, Tally
 
-MAY_CHANGE = (  # keys that do not affect the result
+MAY_CHANGE = (  # keys that do not affect a run's result
     "dataset.packs",
     "dataset.download",
     "training.device",
@@ -26,27 +26,27 @@ MAY_CHANGE = (  # keys that do not affect the result
     "wandb",
 )
 MAY_CHANGE_ON_RESUME = (*MAY_CHANGE, "training.epochs")
-# Keys of the front end and the encoder that may differ from those of the model in
-# `training.init_from`: no weight depends on them.
+# Keys of the front end and the encoder in which a model may differ from the one that it
+# starts from: no weight depends on them.
 MAY_DIFFER = ("dither", "dropout", "crop_seconds")
 
 
 @dataclass
 class State:
-    """All that training changes."""
+    """Everything that training changes."""
 
     model: SpeakerModel
     optimizer: torch.optim.Optimizer
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps
-    tally: Tally = field(default_factory=Tally)  # of the epoch that is not finished
+    tally: Tally = field(default_factory=Tally)  # of the unfinished epoch
     best_loss: float = math.inf  # on validation
     wandb_id: str = ""
-    recordings: dict[str, str] = field(default_factory=dict)  # rooms and noise, digests
+    recordings: dict[str, str] = field(default_factory=dict)  # of rooms, noise; digests
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint that training resumes from and evaluation loads."""
+        """Write a checkpoint to resume training from, or to evaluate."""
         save_checkpoint(
             path,
             self.model,
@@ -64,8 +64,11 @@ class State:
     def restore(
         cls, path: Path, parameters: Parameters, device: torch.device
     ) -> "State":
-        """Load the state that `save` wrote; raise `ParameterError` if the parameters
-        differ from the run's or ask for fewer epochs."""
+        """Load the state that `save` wrote.
+
+        Raises `ParameterError` if the parameters differ from the run's, except in
+        `MAY_CHANGE_ON_RESUME`, or ask for fewer epochs.
+        """
         saved = load_checkpoint(path)
         old, new = saved["parameters"], parameters.as_dict()
         refuse_changes(path.parent, old, new, MAY_CHANGE_ON_RESUME)
@@ -76,23 +79,22 @@ class State:
                 f"got {epochs}"
             )
         model = restore_model({**saved, "parameters": new}, path, device)
-        optimizer = build_optimizer(model.parameters(), parameters.training.optimizer)
-        if _sizes(saved["optimizer"]["param_groups"]) != _sizes(optimizer.param_groups):
-            for (
-                weight
-            ) in model.parameters():  # Muon had every matrix in earlier versions
+        chosen = parameters.training.optimizer
+        optimizer = build_optimizer(model.parameters(), chosen)
+        if _group_sizes(optimizer.state_dict()) != _group_sizes(saved["optimizer"]):
+            # An earlier version wrote it, in which Muon trained every matrix.
+            for weight in model.parameters():
                 weight.muon = True
-            chosen = parameters.training.optimizer
             optimizer = build_optimizer(model.parameters(), chosen)
         optimizer.load_state_dict(saved["optimizer"])
-        names = ("epoch", "step", "best_loss", "wandb_id")
-        names += tuple({"recordings", "spent"} & set(saved))  # not in earlier versions
+        names = {"epoch", "step", "best_loss", "wandb_id"}
+        names |= {"recordings", "spent"} & set(saved)  # earlier versions lack these
         values = {name: saved[name] for name in names}
         return cls(model, optimizer, tally=Tally(**saved["tally"]), **values)
 
 
-def _sizes(groups: Sequence[Mapping[str, Any]]) -> list[int]:
-    return [len(group["params"]) for group in groups]
+def _group_sizes(optimizer_state: Mapping[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer_state["param_groups"]]
 
 
 def refuse_changes(
@@ -102,7 +104,11 @@ def refuse_changes(
     allowed: Sequence[str] = (),
     path: str = "",
 ) -> None:
-    """Raise `ParameterError` for the first key that differs and is not allowed to."""
+    """Raise `ParameterError` for the first key that differs and is not `allowed` to.
+
+    `source` is the run or file that has the old values; `path` is the key of the
+    section, with a dot.
+    """
     for name, value in new.items():
         key = path + name
         if key in allowed:
@@ -118,21 +124,21 @@ def refuse_changes(
 def refuse_other_audio(
     run: Path, old: Mapping[str, str], new: Mapping[str, str]
 ) -> None:
-    """Raise `RunError` where a digest of recordings is not the one that a run has."""
+    """Raise `RunError` if the digest of any recordings differs from the run's."""
     for key, digest in new.items():
         if old.get(key, digest) != digest:
             raise RunError(
                 f"{run}: the recordings of {key or 'the corpus'} have changed since it "
-                "began; put them back as they were, or train anew"
+                "began; restore them, or train anew"
             )
 
 
 def start_from(other: SpeakerModel, source: Path, model: SpeakerModel) -> str:
-    """Take over another model's front end and encoder, and its classifier where both
-    have the same speakers and the same loss; return what was taken over.
+    """Copy another model's front end and encoder, and its classifier if both have the
+    same speakers and the same loss; return what was copied.
 
-    Raises `ParameterError` where the architectures differ. `source` is the other
-    model's file.
+    `source` is the other model's file. Raises `ParameterError` if the architectures
+    differ.
     """
     refuse_changes(source, _architecture(other.config), _architecture(model.config))
     model.front_end.load_state_dict(other.front_end.state_dict())
@@ -147,10 +153,10 @@ def start_from(other: SpeakerModel, source: Path, model: SpeakerModel) -> str:
 
 
 def _architecture(parameters: Parameters) -> dict[str, Any]:
-    """All that a front end's and an encoder's weights depend on."""
+    """The parameters that the weights of the front end and the encoder depend on."""
 
     def fixed(section: dict[str, Any]) -> dict[str, Any]:
-        return {k: value for k, value in section.items() if k not in MAY_DIFFER}
+        return {key: value for key, value in section.items() if key not in MAY_DIFFER}
 
     values, name = parameters.as_dict(), parameters.model.name
     model = {"name": name, name: fixed(values["model"][name])}

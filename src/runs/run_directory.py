@@ -1,5 +1,7 @@
 """The directory of a run, mirrored on W&B.
 
+`Run.create` or `Run.reopen` -> `log_epoch`, `save` -> `log_evaluation`
+
 runs/<name>/  parameters.yml  metrics.jsonl  trials.txt  scores.txt  errors.tsv
               report.json  embeddings.png  det.png  scores.png  last.pt  best.pt
 
@@ -27,7 +29,7 @@ from verification.records import Evaluation
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The metrics of each epoch of a run; raise `RunError` if they cannot be read."""
+    """Read the metrics of each epoch of a run; raise `RunError` if that fails."""
     path = run / "metrics.jsonl"
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -36,39 +38,42 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 class Run:
-    """A run's directory and its mirror on W&B, which closes at the end of a `with`.
+    """A run's directory and its page on W&B, which is closed at the end of a `with`.
 
-    Every rank has a run; only that of rank 0 writes.
+    Every rank has a run, but only rank 0 writes.
     """
 
-    def __init__(self, directory: Path, parameters: Parameters, wandb_id: str) -> None:
-        self.directory = directory
-        self.mirror = Mirror(directory, parameters, wandb_id) if rank() == 0 else None
+    def __init__(
+        self,
+        directory: Path,
+        parameters: Parameters,
+        wandb_id: str,
+        logged_epochs: int = 0,
+    ) -> None:
+        self.directory, self.wandb_id = directory, wandb_id
+        self.mirror = None
+        if rank() == 0:
+            self.mirror = Mirror(directory, parameters, wandb_id, logged_epochs)
 
     @classmethod
     def create(cls, parameters: Parameters) -> "Run":
-        """A new directory; raise `RunError` where it exists or cannot be written."""
-        made = [_make_directory(parameters)] if rank() == 0 else []
-        (directory,) = gather_lists(made)
-        return cls(directory, parameters, new_id())
+        """Make a new directory; raise `RunError` if it exists, `FileError` if it cannot
+        be written."""
+        made = [(_make_directory(parameters), new_id())] if rank() == 0 else []
+        ((directory, wandb_id),) = gather_lists(made)
+        return cls(directory, parameters, wandb_id)
 
     @classmethod
     def reopen(
         cls, directory: Path, parameters: Parameters, epoch: int, wandb_id: str
     ) -> "Run":
-        """An existing directory, with the metrics of its first `epoch` epochs only.
+        """Open an existing directory to go on after `epoch` finished epochs.
 
-        The report is deleted if there are epochs to come.
+        Metrics of later epochs are deleted, and so is the report if there are epochs to
+        come.
         """
-        run = cls(directory, parameters, wandb_id)
-        if run.mirror is not None:
-            run.mirror.step = _rewind(directory, parameters, epoch)
-        return run
-
-    @property
-    def wandb_id(self) -> str:
-        """The id of the page on W&B."""
-        return self.mirror.wandb_id if self.mirror is not None else ""
+        logged_epochs = _rewind(directory, parameters, epoch) if rank() == 0 else 0
+        return cls(directory, parameters, wandb_id, logged_epochs)
 
     def log_epoch(self, metrics: Mapping[str, float]) -> None:
         """Append one epoch's metrics, `epoch` among them, to `metrics.jsonl`."""
@@ -79,11 +84,11 @@ class Run:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
         except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error}") from None
+            raise FileError(f"{path}: cannot be written: {error}") from None
         self.mirror.log_epoch(metrics)
 
     def save(self, state: State, name: str) -> None:
-        """Write the checkpoint `last` or `best`; no rank goes on before it is there."""
+        """Write the checkpoint `last` or `best`; every rank waits for it."""
         with first_rank_first():
             if self.mirror is not None:
                 state.save(self.directory / f"{name}.pt")
@@ -124,7 +129,7 @@ def _make_directory(parameters: Parameters) -> Path:
             f"or go on with --resume {directory}"
         ) from None
     except OSError as error:
-        raise RunError(f"{directory}: cannot be written: {error}") from None
+        raise FileError(f"{directory}: cannot be written: {error}") from None
     try:
         _write_parameters(directory, parameters)
     except FileError:
@@ -135,11 +140,11 @@ def _make_directory(parameters: Parameters) -> Path:
 
 
 def _rewind(directory: Path, parameters: Parameters, epoch: int) -> int:
-    """Drop what a run wrote after an epoch; return how many epochs W&B was told of,
-    which takes nothing back."""
+    """Delete what a run wrote after an epoch; return the number of epochs that are on
+    W&B, where nothing can be deleted."""
     path, lines = directory / "metrics.jsonl", []
     try:
-        if epoch:  # before, there is no such file
+        if epoch:  # the first epoch makes the file
             lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error}") from None

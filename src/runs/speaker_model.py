@@ -26,15 +26,15 @@ from verification.scoring import Backend
 
 @dataclass(frozen=True)
 class Heard:
-    """The speakers of one corpus that weights come from, named as the corpus does."""
+    """Speakers of one corpus that a model was trained on, by their names there."""
 
-    digest: str  # of the corpus as packed
-    people: list  # as `corpora.people_key` has it
+    digest: str  # of the packed corpus
+    people: list  # `people_key` of the corpus
     speakers: list[str]
 
 
 class SpeakerModel(nn.Module):
-    """An encoder with all that it needs to be trained and used.
+    """An encoder with everything needed to train and use it.
 
     waveforms -> `front_end` -> `encoder` -> embeddings; `criterion` is the training
     loss, and `backend`, empty until training ends, normalises and calibrates scores.
@@ -59,7 +59,7 @@ class SpeakerModel(nn.Module):
 
     @property
     def heard(self) -> tuple[Heard, ...]:
-        """Everybody that the weights come from, ancestors' speakers included."""
+        """All speakers that the weights were trained on, those of ancestors too."""
         corpora, names = self.config.dataset.corpora, {}
         for speaker in self.speakers:
             label = "" if "" in corpora else speaker.partition("/")[0]
@@ -74,17 +74,17 @@ class SpeakerModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def flop(self, samples: int) -> int:
-        """The encoder's operations in a training step for one crop."""
+        """The encoder's operations in a training step on a crop of so many samples."""
         frames = samples // self.front_end.hop
         return FLOP_PER_PRODUCT * self.encoder.products(frames)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """[B, N] in [-1, 1], [B] samples -> [B, E]; without lengths nothing is
-        padded."""
+        """[B, N] in [-1, 1], [B] samples -> [B, E]; without lengths, nothing counts as
+        padding."""
         return self.encoder(*self.front_end(waveforms, lengths))
 
 
@@ -94,8 +94,7 @@ def build_model(
     digests: dict[str, str],
     device: torch.device,
 ) -> SpeakerModel:
-    """An untrained model whose weights are drawn from `seed`, the same on any
-    device."""
+    """Return an untrained model; `seed` draws its weights, the same on any device."""
     torch.manual_seed(config.seed)
     return SpeakerModel(config, speakers, digests).to(device)
 
@@ -103,9 +102,12 @@ def build_model(
 @ieee_float32()
 @torch.inference_mode()
 def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
-    """Embed every batch by `model(waveforms, lengths)`: [U, E] float32 in the order of
-    the indices. A long utterance gets the mean of its windows' embeddings. The ranks
-    share the work, and each returns all embeddings."""
+    """Embed every batch by `model(waveforms, lengths)`; return [U, E] float32 in the
+    order of the indices.
+
+    The embedding of a long utterance is the mean of its windows'. The ranks share the
+    work, and each returns all embeddings.
+    """
     embedded = []
     for batch in tqdm(
         batches, desc="embedding", unit="batch", leave=False, **progress_options()

@@ -1,11 +1,11 @@
-"""What the steps of an epoch add up to.
+"""Sums over the steps of an epoch: losses, speed, gradient norms.
 
 `StepReading`s on the device -> `Readings` -> `Tally` -> metrics by name
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -18,20 +18,21 @@ from dataset import Batch
 from errors import UserError
 from speech.packs import Pack
 
+SPENT = ("seconds", "audio_seconds", "flop")  # fields of a tally summed over a run
 MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
 
 
 class NotFiniteError(UserError):
-    """Training that came upon a value that is not finite."""
+    """A loss or a gradient that is not finite, and ends the training."""
 
 
 class StepReading(NamedTuple):
-    """What a step says of its batch; tensors [] stay on the device."""
+    """The results of a step; its tensors [] stay on the device."""
 
     loss: Tensor
     gradient_norm: Tensor
-    hits: Tensor  # predictions that were right
-    block_norms: dict[str, Tensor]  # of gradients; empty where they were not asked for
+    hits: Tensor  # correct predictions
+    block_norms: dict[str, Tensor]  # of gradients, by block; empty unless measured
 
 
 @dataclass
@@ -44,14 +45,25 @@ class Tally:
     audio_seconds: float = 0.0
     seconds: float = 0.0
     flop: float = 0.0  # of the encoder
-    # Gradient norms by block, each the sum over the steps in which it was measured.
-    block_norms: dict[str, float] = field(default_factory=dict)
-    measured: int = 0  # steps
+    block_norms: dict[str, float] = field(default_factory=dict)  # of gradients
+    measured: int = 0  # steps that `block_norms` are summed over
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
 
+    def add(
+        self, loss: float, hits: int, size: int, block_norms: Mapping[str, Tensor]
+    ) -> None:
+        """Add a step with the mean `loss` of a batch of `size` utterances."""
+        self.loss += loss * size
+        self.correct += hits
+        self.utterances += size
+        self.skipped_in_a_row = 0
+        self.measured += bool(block_norms)
+        for block, norm in block_norms.items():
+            self.block_norms[block] = self.block_norms.get(block, 0.0) + norm.item()
+
     def metrics(self) -> dict[str, float]:
-        """Means over the utterances and over the steps measured, and the speed."""
+        """Means over the utterances, mean gradient norms, and the speed."""
         norms = {
             f"gradient_norm/{block}": total / self.measured
             for block, total in self.block_norms.items()
@@ -71,66 +83,54 @@ class Tally:
         ).format_map(self.metrics())
 
 
-SPENT = ("seconds", "audio_seconds", "flop")  # sums of a tally that a run adds up
-
-
 class Readings:
-    """Figures of the latest steps, which stay on the device until they are read.
+    """The readings of the latest steps, kept on the device until they are read.
 
-    `flop` gives the encoder's operations in a step for one crop of so many samples.
-    Unless it `skips` them, a step without a finite loss and gradient raises
-    `NotFiniteError`.
+    `flop(samples)` is the number of operations of a step on one crop. `skips` says
+    whether training goes on after a step without a finite loss and gradient.
     """
 
     def __init__(
-        self,
-        tally: Tally,
-        pack: Pack,
-        flop: Callable[[int], float],
-        skips: bool,
+        self, tally: Tally, pack: Pack, flop: Callable[[int], float], skips: bool
     ) -> None:
         self.tally, self.pack, self.flop, self.skips = tally, pack, cache(flop), skips
         self.unread: list[tuple[StepReading, Tensor, int]] = []  # with indices, size
         self.began = time.perf_counter()
 
     def add(self, reading: StepReading, batch: Batch) -> None:
-        """Note what `training_step` says of a batch."""
+        """Keep the reading of a batch, to be read later."""
         self.tally.audio_seconds += batch.size * batch.crop / self.pack.sample_rate
         self.tally.flop += batch.size * self.flop(batch.crop)
         self.unread.append((reading, batch.indices, batch.size))
 
     def read(self, step: int) -> None:
-        """Add the steps up to `step` to the tally, which waits for the device; raise
-        `NotFiniteError` where a loss or a gradient is not finite and that stops the
-        run."""
-        tally, first = self.tally, step - len(self.unread) + 1
+        """Add the steps up to `step` to the tally; wait for the device.
+
+        Raises `NotFiniteError` for a step that may not be skipped.
+        """
         rows = torch.stack([torch.stack(reading[:3]) for reading, *_ in self.unread])
+        first = step - len(self.unread) + 1
         for number, (loss, norm, hits), (reading, indices, size) in zip(
             range(first, step + 1), rows.tolist(), self.unread, strict=True
         ):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                tally.skipped += 1
-                tally.skipped_in_a_row += 1
-                self._report(number, loss, norm, indices)
-                continue
-            tally.loss += loss * size
-            tally.correct += int(hits)
-            tally.utterances += size
-            tally.skipped_in_a_row = 0
-            tally.measured += bool(reading.block_norms)
-            for block, of_block in reading.block_norms.items():
-                total = tally.block_norms.get(block, 0.0) + of_block.item()
-                tally.block_norms[block] = total
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.tally.add(loss, int(hits), size, reading.block_norms)
+            else:
+                self._skip(number, loss, norm, indices)
         self.unread.clear()
         now = time.perf_counter()
-        tally.seconds, self.began = tally.seconds + now - self.began, now
-        if not tally.utterances:
+        self.tally.seconds += now - self.began
+        self.began = now
+        if not self.tally.utterances:
             raise NotFiniteError(
                 f"step {step}: no step of the epoch had a finite loss and gradient"
             )
 
-    def _report(self, step: int, loss: float, norm: float, indices: Tensor) -> None:
-        """Print a fault, or raise it if it ends the run."""
+    def _skip(self, step: int, loss: float, norm: float, indices: Tensor) -> None:
+        """Count and print a step that changed nothing; raise `NotFiniteError` if it
+        ends the run."""
+        self.tally.skipped += 1
+        self.tally.skipped_in_a_row += 1
         names = ", ".join(self.pack.entries[i].id for i in indices.tolist())
         fault = (
             f"step {step}: expected a finite loss and gradient, got loss {loss} "
