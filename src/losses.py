@@ -16,39 +16,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.layers import at_least_float32
 from parameters import LossParameters
 
 
 class LossOutput(NamedTuple):
-    """What a criterion says about a batch."""
+    """The result of a criterion for a batch."""
 
     loss: Tensor  # [], mean over the batch
     predictions: Tensor  # [B], speaker indices, int64
 
 
 class Criterion(nn.Module):
-    """A loss of embeddings, and what else training and evaluation need of it.
+    """A loss of embeddings, its schedule, and how it identifies speakers.
 
     Subclasses define `forward(embeddings, speakers) -> LossOutput` and `logits`. Use
-    training mode for training batches; in evaluation mode a loss does not depend on
+    training mode for training batches: in evaluation mode, a loss does not depend on
     the progress of training.
     """
 
-    num_enrolled = 0  # utterances that stand for a speaker; 0 where a classifier does
+    num_enrolled = 0  # utterances whose mean represents a speaker; 0 with a classifier
 
     def schedule(self, progress: float) -> None:
-        """Set what changes during training; `progress` is the share of steps begun."""
+        """Set the values that change in training; `progress` is the share of steps
+        begun."""
 
     def scheduled(self) -> dict[str, float]:
-        """What `schedule` has set, by name; waits for the device."""
+        """Return the values that `schedule` set, by name; wait for the device."""
         return {}
 
     def identify(
         self, embeddings: Tensor, speakers: Tensor, centroids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Mean loss [] of [B, E] and their scores among all training speakers [B, S].
+        """Return the mean loss [] of embeddings [B, E], and their scores with all
+        training speakers [B, S].
 
-        `centroids` [S, E] are of `num_enrolled` utterances, None where that is 0.
+        `centroids` [S, E] are means of `num_enrolled` utterances, None if that is 0.
         """
         return self(embeddings, speakers).loss, self.logits(embeddings)
 
@@ -58,9 +61,8 @@ def _in_full_precision(method: Callable) -> Callable:
 
     @wraps(method)
     def wrapped(self: nn.Module, embeddings: Tensor, *others: Tensor):
-        dtype = torch.promote_types(embeddings.dtype, torch.float32)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return method(self, embeddings.to(dtype), *others)
+            return method(self, at_least_float32(embeddings), *others)
 
     return wrapped
 
@@ -77,8 +79,8 @@ class CrossEntropyLoss(Criterion):
     def __init__(self, embedding_size: int, num_speakers: int):
         super().__init__()
         self.classifier = _build_classifier(embedding_size, num_speakers, bias=True)
-        # Muon's steps have the same length however small the gradient is. They made
-        # these unnormalised rows grow, and with them the loss.
+        # Muon's steps are as long for a small gradient as for a large one: they would
+        # make these unnormalised rows grow, and with them the loss.
         self.classifier.weight.muon = False
 
     @_in_full_precision
@@ -153,7 +155,7 @@ class AngularMarginLoss(Criterion):
         return self.scheduled_share if self.training else 1.0
 
     def target_cosine(self, angles: Tensor) -> Tensor:
-        """What stands for cos(angle) at the target speaker: [B] radians -> [B]."""
+        """What replaces cos(angle) at the target speaker: [B] radians -> [B]."""
         raise NotImplementedError
 
     @_in_full_precision
@@ -166,7 +168,7 @@ class AngularMarginLoss(Criterion):
     def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
         """Mean loss of [B, E] embeddings and their [B] speaker indices."""
         logits = self.logits(embeddings)  # [B, S]
-        # weight[speakers] would add up its gradient in an order that varies on a CPU.
+        # The gradient of weight[speakers] is summed in an order that varies on a CPU.
         target_vectors = F.embedding(speakers, self.classifier.weight)  # [B, E]
         angles = angles_between(embeddings, target_vectors)  # [B]
         targets = self.scale * self.target_cosine(angles)  # [B]
@@ -261,7 +263,7 @@ class GE2ELoss(Criterion):
 def build_loss(
     parameters: LossParameters, embedding_size: int, num_speakers: int
 ) -> Criterion:
-    """The criterion that `parameters.name` chooses, with its own weights."""
+    """Build the criterion that `parameters.name` chooses."""
     if parameters.name == "cross_entropy":
         return CrossEntropyLoss(embedding_size, num_speakers)
     if parameters.name == "ge2e":

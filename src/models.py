@@ -47,13 +47,13 @@ from parameters import DVectorParameters, ModelParameters, TitaNetParameters
 SIZES = {"s": (256, 1536), "m": (512, 3072), "l": (1024, 3072)}  # C, P
 MEGA_KERNELS = (7, 11, 15)  # frames
 SUB_BLOCKS = 3  # of a mega block
-SQUEEZE = 8  # channels for each of squeeze-and-excitation's hidden ones
+SQUEEZE = 8  # channels per hidden channel of squeeze-and-excitation
 ATTENTION_CHANNELS = 128
-# In training: a product and a sum forward, and twice that backward, for the gradients
-# of the weight and of what it multiplies.
+# In training: a product and a sum in the forward pass, and twice that in the backward
+# pass, for the gradients of the weight and of its input.
 FLOP_PER_PRODUCT = 6
 VARIANCE_FLOOR = 1e-10
-EPSILON = 1e-3  # of the blocks' batch norms; the others have torch's 1e-5
+EPSILON = 1e-3  # of the blocks' batch norms; the others use torch's 1e-5
 
 
 class SubBlock(nn.Module):
@@ -70,12 +70,13 @@ class SubBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         if valid is not None:
-            x = x * valid  # or padding would reach the last valid frames
+            x = x * valid  # else padding would reach the last valid frames
         return self.norm(self.pointwise(self.depthwise(x)))
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel scaled by 0 to 1, as the utterance's mean says: [B, T, C], the same.
+    """Scale each channel by 0 to 1, computed from the utterance's mean: [B, T, C] ->
+    [B, T, C].
 
     Two linear layers, C to C / 8 to C, without bias.
     """
@@ -135,15 +136,15 @@ class Block(nn.Module):
 
 
 def _deviation(variance: Tensor) -> Tensor:
-    """With a floor, below which the gradient of the root would be huge."""
+    """Return the root with a floor: near 0 its gradient would be huge."""
     return variance.clamp(min=VARIANCE_FLOOR).sqrt()
 
 
 def _squares(x: Tensor, mean: Tensor) -> Tensor:
-    """Squared distances of frames [B, T, P] from their weighted mean [B, P].
+    """Return squared distances of frames [B, T, P] from their weighted mean [B, P].
 
-    Only for a sum with the same weights: the derivative of that sum by the mean is
-    zero, so the mean is detached, which spares the backward pass a sum over time.
+    They must be summed with the same weights. The derivative of that sum by the mean
+    is zero, so the mean is detached, which saves a sum over time in the backward pass.
     """
     return (x - mean.detach()[:, None]).square()
 
@@ -154,7 +155,7 @@ class AttentiveStatisticsPooling(nn.Module):
     scores [B, T, P] = W2 tanh(norm(relu(W1 [x; mean; deviation] + b1))) + b2
 
     The mean and the deviation of the utterance are constant over time: their share of
-    W1's product is computed once an utterance, not once a frame.
+    W1's product is computed once per utterance, not once per frame.
     """
 
     def __init__(self, channels: int) -> None:
@@ -235,8 +236,8 @@ class DVector(nn.Module):
 
     A shorter utterance is one window; frames after the last whole window are dropped.
     The embedding is the mean of the windows' normalised embeddings times their mean
-    norm: a classifier trained on single windows then reads whole utterances at the
-    scale that it knows.
+    norm, so that whole utterances have the scale of the single windows that the
+    classifier was trained on.
     """
 
     WINDOW = 160  # frames
@@ -245,7 +246,7 @@ class DVector(nn.Module):
     def __init__(self, parameters: DVectorParameters, num_mels: int) -> None:
         super().__init__()
         self.embedding_size = parameters.embedding_size
-        # Says once that oneDNN has no such LSTM, which changes nothing.
+        # PyTorch warns once that oneDNN lacks this LSTM; the result is the same.
         warnings.filterwarnings("ignore", "LSTM with projections")
         self.lstm = nn.LSTM(
             num_mels,
@@ -255,8 +256,8 @@ class DVector(nn.Module):
             proj_size=parameters.projection_size,
         )
         self.embedding = nn.Linear(parameters.projection_size, self.embedding_size)
-        # With torch's own small weights all utterances have almost the same embedding.
-        # These, and a forget gate that starts open, learn from the first step.
+        # With torch's own small weights, all utterances have almost the same embedding.
+        # With these and a forget gate that starts open, it learns from the first step.
         for name, weight in self.lstm.named_parameters():
             gates = weight.data.chunk(1 if name.startswith("weight_hr") else 4)
             for gate in gates:
@@ -301,7 +302,8 @@ class DVector(nn.Module):
 
 
 def build_encoder(parameters: ModelParameters, num_mels: int) -> nn.Module:
-    """The encoder that the parameters name, with fresh weights of torch's generator."""
+    """Build the encoder that the parameters name; torch's generator draws its
+    weights."""
     if parameters.name == "titanet":
         return TitaNet(parameters.titanet, num_mels)
     return DVector(parameters.dvector, num_mels)
