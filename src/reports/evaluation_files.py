@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from dataset import Splits
 from engine.files import atomic_write, make_directory
@@ -21,7 +22,7 @@ from verification.records import Evaluation, Verification
 from verification.trials import write_scores, write_table, write_trials
 
 MIN_DRAWN = 10  # utterances; with fewer, UMAP has nothing to show
-UNHEARD = "Utterances of speakers never heard in training"  # a figure's title
+EMBEDDINGS_TITLE = "Utterances of speakers never heard in training"
 MAPPED_UTTERANCES = 400  # in a map, not counting those of its errors
 MAPPED_SECONDS = 3  # of each mapped utterance; a map then has about 10 MB
 
@@ -29,7 +30,7 @@ MAPPED_SECONDS = 3  # of each mapped utterance; a map then has about 10 MB
 def write_evaluation(directory: Path, evaluation: Evaluation, splits: Splits) -> None:
     """Write all files of an evaluation into an existing directory.
 
-    `report.json` comes last: if it is there, all others are.
+    `report.json` comes last: if it is there, so are all others.
     """
     for folder, test in evaluation.tests.items():
         home = directory / folder
@@ -48,8 +49,8 @@ def write_evaluation(directory: Path, evaluation: Evaluation, splits: Splits) ->
 def write_trials_and_scores(
     directory: Path, test: Verification, splits: Splits
 ) -> None:
-    """Write a test's `trials.txt` and `scores.txt`, from which its metrics can be
-    recomputed, and its hardest trials, `errors.tsv`."""
+    """Write a test's `trials.txt` and `scores.txt`, which its metrics can be recomputed
+    from, and its hardest trials, `errors.tsv`."""
     ids = [splits.pack.entries[i].id for i in test.indices]
     write_trials(directory / "trials.txt", test.trials, ids)
     write_scores(directory / "scores.txt", test.trials, test.scores["trained"], ids)
@@ -59,7 +60,7 @@ def write_trials_and_scores(
 def draw_verification(
     test: Verification, splits: Splits, evaluation: Evaluation
 ) -> dict[str, Figure]:
-    """Figures of a test by name: DET curves, scores, and the embeddings."""
+    """Draw a test's DET curves, scores and embeddings; return the figures by name."""
     targets = test.trials.targets
     curves = {name: det_points(scores, targets) for name, scores in test.scores.items()}
     figures = {
@@ -70,7 +71,7 @@ def draw_verification(
         figures["embeddings"] = draw_embeddings(
             {evaluation.model: test.embeddings},
             splits.speakers_of(test.indices),
-            UNHEARD,
+            EMBEDDINGS_TITLE,
             evaluation.seed,
         )
     return figures
@@ -79,40 +80,31 @@ def draw_verification(
 def write_map(
     directory: Path, test: Verification, splits: Splits, seed: int, name: str
 ) -> None:
-    """`map.html`: the UMAP of a test's embeddings to explore and, cut short, to hear.
+    """Write `map.html`: the UMAP of a test's embeddings, to explore and to hear.
 
-    It holds people's voices, so it is only written here and never uploaded. Its title
-    begins with `name`.
+    It holds people's voices: it is never uploaded. Its title begins with `name`.
     """
     if len(test.indices) < MIN_DRAWN:
         return
     entries = [splits.pack.entries[i] for i in test.indices]
     speakers = np.array(splits.speakers_of(test.indices))
     _, *errors = as_errors(test, splits)
-    rows_of_ids = {entry.id: row for row, entry in enumerate(entries)}
-    rows = {rows_of_ids[name] for error in errors for name in error[:2]}
-    people = np.unique(speakers)
-    of_each = max(1, MAPPED_UTTERANCES // len(people))
-    for speaker in people[:MAPPED_UTTERANCES]:
-        of_speaker = np.flatnonzero(speakers == speaker)
-        step = -(-len(of_speaker) // of_each)  # rounded up
-        rows |= set(of_speaker[::step].tolist())
-    mapped = sorted(rows)
+    rows = _mapped_rows(speakers, [entry.id for entry in entries], errors)
     rate, sounds = splits.pack.sample_rate, {}
-    for entry in (entries[row] for row in mapped):
+    for entry in (entries[row] for row in rows):
         end = entry.offset + min(entry.samples, MAPPED_SECONDS * rate)
         samples = splits.pack.samples[entry.offset : end].numpy()
         sounds[entry.id] = encode_ogg(samples, rate)
-    shown = len(set(speakers[mapped]))
+    num_shown, num_speakers = len(set(speakers[rows])), len(set(speakers))
     title = (
         f"{name}: UMAP, EER {test.reports['trained'].eer:.2%}\n"
-        f"{len(mapped):,} of {len(speakers):,} utterances "
-        f"of {shown:,} of {len(people):,} speakers never heard in training"
+        f"{len(rows):,} of {len(speakers):,} utterances "
+        f"of {num_shown:,} of {num_speakers:,} speakers never heard in training"
     )
     page = map_embeddings(
-        project_umap(test.embeddings[mapped], seed),
-        speakers[mapped].tolist(),
-        [entries[row].id for row in mapped],
+        project_umap(test.embeddings[rows], seed),
+        speakers[rows].tolist(),
+        list(sounds),
         title,
         sounds,
         [
@@ -123,3 +115,17 @@ def write_map(
     )
     with atomic_write(directory / "map.html") as file:
         file.write(page.encode())
+
+
+def _mapped_rows(speakers: np.ndarray, ids: list[str], errors: list[list]) -> list[int]:
+    """Return the rows of the utterances in a map: those of the errors, and about
+    `MAPPED_UTTERANCES` spread over the speakers."""
+    row_of = {name: row for row, name in enumerate(ids)}
+    rows = {row_of[name] for error in errors for name in error[:2]}
+    names = np.unique(speakers)
+    of_each = max(1, MAPPED_UTTERANCES // len(names))
+    for name in names[:MAPPED_UTTERANCES]:
+        of_speaker = np.flatnonzero(speakers == name)
+        step = -(-len(of_speaker) // of_each)  # rounded up
+        rows |= set(of_speaker[::step].tolist())
+    return sorted(rows)
