@@ -1,9 +1,10 @@
 # make train      an environment in .venv, then a training run on the embedded corpus
 # make notebook   the same environment, then titanet.ipynb from top to bottom, written to
 #                 runs/titanet.ipynb; STUDY in the environment chooses the speech
-# make study      the runs, figures and tables of docs/results.md; wants DATA, a folder with
-#                 the excerpts below data
-# make soak       kills and damaged files by the thousand; writes docs/reliability.md's table
+# make docs       every measured number of README.md, docs and the model card, from assets
+# make study      the runs and figures of docs/results.md; wants DATA, a folder with the
+#                 excerpts below data
+# make soak       kills and damaged files by the thousand; writes assets/soak.json
 # make test       the same environment with the test packages, then lint and tests
 # make test-all   also the slow tests of reliability
 #
@@ -12,7 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train notebook study soak test test-all lint
+.PHONY: train notebook docs study soak test test-all lint
 .DELETE_ON_ERROR:
 
 train: .venv/requirements.stamp
@@ -22,6 +23,9 @@ notebook: .venv/requirements.stamp
 	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute \
 	  --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.record_timing=False \
 	  --output-dir runs titanet.ipynb
+
+docs: .venv/requirements.stamp
+	$(BIN)/python experiments/documents.py
 
 study: .venv/requirements.stamp
 	cd $(DATA) && $(CURDIR)/$(BIN)/python $(CURDIR)/experiments/study.py $(ARGS)

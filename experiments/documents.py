@@ -34,7 +34,7 @@ DOCUMENTS = [
 BLOCK = re.compile(
     r"(<!-- written by make docs: (\w+) -->\n).*?(<!-- to here -->\n)", re.DOTALL
 )
-FIGURE = re.compile(r"(<!--(\S[^:\n]*?)(?: / (\S+))?:(\S+)-->)[^<\n]*(<!---->)")
+FIGURE = re.compile(r"(<!--(\S[^:\n]*?)(?: / (\d\S*))?:(\S+)-->)[^<\n]*(<!---->)")
 
 
 def read_figures() -> dict[str, Any]:
@@ -88,7 +88,9 @@ def write(text: str, figures: Mapping[str, Any]) -> str:
 
     def figure(match: re.Match) -> str:
         begin, name, divisor, form, end = match.groups()
-        value = look_up(figures, name) / float(divisor or 1)
+        value = look_up(figures, name)
+        if divisor:
+            value /= float(divisor)
         return f"{begin}{value:{form}}{end}"
 
     return FIGURE.sub(figure, BLOCK.sub(block, text))

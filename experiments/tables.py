@@ -361,7 +361,8 @@ def soak(figures: Figures) -> str:
 
 def passes(steps: Mapping[str, Any], *ways: str) -> str:
     """Return seconds of a pass by each way, the last of which is compared with."""
-    rows = [["", *ways]]
+    names = {"eager": "eager float32", "nemo": "NeMo 2.7.3"}
+    rows = [["", *(names.get(way, way) for way in ways)]]
     for size, found in steps.items():
         row = [f"TitaNet-{size}"]
         for way in ways:
