@@ -1,2 +1,2 @@
-"""What was found, as tables, figures and maps. Calls verification, dataset and all
-below them."""
+"""Results as tables, figures and interactive maps. Calls verification, dataset and all
+below."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from dataset import Splits
 from engine.files import atomic_write, make_directory
@@ -104,7 +105,7 @@ def write_map(
     page = map_embeddings(
         project_umap(test.embeddings[rows], seed),
         speakers[rows].tolist(),
-        list(sounds),
+        [entries[row].id for row in rows],
         title,
         sounds,
         [
@@ -117,7 +118,9 @@ def write_map(
         file.write(page.encode())
 
 
-def _mapped_rows(speakers: np.ndarray, ids: list[str], errors: list[list]) -> list[int]:
+def _mapped_rows(
+    speakers: NDArray[np.str_], ids: list[str], errors: list[list]
+) -> list[int]:
     """Return the rows of the utterances in a map: those of the errors, and about
     `MAPPED_UTTERANCES` spread over the speakers."""
     row_of = {name: row for row, name in enumerate(ids)}

@@ -1,4 +1,4 @@
-"""Figures of a corpus, its features and a run's results. Nothing is shown or saved.
+"""Figures of a corpus, its features and a run's results; none is shown or saved.
 
 seconds [U], speakers [U], genders [U] -> `draw_corpus` -> Figure
 waveforms [N] by name -> `draw_sounds` -> Figure
@@ -29,13 +29,14 @@ from reports.style import NON_TARGET, PALETTE, STYLE, TARGET, system_colours
 def draw_corpus(
     seconds: Sequence[float], speakers: Sequence[str], genders: Sequence[str | None]
 ) -> Figure:
-    """How long utterances are, and how much each speaker says and how often.
+    """Draw the durations of utterances, and how much and how often each speaker speaks.
 
-    One entry of each for every utterance; a gender is `f`, `m` or unknown, None.
+    The arguments have a value for each utterance, [U]; a gender is `f`, `m` or None,
+    unknown.
     """
-    names, owner = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
+    names, codes = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
     seconds = np.asarray(seconds)
-    minutes = np.bincount(owner, seconds) / 60  # of each speaker
+    minutes = np.bincount(codes, seconds) / 60  # of each speaker
     gender = dict(zip(speakers, genders, strict=True))
     kinds = {"f": "women", "m": "men", None: "gender unknown"}
     colours = dict(zip(kinds, ("0.25", "0.65", "0.85"), strict=True))
@@ -47,12 +48,12 @@ def draw_corpus(
         durations.set(
             title="Utterances", xlabel="duration (s)", ylabel="number of utterances"
         )
-        of_gender = [gender[names[speaker]] for speaker in order]
+        bar_genders = [gender[names[speaker]] for speaker in order]
         amounts.bar(
             range(len(names)),
             minutes[order],
             width=1,
-            color=[colours[kind] for kind in of_gender],
+            color=[colours[kind] for kind in bar_genders],
         )
         amounts.set(
             title="Speech of each speaker",
@@ -61,15 +62,15 @@ def draw_corpus(
         )
         amounts.legend(
             handles=[
-                Patch(color=colours[kind], label=f"{of_gender.count(kind)} {name}")
+                Patch(color=colours[kind], label=f"{bar_genders.count(kind)} {name}")
                 for kind, name in kinds.items()
-                if kind in of_gender
+                if kind in bar_genders
             ],
             frameon=False,
         )
-        spoken = np.bincount(owner)
-        edges = np.arange(spoken.min(), spoken.max() + 2) - 0.5
-        counts.hist(spoken, edges, color="0.45")
+        num_utterances = np.bincount(codes)
+        edges = np.arange(num_utterances.min(), num_utterances.max() + 2) - 0.5
+        counts.hist(num_utterances, edges, color="0.45")
         counts.xaxis.get_major_locator().set_params(integer=True)
         counts.set(
             title="Utterances of each speaker",
@@ -86,10 +87,9 @@ def draw_corpus(
 
 
 def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> Figure:
-    """Waveform and spectrogram of each sound, side by side on common scales.
+    """Draw waveform and spectrogram of each sound, side by side on common scales.
 
-    Sounds are [N] in [-1, 1] and of any lengths, such as speech before and after an
-    augmentation.
+    Sounds are [N] in [-1, 1], of any lengths.
     """
     window, hop = round(0.025 * sample_rate), round(0.01 * sample_rate)
     loudest = max(np.abs(sound).max() for sound in sounds.values()) or 1.0
@@ -130,7 +130,7 @@ def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> 
 def draw_features(
     steps: Mapping[str, NDArray[np.float32]], hop_seconds: float
 ) -> Figure:
-    """Each step of a front end as an image of bands over time, [F, T] by name.
+    """Draw each step of a front end as an image of bands over time, [F, T] by name.
 
     A second line of the name labels the colour bar.
     """
@@ -157,10 +157,10 @@ def draw_features(
 
 
 def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Loss and accuracy over epochs, from the `metrics.jsonl` of runs by name; over the
-    share of the training where runs have different numbers of epochs.
+    """Draw loss and accuracy over epochs, from the `metrics.jsonl` of runs by name.
 
-    Solid lines are training, dashed lines validation.
+    Solid lines are training, dashed lines validation. Runs with different numbers of
+    epochs share an axis from 0 to 100 % of the training.
     """
     lengths = {len(epochs) for epochs in metrics.values()}
     in_shares = len(lengths) > 1
@@ -173,7 +173,7 @@ def draw_curves(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
             zip(metrics.items(), system_colours(metrics).values(), strict=True),
         ):
             values = [epoch.get(f"{split}/{key}", np.nan) for epoch in epochs]
-            if np.isnan(values).all():  # nothing was kept for validation
+            if np.isnan(values).all():  # a run without validation utterances
                 continue
             numbers = [epoch["epoch"] for epoch in epochs]
             if in_shares:
@@ -203,10 +203,10 @@ DET_TICKS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # rates
 def draw_det(
     curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> Figure:
-    """Miss against false-alarm rates, (miss, false alarm) by system.
+    """Draw miss rates over false-alarm rates, (miss, false alarm) by system.
 
     Axes are normal deviates, so Gaussian scores give straight lines (Martin et al.,
-    Eurospeech 1997). Both rates are equal on the diagonal.
+    Eurospeech 1997). The rates are equal on the diagonal.
     """
     deviate = np.vectorize(NormalDist().inv_cdf, otypes=[float])
     with matplotlib.rc_context(STYLE):
@@ -240,8 +240,10 @@ def draw_det(
 
 
 def draw_turns(turns: Sequence[tuple[float, float, str | None]]) -> Figure:
-    """Who speaks when, a row for each: turns are begin and end in seconds and a name,
-    None for somebody unknown."""
+    """Draw who speaks when, with a row for each speaker.
+
+    A turn is its begin and end in seconds and a name, None for somebody unknown.
+    """
     names = sorted({name for *_, name in turns if name is not None})
     rows = [*names, *([None] if any(name is None for *_, name in turns) else [])]
     with matplotlib.rc_context(STYLE):
@@ -250,7 +252,7 @@ def draw_turns(turns: Sequence[tuple[float, float, str | None]]) -> Figure:
         for row, (name, colour) in enumerate(
             zip(rows, itertools.cycle(PALETTE), strict=False)
         ):
-            spans = [(begin, end - begin) for begin, end, n in turns if n == name]
+            spans = [(begin, end - begin) for begin, end, who in turns if who == name]
             axes.broken_barh(
                 spans, (row - 0.4, 0.8), color="0.7" if name is None else colour
             )
@@ -265,8 +267,8 @@ def draw_scores(
     targets: NDArray[np.bool_],
     thresholds: Mapping[str, float],
 ) -> Figure:
-    """Histograms, of area 1, of each system's target and non-target scores [K], with
-    its threshold if it has one."""
+    """Draw histograms, of area 1, of each system's target and non-target scores [K],
+    and its threshold if it has one."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.8 + 4 * len(scores), 3.2))
         panels = figure.subplots(1, len(scores), squeeze=False)[0]

@@ -49,7 +49,7 @@ MAP = Template("""\
 })();
 </script>
 """)
-# A notebook runs the scripts of its outputs without waiting for one from the web.
+# A notebook does not wait for a script from the web before it runs the next one.
 FROM_WEB = Template("""\
 if (window.Plotly) return draw();
   document.head.append(Object.assign(document.createElement("script"), {
@@ -70,7 +70,7 @@ MAP_CONFIG = {
     "responsive": True,
     "displaylogo": False,
     "typesetMath": False,  # a name may hold two dollar signs
-    # Named one by one, since plotly's own set has one that uploads the figure.
+    # Listed, because one of plotly's default buttons uploads the figure.
     "modeBarButtons": [
         ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]
     ],
@@ -93,44 +93,84 @@ def map_embeddings(
     errors: Sequence[tuple[str, str, str]] = (),
     offline: bool = False,
 ) -> str:
-    """An interactive map of utterances in the plane [U, 2], as HTML.
+    """Return an interactive map of utterances in the plane [U, 2], as HTML.
 
-    A tooltip names speaker and utterance; a click plays the Ogg file in `sounds` with
-    the utterance's id, if any. The first 24 speakers look as in `draw_embeddings`,
+    A tooltip names speaker and utterance; a click plays the Ogg file that `sounds` has
+    for the utterance's id, if any. The first 24 speakers look as in `draw_embeddings`,
     others share their looks. `errors` are trials as (id, id, what went wrong): each is
-    a line, and an item of a list below. With `offline` it is a complete page; without,
-    it is a fragment for a notebook, which loads plotly.js (5 MB) from the web.
-    `title` may have several lines.
+    a line, and an item of a list below. With `offline` the HTML is a complete page;
+    otherwise it is a fragment for a notebook, which loads plotly.js (5 MB) from the
+    web. `title` may have several lines.
     """
-    sounds, figure = sounds or {}, go.Figure()
+    sounds, row_of = sounds or {}, {name: row for row, name in enumerate(ids)}
+    pairs = [(row_of[one], row_of[other]) for one, other, _ in errors]
+    figure = _map_figure(plane, speakers, ids, title, pairs)
+    caption = "Hover over a point for its speaker, drag to zoom in, double-click to see"
+    caption += " everything."
+    if sounds:
+        caption += f" Click a point to hear its utterance.{PLAYER}"
+    if errors:
+        caption += _error_list(errors, row_of, speakers, sounds)
+    script, start = get_plotlyjs(), "draw();"
+    if not offline:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        start = FROM_WEB.substitute(version=get_plotlyjs_version(), digest=digest)
+    encoded = [base64.b64encode(sounds.get(name, b"")).decode() for name in ids]
+    fragment = MAP.substitute(
+        key=f"map-{uuid.uuid4().hex}",
+        caption=caption,
+        sounds=json.dumps(encoded),
+        config=json.dumps(MAP_CONFIG),
+        figure=figure.to_json(engine="json"),  # which escapes the < of a name
+        start=start,
+    )
+    if not offline:
+        return fragment
+    return PAGE.substitute(title=html.escape(title), script=script, map=fragment)
+
+
+def _map_figure(
+    plane: NDArray[np.float32],
+    speakers: Sequence[str],
+    ids: Sequence[str],
+    title: str,
+    errors: Sequence[tuple[int, int]],
+) -> go.Figure:
+    """Draw the points of each speaker, and a line for each pair of rows in `errors`."""
+    figure = go.Figure()
+    if errors:
+        gap = np.full((len(errors), 1), np.nan)  # ends a line
+        x, y = (np.hstack([plane[errors, axis], gap]).ravel() for axis in (0, 1))
+        figure.add_scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            line={"color": "lightgrey", "width": 1},
+            name="hardest errors",
+            hoverinfo="skip",
+        )
     # plotly reads tags and entities in text
     names = np.array([html.escape(name, quote=False) for name in ids])
-    rows = {name: row for row, name in enumerate(ids)}
-    if errors:
-        figure.add_scatter(**_lines(plane, [(rows[i], rows[j]) for i, j, _ in errors]))
-    looks = list(speaker_looks(speakers).values())
-    for speaker, (marker, colour) in zip(
-        sorted(set(speakers)), itertools.cycle(looks), strict=False
-    ):
-        points = np.flatnonzero(np.array(speakers) == speaker)
+    looks = itertools.cycle(speaker_looks(speakers).values())
+    for speaker, (marker, colour) in zip(sorted(set(speakers)), looks, strict=False):
+        rows = np.flatnonzero(np.array(speakers) == speaker)
         figure.add_scatter(
-            x=plane[points, 0],
-            y=plane[points, 1],
+            x=plane[rows, 0],
+            y=plane[rows, 1],
             mode="markers",
             marker={"symbol": MARKERS[marker], "color": colour, "size": 9},
             opacity=0.8,
             name=html.escape(speaker, quote=False),
-            text=names[points],
-            customdata=points,
+            text=names[rows],
+            customdata=rows,
             hovertemplate="%{fullData.name}<br>%{text}<extra></extra>",
         )
-    heading = html.escape(title, quote=False).replace("\n", "<br>")
     hidden = {"visible": False}  # distances on the page mean little
     figure.update_layout(
         template="simple_white",
-        # On the plot's edge, so that a narrow page has the buttons above it.
+        # At the plot's edge, so that a narrow page has the buttons above it.
         title={
-            "text": heading,
+            "text": html.escape(title, quote=False).replace("\n", "<br>"),
             "font": {"size": 14},
             "yref": "paper",
             "y": 1,
@@ -144,53 +184,22 @@ def map_embeddings(
         yaxis=hidden,
         hovermode="closest",
     )
-    caption = "Hover over a point for its speaker, drag to zoom in, double-click to see"
-    caption += " everything."
-    if sounds:
-        caption += f" Click a point to hear its utterance.{PLAYER}"
-    if errors:
-        caption += _listed(errors, rows, speakers, sounds)
-    script, start = get_plotlyjs(), "draw();"
-    if not offline:
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        start = FROM_WEB.substitute(version=get_plotlyjs_version(), digest=digest)
-    encoded = [base64.b64encode(sounds.get(name, b"")).decode() for name in ids]
-    plot = MAP.substitute(
-        key=f"map-{uuid.uuid4().hex}",
-        caption=caption,
-        sounds=json.dumps(encoded),
-        config=json.dumps(MAP_CONFIG),
-        figure=figure.to_json(engine="json"),  # leaves no < in a name
-        start=start,
-    )
-    if not offline:
-        return plot
-    return PAGE.substitute(title=html.escape(title), script=script, map=plot)
+    return figure
 
 
-def _lines(
-    plane: NDArray[np.float32], pairs: Sequence[tuple[int, int]]
-) -> dict[str, Any]:
-    """plotly's trace of a line for each pair of rows of [U, 2]."""
-    gap = np.full((len(pairs), 1), np.nan)  # ends a line
-    x, y = (np.hstack([plane[pairs, axis], gap]).ravel() for axis in (0, 1))
-    look = {"mode": "lines", "line": {"color": "lightgrey", "width": 1}}
-    return {"x": x, "y": y, **look, "name": "hardest errors", "hoverinfo": "skip"}
-
-
-def _listed(
+def _error_list(
     errors: Sequence[tuple[str, str, str]],
-    rows: Mapping[str, int],
+    row_of: Mapping[str, int],
     speakers: Sequence[str],
     sounds: Mapping[str, bytes],
 ) -> str:
-    """The errors as an HTML list; where there are sounds, utterances are buttons."""
+    """Return the errors as an HTML list; utterances that have a sound are buttons."""
 
     def utterance(name: str) -> str:
-        text = html.escape(f"{speakers[rows[name]]} · {name}")
+        text = html.escape(f"{speakers[row_of[name]]} · {name}")
         if name not in sounds:
             return text
-        return f'<button value="{rows[name]}">{text}</button>'
+        return f'<button value="{row_of[name]}">{text}</button>'
 
     items = [
         f"<li>{html.escape(what)}: {utterance(one)} and {utterance(other)}</li>"
@@ -204,7 +213,8 @@ def map_voices(
     people: Mapping[str, NDArray[np.float64]],
     voice: NDArray[np.float64],
 ) -> go.Figure:
-    """A voice [2], a star, among people [U, 2] by name and others [S, 2], in grey."""
+    """Draw a voice [2] as a star among people [U, 2] by name, and `others` [S, 2] in
+    grey."""
     figure = go.Figure()
 
     def add(name: str, points: NDArray[np.float64], **marker: Any) -> None:

@@ -1,9 +1,9 @@
-"""What an evaluation found, as tables and plain values.
+"""The results of an evaluation as tables and plain values.
 
 `Evaluation` -> `as_table` -> `print_table`
 `Evaluation`s by model -> `compare_models` -> HTML
 
-U utterances, K trials, E embedding size.
+The first row of a table names its columns.
 """
 
 import html
@@ -14,22 +14,20 @@ from typing import Any
 
 from dataset import Splits
 from verification.records import Evaluation, Verification, VerificationReport
-from verification.trials import (
-    hardest_trials,
-)
+from verification.trials import hardest_trials
 
-FEW_SPEAKERS = 20  # with fewer, an interval over speakers is rough
-REPORT_COLUMNS = ("EER", "minDCF", "Cllr", "on")  # as `report_cells` fills them
-NUM_HARDEST = 25  # trials of each kind that are listed
+FEW_SPEAKERS = 20  # with fewer, intervals are rough
+REPORT_COLUMNS = ("EER", "minDCF", "Cllr", "on")  # of `report_cells`
+NUM_HARDEST = 25  # trials of each kind in a list of errors
 
 
 def as_report(evaluation: Evaluation) -> dict[str, Any]:
-    """Plain types for `report.json`."""
+    """Return plain types for `report.json`."""
     identification = {
         name: asdict(report) for name, report in evaluation.identification.items()
     }
     return {
-        # of one corpus the report itself
+        # The report itself, or in a mixture reports by split.
         "identification": identification.get("validation", identification or None),
         "calibrated_on": evaluation.calibrated_on,
         "verification": {
@@ -46,19 +44,19 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def as_summary(evaluation: Evaluation) -> dict[str, float]:
-    """The model's main metrics, by names such as `test/eer`."""
-    figures = {}
+    """Return the model's main metrics, by names such as `test/eer`."""
+    metrics = {}
     for split, report in evaluation.identification.items():
         for name in ("loss", "accuracy", "top_5_accuracy"):
-            figures[f"{split}/{name}"] = getattr(report, name)
+            metrics[f"{split}/{name}"] = getattr(report, name)
     for split, verification in evaluation.verification.items():
         for name in ("eer", "min_dcf", "cllr"):
-            figures[f"{split}/{name}"] = getattr(verification.reports["trained"], name)
-    return {name: figure for name, figure in figures.items() if figure is not None}
+            metrics[f"{split}/{name}"] = getattr(verification.reports["trained"], name)
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def as_errors(test: Verification, splits: Splits) -> list[list]:
-    """The hardest trials of a test, as `hardest_trials` has them."""
+    """Return the table that `hardest_trials` makes of a test."""
     ids = [splits.pack.entries[i].id for i in test.indices]
     speakers = splits.speakers_of(test.indices)
     return hardest_trials(
@@ -67,7 +65,7 @@ def as_errors(test: Verification, splits: Splits) -> list[list]:
 
 
 def as_table(evaluation: Evaluation) -> list[list[str]]:
-    """Rows of text, the first naming the columns; intervals of 95 % in brackets."""
+    """Return a table of text, with 95 % intervals in brackets."""
     rows = [["split", "system", *REPORT_COLUMNS]]
     for split, report in evaluation.identification.items():
         system = f"accuracy {report.accuracy:.2%}, top 5 {report.top_5_accuracy:.2%}"
@@ -87,7 +85,7 @@ def as_table(evaluation: Evaluation) -> list[list[str]]:
 
 
 def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[str]]:
-    """Tables of the same columns in one, with their names in a first column."""
+    """Join tables of the same columns, with their names in a first column."""
     rows: list[list[str]] = []
     for name, (header, *body) in tables.items():
         rows += [] if rows else [[title, *header]]
@@ -96,7 +94,7 @@ def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[
 
 
 def report_cells(report: VerificationReport) -> list[str]:
-    """A table's cells below `REPORT_COLUMNS`: metrics, and what they are of."""
+    """Return the cells of `REPORT_COLUMNS`: metrics, and the trials they are from."""
     eer, dcf = f"{report.eer:.2%}", f"{report.min_dcf:.3f}"
     if report.eer_interval is not None:
         low, high = report.eer_interval.low, report.eer_interval.high
@@ -113,7 +111,7 @@ def report_cells(report: VerificationReport) -> list[str]:
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """Rows of text in columns as wide as their widest cell."""
+    """Print a table of text in columns as wide as their widest cell."""
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -121,7 +119,7 @@ def print_table(rows: list[list[str]]) -> None:
 
 
 def html_table(rows: list[list[str]]) -> str:
-    """Rows of text, the first naming the columns, as an HTML table."""
+    """Return a table of text as HTML."""
     header, *body = [[html.escape(cell) for cell in row] for row in rows]
     head = "".join(f"<th>{cell}</th>" for cell in header)
     name = '<td style="text-align: left">'
@@ -132,12 +130,11 @@ def html_table(rows: list[list[str]]) -> str:
 def compare_models(
     evaluations: Mapping[str, Evaluation], references: Mapping[str, str]
 ) -> str:
-    """A short HTML table of models: accuracy if known, EER and minDCF with intervals.
+    """Return a short HTML table of models: accuracy if known, EER and minDCF.
 
-    For a mixture, accuracy is the mean over its corpora, and each corpus has its own
-    EER and minDCF. The full tables (`as_table`) are folded away below.
-
-    `references` maps systems of the last model's evaluation to their labels.
+    In a mixture, accuracy is the mean over the corpora, and each corpus has its own EER
+    and minDCF. The full tables (`as_table`) are folded away below. `references` maps
+    systems of the last model's evaluation to their labels.
     """
     systems = {
         name: ("trained", evaluation) for name, evaluation in evaluations.items()
