@@ -1,4 +1,4 @@
-"""Exchange speaker models with NVIDIA NeMo.
+"""Exchanges speaker models with NVIDIA NeMo.
 
 python src/nemo_checkpoint.py import model.nemo model.pt
 python src/nemo_checkpoint.py export RUN_OR_FILE model.nemo
@@ -11,43 +11,43 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError
+from errors import run_command
 from exchange.nemo_files import NemoError, load_nemo, save_nemo
 from runs.checkpoints import load_model, save_checkpoint
 
 
+def convert(command: str, source: Path, target: Path) -> None:
+    """Write a `.nemo` file as a checkpoint (`import`), or the other way (`export`)."""
+    if target.exists():
+        raise NemoError(f"{target}: expected a new file, this one exists")
+    if command == "import":
+        model = load_nemo(source)
+        save_checkpoint(target, model)
+    else:
+        model = load_model(source, torch.device("cpu"))
+        save_nemo(target, model)
+    num_weights = sum(w.numel() for w in model.encoder.parameters())
+    print(
+        f"{target}: {num_weights / 1e6:.2f} M weights, {len(model.speakers)} speakers"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit status is 2 for a mistake of the user's."""
+    """Run the command line and return its exit status, 2 after a user's mistake."""
     parser = argparse.ArgumentParser(
         prog="src/nemo_checkpoint.py",
         description="Exchange speaker models with NVIDIA NeMo.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("import", help="a .nemo file as a checkpoint")
-    command.add_argument("source", type=Path, metavar="model.nemo")
-    command.add_argument("target", type=Path, metavar="model.pt")
-    command = commands.add_parser("export", help="a run or checkpoint as a .nemo file")
-    command.add_argument("source", type=Path, metavar="RUN_OR_FILE")
-    command.add_argument("target", type=Path, metavar="model.nemo")
+    for name, source, target, description in (
+        ("import", "model.nemo", "model.pt", "a .nemo file as a checkpoint"),
+        ("export", "RUN_OR_FILE", "model.nemo", "a run or checkpoint as a .nemo file"),
+    ):
+        command = commands.add_parser(name, help=description)
+        command.add_argument("source", type=Path, metavar=source)
+        command.add_argument("target", type=Path, metavar=target)
     options = parser.parse_args(arguments)
-    try:
-        if options.target.exists():
-            raise NemoError(f"{options.target}: expected a new file, this one exists")
-        if options.command == "import":
-            model = load_nemo(options.source)
-            save_checkpoint(options.target, model)
-        else:
-            model = load_model(options.source, torch.device("cpu"))
-            save_nemo(options.target, model)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    num_weights = sum(w.numel() for w in model.encoder.parameters())
-    print(
-        f"{options.target}: {num_weights / 1e6:.2f} M weights, "
-        f"{len(model.speakers)} speakers"
-    )
-    return 0
+    return run_command(lambda: convert(**vars(options)))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 plain nested values -> `Parameters`
 
-Every number a run depends on stands in the files, none in the code: the schema has no
-defaults, so a key that no file gives is an error. A new key is a line in its section
-below, one in parameters.yml, and one at the end of `MIGRATIONS`, with the value that
-does what the program did before it. What must fit together stands in the section that
-holds all of it.
+The schema has no defaults: every number a run depends on stands in the files, and a
+missing key is an error. To add a key, add a line to its section here, one to
+parameters.yml, and one at the end of `MIGRATIONS` with the value that keeps the old
+behaviour. A check of several keys stands in the smallest section that holds them all.
 """
 
 import difflib
@@ -27,22 +26,22 @@ from pydantic import (
 from errors import UserError, shown
 
 # Keys that the schema gained, a line for each version after the first. Parameters of an
-# earlier version lack them and get these values, never those of parameters.yml.
+# earlier version get these values, never those of parameters.yml.
 MIGRATIONS: tuple[dict[str, Any], ...] = (
     {"dataset.mixture": []},
     {"training.optimizer.muon_lr": 0.01},
     {"dataset.commonvoice": {"locales": [], "min_utterances": 2}},
     {"augmentation.telephone": {"probability": 0.0}},
 )
-VERSION = 1 + len(MIGRATIONS)  # of the schema; files that do not say are of the first
+VERSION = 1 + len(MIGRATIONS)  # of the schema; files that name none have version 1
 
 
 class ParameterError(UserError):
-    """A parameter file or an override that cannot be used as it is."""
+    """A parameter file or an override that cannot be used."""
 
 
-# From pydantic's words, such as "Input should be greater than 0", to this program's.
-WORDS = (
+# What pydantic says, such as "Input should be greater than 0", in plain words.
+PLAIN_WORDS = (
     (r"^\w+ (should (be|have)|is not) ", ""),
     (r"^\w+ should match", "text that matches"),
     (r" after validation, not \d+", ""),
@@ -67,18 +66,18 @@ class Section(BaseModel):
 
 
 def _expect(fits: bool, key: str, expected: str, value: Any) -> None:
-    """Raise `ValueError`, which `explain` completes with the section, unless `fits`."""
+    """Raise `ValueError` unless `fits`; `explain` adds the section to the key."""
     if not fits:
         raise ValueError(f"{key}: expected {expected}, got {value}")
 
 
 def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with others laid over them, key by key."""
-    both = dict(base)
+    """Return nested values in which those of `update` replace those of `base`."""
+    result = dict(base)
     for key, value in update.items():
-        nested = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
-        both[key] = merged(both[key], value) if nested else value
-    return both
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if nested else value
+    return result
 
 
 def _as_path(value: Any) -> Any:
@@ -96,13 +95,8 @@ SyntheticSeconds = Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)]
 Durations = Annotated[
     tuple[Seconds, ...], Field(min_length=1), BeforeValidator(_as_tuple)
 ]
-Range = Annotated[
-    tuple[
-        Annotated[float, Field(allow_inf_nan=False)],
-        Annotated[float, Field(allow_inf_nan=False)],
-    ],
-    BeforeValidator(_as_tuple),
-]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Range = Annotated[tuple[Number, Number], BeforeValidator(_as_tuple)]
 HeldOut = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -111,7 +105,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SyntheticParameters(Section):
-    """The embedded corpus of `synthetic.py`."""
+    """The corpus that `speech/synthetic.py` computes."""
 
     num_speakers: Annotated[int, Field(ge=2)]
     utterances_per_speaker: Annotated[int, Field(ge=2)]
@@ -130,8 +124,8 @@ class SyntheticParameters(Section):
 
 
 class LibriSpeechParameters(Section):
-    """Which subsets of LibriSpeech serve which split; an empty test list holds speakers
-    of the training subsets out instead."""
+    """The subsets of LibriSpeech for each split; without test subsets, speakers of the
+    training subsets are held out."""
 
     train: Names
     development: Names
@@ -139,13 +133,13 @@ class LibriSpeechParameters(Section):
 
 
 class VCTKParameters(Section):
-    """Which of the two microphones of VCTK is heard."""
+    """Which of VCTK's two microphones to use."""
 
     microphone: Literal["mic1", "mic2"]
 
 
 class ManifestParameters(Section):
-    """Manifests of utterances for each split; without one of the test, speakers of the
+    """A manifest of utterances for each split; without a test manifest, speakers of the
     training manifest are held out."""
 
     train: PathLike
@@ -154,8 +148,8 @@ class ManifestParameters(Section):
 
 
 class CommonVoiceParameters(Section):
-    """Locales of a Common Voice release to read (all if none is named), and the minimum
-    number of clips of a speaker in them."""
+    """The locales of a Common Voice release to read (all if none is named), and the
+    smallest number of clips of a speaker."""
 
     locales: Names
     min_utterances: Count
@@ -183,7 +177,7 @@ class MixedCorpus(Section):
 
 
 class DatasetParameters(Section):
-    """Where the audio comes from and who is kept out of training."""
+    """Where the audio comes from, and how much is kept out of training."""
 
     name: CorpusName | Literal["mixture"]
     root: PathLike
@@ -202,8 +196,8 @@ class DatasetParameters(Section):
 
     @property
     def corpora(self) -> "dict[str, DatasetParameters]":
-        """The dataset parameters of each corpus of a mixture, by label; without a
-        mixture, this section under the label ""."""
+        """The parameters of each corpus of a mixture, by label; without a mixture, this
+        section under the label ""."""
         if self.name != "mixture":
             return {"": self}
         values = self.model_dump(mode="json")
@@ -226,8 +220,8 @@ class DatasetParameters(Section):
         _expect(self.name != "mixture" or labels, "mixture", at_least_one, labels)
         _expect(len(set(labels)) == len(labels), "mixture", "a label once", labels)
         values = self.model_dump(mode="json")
-        for place, corpus in enumerate(self.mixture if self.name == "mixture" else ()):
-            where = f"mixture.{place}"
+        for index, corpus in enumerate(self.mixture if self.name == "mixture" else ()):
+            where = f"mixture.{index}"
             for key in ("packs", "mixture"):
                 if key in corpus.model_extra:
                     raise ValueError(f"{where}.{key}: expected in dataset only")
@@ -239,6 +233,7 @@ class DatasetParameters(Section):
 
 
 def _laid_over(dataset: Mapping[str, Any], corpus: MixedCorpus) -> dict[str, Any]:
+    """Return the parameters of one corpus of a mixture, unchecked."""
     return merged(dataset, {**corpus.model_extra, "name": corpus.name, "mixture": []})
 
 
@@ -256,18 +251,18 @@ class FrontEndParameters(Section):
 
     @property
     def window_size(self) -> int:
-        """Samples of an analysis window."""
+        """The number of samples in an analysis window."""
         return round(self.window_seconds * self.sample_rate)
 
     @property
     def hop_size(self) -> int:
-        """Samples from one frame to the next."""
+        """The number of samples from one frame to the next."""
         return round(self.hop_seconds * self.sample_rate)
 
     @property
     def min_seconds(self) -> float:
-        """The shortest utterance: a whole window, and two frames, since one frame alone
-        has no deviation to be divided by."""
+        """The duration of the shortest utterance: a whole window, and two frames, since
+        normalisation divides by their standard deviation."""
         return max(self.window_size, 2 * self.hop_size) / self.sample_rate
 
     @model_validator(mode="after")
@@ -289,7 +284,7 @@ class FrontEndParameters(Section):
 
 
 class SpecAugmentParameters(Section):
-    """Masks on the features of a training batch."""
+    """Masks over the features of training batches."""
 
     frequency_masks: Annotated[int, Field(ge=0)]
     frequency_width: Annotated[int, Field(ge=0)]
@@ -298,19 +293,19 @@ class SpecAugmentParameters(Section):
 
 
 class SpeedParameters(Section):
-    """Faster or slower speech, the pitch with it."""
+    """Faster or slower speech, which changes the pitch too."""
 
     probability: Fraction
     max_change: Annotated[float, Field(ge=0, le=0.5)]
 
     @property
     def steps(self) -> int:
-        """Hundredths by which speech may become faster or slower."""
+        """The largest change of speed, in hundredths."""
         return round(100 * self.max_change) if self.probability else 0
 
 
 class ReverberationParameters(Section):
-    """Rooms, from a folder of impulse responses or simulated."""
+    """Reverberation by recorded impulse responses or simulated rooms."""
 
     probability: Fraction
     root: PathLike | None
@@ -329,7 +324,7 @@ class ReverberationParameters(Section):
 
 
 class NoiseParameters(Section):
-    """Added noise, from a folder of recordings or coloured."""
+    """Added noise, from recordings or coloured noise."""
 
     probability: Fraction
     root: PathLike | None
@@ -345,14 +340,14 @@ class NoiseParameters(Section):
 
 
 class TelephoneParameters(Section):
-    """A narrow band, in half of the cases with mu-law."""
+    """The narrow band of a telephone, in half of the cases with mu-law."""
 
     probability: Fraction
 
 
 class AugmentationParameters(Section):
-    """What is done to training batches and to nothing else; all but SpecAugment to each
-    utterance with a probability."""
+    """What happens to training batches only; except for SpecAugment, to each utterance
+    with a probability."""
 
     speed: SpeedParameters
     reverberation: ReverberationParameters
@@ -362,7 +357,7 @@ class AugmentationParameters(Section):
 
 
 class TitaNetParameters(Section):
-    """TitaNet; `channels` and `epilog_channels` override what the size says."""
+    """TitaNet; `channels` and `epilog_channels` override those of the size."""
 
     size: Literal["s", "m", "l"]
     channels: Count | None
@@ -393,7 +388,7 @@ class DVectorParameters(Section):
 
 
 class ModelParameters(Section):
-    """Which encoder is trained."""
+    """The encoder to train."""
 
     name: Literal["titanet", "dvector"]
     titanet: TitaNetParameters
@@ -401,13 +396,13 @@ class ModelParameters(Section):
 
     @property
     def crop_seconds(self) -> tuple[float, ...]:
-        """Durations of training crops for the chosen encoder, in seconds."""
+        """The durations of training crops for the chosen encoder, in seconds."""
         return getattr(self, self.name).crop_seconds
 
 
 class MarginParameters(Section):
-    """An angular-margin loss; the margin grows linearly from nothing over the first
-    `ramp` of the steps."""
+    """An angular-margin loss; its margin grows linearly over the first `ramp` of the
+    steps."""
 
     scale: Positive
     margin: NonNegative
@@ -415,20 +410,20 @@ class MarginParameters(Section):
 
 
 class SphereFaceParameters(MarginParameters):
-    """SphereFace, whose margin multiplies the angle; 1 is none."""
+    """SphereFace, whose margin multiplies the angle; 1 means no margin."""
 
     margin: Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
 class GroupParameters(Section):
-    """The batches of a loss that compares the utterances of speakers."""
+    """Batches for a loss that compares utterances with each other."""
 
     speakers_per_batch: Annotated[int, Field(ge=2)]
     utterances_per_speaker: Annotated[int, Field(ge=2)]
 
 
 class LossParameters(Section):
-    """Which loss is trained with."""
+    """The training loss."""
 
     name: Literal["cross_entropy", "arcface", "cosface", "sphereface", "ge2e"]
     arcface: MarginParameters
@@ -438,9 +433,9 @@ class LossParameters(Section):
 
     @property
     def groups(self) -> GroupParameters | None:
-        """How batches group the utterances of a speaker, where the loss needs that."""
-        chosen = getattr(self, self.name, None)
-        return chosen if isinstance(chosen, GroupParameters) else None
+        """How batches group utterances by speaker, if the loss needs that."""
+        loss = getattr(self, self.name, None)
+        return loss if isinstance(loss, GroupParameters) else None
 
 
 class OptimizerParameters(Section):
@@ -457,7 +452,7 @@ class OptimizerParameters(Section):
 
     @property
     def decay(self) -> float:
-        """The weight decay; if none is given, one that suits the optimizer."""
+        """The weight decay; if it is null, one that suits the optimizer."""
         if self.weight_decay is not None:
             return self.weight_decay
         # SGD and Adam add it to the gradient, where 0.3 would outweigh the loss.
@@ -478,7 +473,7 @@ class TrainingParameters(Section):
 
 
 class AsNormParameters(Section):
-    """Normalisation of scores by a cohort of training speakers."""
+    """Score normalisation by a cohort of training speakers."""
 
     utterances_per_speaker: Count
     top: Annotated[int, Field(ge=2)]
@@ -530,8 +525,8 @@ class Parameters(Section):
     wandb: WandbParameters
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain YAML and JSON types, with the schema's version; `Parameters` again
-        through `check_parameters`."""
+        """Return plain YAML and JSON types, with the schema's version;
+        `check_parameters` makes `Parameters` of them again."""
         return {"version": VERSION, **self.model_dump(mode="json")}
 
     @model_validator(mode="after")
@@ -549,7 +544,7 @@ class Parameters(Section):
             (
                 not loss.groups or self.training.accumulation == 1,
                 "training.accumulation",
-                f"1 with {loss.name}, which compares all of a batch",
+                f"1 with {loss.name}, which compares whole batches",
                 self.training.accumulation,
             ),
             (
@@ -561,7 +556,7 @@ class Parameters(Section):
             (
                 dataset.name != "mixture" or not self.evaluation.trials,
                 "evaluation.trials",
-                "null with a mixture, whose corpora are tested each by itself",
+                "null with a mixture, which tests each corpus on its own trials",
                 str(self.evaluation.trials),
             ),
         ):
@@ -570,7 +565,7 @@ class Parameters(Section):
 
 
 def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys, sections included."""
+    """Yield the dotted names of all keys, sections included."""
     for name, field in section.model_fields.items():
         yield prefix + name
         kind = field.annotation
@@ -579,21 +574,21 @@ def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def explain(error: ValidationError) -> str:
-    """The first of pydantic's complaints as `key: expected ..., got ...`."""
+    """Return pydantic's first complaint as `key: expected ..., got ...`."""
     complaint = error.errors()[0]
     key = ".".join(map(str, complaint["loc"]))
-    if complaint["type"] == "value_error":  # of this module
+    if complaint["type"] == "value_error":  # raised by `_expect`
         return f"{key}.{complaint['ctx']['error']}".lstrip(".")
     if complaint["type"] == "missing":
         return f"{key}: expected a value, but it is missing"
     if complaint["type"] == "extra_forbidden":
         section, _, name = key.rpartition(".")
         known = sorted(_keys(Parameters), key=lambda k: k.startswith(section))
-        by_name = {k.rpartition(".")[2]: k for k in known}  # of its section first
+        by_name = {k.rpartition(".")[2]: k for k in known}  # prefers the key's section
         near = difflib.get_close_matches(name, by_name, n=1, cutoff=0.5)
         hint = f"; did you mean {by_name[near[0]]}?" if near else ""
         return f"{key}: unknown key{hint}"
     expected = complaint["msg"]
-    for pattern, ours in WORDS:
-        expected = re.sub(pattern, ours, expected)
+    for pattern, plain in PLAIN_WORDS:
+        expected = re.sub(pattern, plain, expected)
     return f"{key}: expected {expected}, got {shown(complaint['input'])}"

@@ -1,4 +1,4 @@
-"""Parameter files: read, laid over each other, brought to this version, checked.
+"""Reads parameter files, merges them, migrates them to this version and checks them.
 
 `parameters.yml` (+ later files + `key=value` overrides) -> `load_parameters` ->
 `Parameters`
@@ -12,25 +12,19 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from errors import shown
-from parameters import (
-    MIGRATIONS,
-    VERSION,
-    ParameterError,
-    Parameters,
-    explain,
-    merged,
-)
+from errors import first_line, shown
+from parameters import MIGRATIONS, VERSION, ParameterError, Parameters, explain, merged
 
 SHIPPED = Path(__file__).parents[2] / "parameters.yml"
+# What PyYAML raises for a value that does not fit its tag, depending on the tag.
+BAD_VALUES = ValueError, LookupError, AttributeError, TypeError, RecursionError
 
 
 def load_parameters(*paths: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read, merge and check parameter files; later files and `a.b=value` overrides win.
 
-    A first file that gives no version is read as version 1, a later one as the current
-    version. Raises `ParameterError` naming the key, what was expected and what was
-    given.
+    Without a version, the first file is read as version 1, later files as the current
+    one. Raises `ParameterError` with the key, what was expected and what was given.
     """
     values: dict[str, Any] = {}
     for path in paths:
@@ -42,20 +36,18 @@ def load_parameters(*paths: Path, overrides: Sequence[str] = ()) -> Parameters:
 
 
 def override_values(values: Mapping[str, Any], overrides: Sequence[str]) -> dict:
-    """Nested values with `a.b=value` overrides merged in, not yet checked."""
+    """Return nested values with `a.b=value` overrides merged in, not yet checked."""
     for override in overrides:
         values = merged(values, _parse_override(override))
     return dict(values)
 
 
 def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values of any version of the schema as this one has them, unchecked; raise
-    `ParameterError` for a version that is not known."""
+    """Bring nested values of any version of the schema to the current version,
+    unchecked; raise `ParameterError` for an unknown version."""
     version = values.get("version", 1)
     if type(version) is not int or not 1 <= version <= VERSION:
-        raise ParameterError(
-            f"version: expected one of this program's, 1 to {VERSION}, got {version!r}"
-        )
+        raise ParameterError(f"version: expected 1 to {VERSION}, got {version!r}")
     for added in MIGRATIONS[version - 1 :]:
         for key, value in added.items():
             values = merged(_nested(key, value), values)
@@ -63,8 +55,8 @@ def migrate(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_parameters(values: Mapping[str, Any]) -> Parameters:
-    """Plain nested values, of any version of the schema -> `Parameters`; raise
-    `ParameterError` naming the key."""
+    """Return the `Parameters` in nested values of any version of the schema; raise
+    `ParameterError` with the key."""
     values = migrate(values)
     del values["version"]
     try:
@@ -74,7 +66,8 @@ def check_parameters(values: Mapping[str, Any]) -> Parameters:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as in YAML 1.2, and no key stands twice."""
+    """Reads YAML with `1e-3` as a number, as in YAML 1.2, and without repeated
+    keys."""
 
 
 _Loader.add_implicit_resolver(
@@ -102,25 +95,21 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain values of a YAML text, nothing executed; raise `ParameterError` with
-    `where` and the line."""
+    """Return the plain values in a YAML text, executing nothing; raise `ParameterError`
+    with `where` and the line."""
     try:
         return yaml.load(text, _Loader)  # a SafeLoader: builds plain types only
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ParameterError(f"{where}{line}: {error.problem}") from None
-    # What PyYAML raises for a value that is not of its tag depends on the tag.
-    except (
-        *(yaml.YAMLError, ValueError, RecursionError),
-        *(LookupError, AttributeError, TypeError),
-    ) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ParameterError(f"{where}: not readable as YAML: {first_line}") from None
+    except (yaml.YAMLError, *BAD_VALUES) as error:
+        reason = first_line(error)
+        raise ParameterError(f"{where}: not readable as YAML: {reason}") from None
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """The YAML text of plain values, in their order."""
+    """Return plain values as YAML text, in their order."""
     return yaml.safe_dump(values, sort_keys=False)
 
 
@@ -140,7 +129,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
-    """`{"a": {"b": value}}` for the key `a.b`."""
+    """Return `{"a": {"b": value}}` for the key `a.b`."""
     for name in reversed(key.split(".")):
         value = {name: value}
     return value
@@ -150,7 +139,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ParameterError(
-            f"{override}: expected section.key=value, "
-            "such as training.epochs=5, got no value"
+            f"{override}: expected section.key=value such as training.epochs=5, "
+            "got no value"
         )
     return _nested(key, parse_yaml(text, key))

@@ -1,2 +1,2 @@
-"""Models of and for other programs: NeMo and ONNX files. Calls runs and all below
-them."""
+"""Models from and for other programs: NeMo and ONNX files. Imports runs and the folders
+below it."""

@@ -1,17 +1,17 @@
-"""A speaker model as an ONNX file, for other programs and for sherpa-onnx.
+"""Writes a speaker model as an ONNX file, for other programs such as sherpa-onnx.
 
 `SpeakerModel` -> `save_onnx` -> model.onnx, `Agreement`
 
-The graph takes `features` [B, M, T] float32, log-mel before normalisation as
-`FrontEnd.log_mel` computes it, and `frames` [B] int64, both of any size. It normalises
-them and gives `unit` [B, E], vectors of length 1, and `embedding` [B, E], the same
-before that. B utterances, N samples, M mel bands, T frames, E embedding size.
+The graph takes `features` [B, M, T] float32, the log-mel of `FrontEnd.log_mel`, and
+`frames` [B] int64, for any B and T. It normalises the features and returns `embedding`
+[B, E] and `unit` [B, E], the embedding at length 1. B utterances, N samples, M mel
+bands, T frames, E embedding size.
 
-sherpa-onnx reads the file as a NeMo speaker model, from whose graph it takes the second
-output. Its features are not quite ours: frames begin at the first sample instead of
-being centred, and mel bands end at 7,600 Hz.
+sherpa-onnx reads the file as a NeMo speaker model and takes the second output. Its
+features differ from ours: frames begin at the first sample instead of being centred,
+and mel bands end at 7,600 Hz.
 
-Packages: onnxscript to export, onnxruntime to compare; init/requirements-onnx.txt.
+Exporting needs onnxscript, and comparing onnxruntime: init/requirements-onnx.txt.
 """
 
 import importlib
@@ -34,7 +34,8 @@ from errors import UserError
 from runs.speaker_model import SpeakerModel
 
 INPUTS, OUTPUTS = ("features", "frames"), ("unit", "embedding")
-SECONDS, NUM_SHORT = (0.3, 1.0, 3.0, 10.0, 30.0, 60.0), 4  # of excerpts
+EXCERPT_SECONDS = (0.3, 1.0, 3.0, 10.0, 30.0, 60.0)
+NUM_IN_BATCH = 4  # excerpts, from the shortest on, that are also run as a padded batch
 
 
 class OnnxError(UserError):
@@ -43,9 +44,9 @@ class OnnxError(UserError):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two programs' unit vectors of the same features lie apart."""
+    """How well two programs agree on the unit vectors of the same features."""
 
-    largest_difference: float  # of a number
+    largest_difference: float  # between two coordinates
     smallest_cosine: float
     num_vectors: int
 
@@ -62,7 +63,7 @@ class _Graph(nn.Module):
         self.front_end, self.encoder = model.front_end, model.encoder
 
     def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, M, T], [B] -> [B, E], [B, E]"""
+        """Return unit vectors and embeddings, [B, M, T], [B] -> [B, E], [B, E]."""
         embedding = self.encoder(self.front_end.normalise(features, frames), frames)
         return F.normalize(embedding), embedding
 
@@ -82,54 +83,36 @@ def save_onnx(
 ) -> Agreement:
     """Write a TitaNet as ONNX and compare it with torch on excerpts of speech [N].
 
-    Excerpts last 0.3 to 60 s, or as long as `speech` allows, and are run alone and in a
-    padded batch. The agreement is returned and stored in the file's metadata with
-    `digest`, which identifies the weights.
+    Excerpts last 0.3 to 60 s, as far as `speech` allows, and are run one by one and in
+    a padded batch. The agreement is returned and stored in the file's metadata, beside
+    `digest`, which identifies the weights. Raises `OnnxError` for other encoders and if
+    a package is missing.
     """
-    parameters = model.config
-    if parameters.model.name != "titanet":
-        raise OnnxError(f"model.name: expected titanet, got {parameters.model.name}")
+    if (name := model.config.model.name) != "titanet":
+        raise OnnxError(f"model.name: expected titanet, got {name}")
     _optional("onnxscript")
-    graph = _Graph(model).cpu().eval()
-    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
-    example = (
-        torch.randn(2, parameters.front_end.num_mels, 200),
-        torch.tensor([200, 150]),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter's own insides
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            graph,
-            example,
-            dynamo=True,
-            verbose=False,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
-            dynamic_shapes={"features": {0: batch, 2: time}, "frames": {0: batch}},
-        )
-    # Names and units as sherpa-onnx reads them of NeMo's models.
+    front_end = model.config.front_end
+    program = _export(_Graph(model).cpu().eval(), front_end.num_mels)
+    # sherpa-onnx expects the names and units of NeMo's models.
     metadata = {
         "framework": "nemo",
         "language": "any",
         "url": "https://arxiv.org/abs/2110.04410",
         "comment": f"digest {digest}",
-        "sample_rate": str(parameters.front_end.sample_rate),
+        "sample_rate": str(front_end.sample_rate),
         "output_dim": str(model.encoder.embedding_size),
-        "feat_dim": str(parameters.front_end.num_mels),
-        "window_size_ms": f"{1000 * parameters.front_end.window_seconds:.0f}",
-        "window_stride_ms": f"{1000 * parameters.front_end.hop_seconds:.0f}",
+        "feat_dim": str(front_end.num_mels),
+        "window_size_ms": f"{1000 * front_end.window_seconds:.0f}",
+        "window_stride_ms": f"{1000 * front_end.hop_seconds:.0f}",
         "window_type": "hanning",
     }
     program.model.metadata_props.update(metadata)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         program.save(str(file))
-        agreement = compare(
-            file, model, _excerpts(speech, parameters.front_end.sample_rate)
-        )
-        checked = {name: str(value) for name, value in asdict(agreement).items()}
-        program.model.metadata_props.update(checked)
+        agreement = compare(file, model, _excerpts(speech, front_end.sample_rate))
+        results = {name: str(value) for name, value in asdict(agreement).items()}
+        program.model.metadata_props.update(results)
         program.save(str(file))
         content = file.read_bytes()
     with atomic_write(path) as target:
@@ -137,21 +120,38 @@ def save_onnx(
     return agreement
 
 
+def _export(graph: _Graph, num_mels: int) -> torch.onnx.ONNXProgram:
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's internals
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        return torch.onnx.export(
+            graph,
+            (torch.randn(2, num_mels, 200), torch.tensor([200, 150])),
+            dynamo=True,
+            verbose=False,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes={"features": {0: batch, 2: time}, "frames": {0: batch}},
+        )
+
+
 def _excerpts(speech: Tensor, rate: int) -> list[tuple[Tensor, Tensor]]:
-    """Waveforms [B, N] and lengths [B]: each duration, and the short ones together."""
-    sizes = [min(round(seconds * rate), len(speech)) for seconds in SECONDS]
+    """Return batches of waveforms [B, N] and lengths [B] in samples: each excerpt
+    alone, then the short ones together."""
+    sizes = [min(round(seconds * rate), len(speech)) for seconds in EXCERPT_SECONDS]
     alone = [(speech[None, :size], torch.tensor([size])) for size in sizes]
-    short = torch.tensor(sizes[:NUM_SHORT])
-    rows = speech[: short.max()].expand(NUM_SHORT, -1)
-    return [*alone, (rows * valid_positions(short, rows.shape[1]), short)]
+    lengths = torch.tensor(sizes[:NUM_IN_BATCH])
+    rows = speech[: lengths.max()].expand(NUM_IN_BATCH, -1)
+    return [*alone, (rows * valid_positions(lengths, rows.shape[1]), lengths)]
 
 
 @torch.inference_mode()
 def compare(
     path: Path, model: SpeakerModel, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> Agreement:
-    """Hold an ONNX file by onnxruntime against its model by torch, on batches of
-    waveforms [B, N] and their lengths [B] in samples."""
+    """Compare an ONNX file in onnxruntime with its model in torch, on batches of
+    waveforms [B, N] and lengths [B] in samples."""
     runtime = _optional("onnxruntime")
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     graph = _Graph(model).cpu().eval()
