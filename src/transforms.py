@@ -4,10 +4,10 @@ waveforms [B, N] -> `Speed`, `Reverberation`, `Noise`, `Telephone` -> waveforms 
 waveforms [B, N], lengths [B] samples -> `FrontEnd` -> features [B, M, T], frames [B]
 features [B, M, T] -> `SpecAugment` -> features [B, M, T]
 
-B utterances, N samples, M mel bands, T frames, K taps or masks, R samples of a
-response. The front end is that of NeMo's published TitaNet (arXiv 2110.04410, section
-3.1); SpecAugment is arXiv 1904.08779. Random numbers come from torch's default
-generator, which training seeds for every batch.
+B utterances, N samples, M mel bands, T frames. The front end is that of NeMo's
+published TitaNet (arXiv 2110.04410, section 3.1); SpecAugment is arXiv 1904.08779.
+Random numbers come from torch's default generator, which training seeds for every
+batch.
 """
 
 import math
@@ -30,9 +30,12 @@ from speech.surroundings import Surroundings
 
 LOG_FLOOR = 2.0**-24  # added to powers
 DEVIATION_FLOOR = 1e-5  # added to standard deviations
+ZERO_CROSSINGS = 32  # of a filter that changes the speed, to either side
+ATTENUATION = 70.0  # dB, of what would alias at another speed
 TELEPHONE_RATE = 8000  # Hz
-LOWEST, HIGHEST = (0.0, 300.0), (3400.0, 3900.0)  # Hz, ends of a telephone's band
-MU = 255
+# Hz, bounds between which both ends of a telephone's band are drawn
+LOW_END, HIGH_END = (0.0, 300.0), (3400.0, 3900.0)
+MU = 255  # of mu-law: 256 levels
 
 
 def _hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
@@ -45,11 +48,11 @@ def _mel_to_hertz(mel: np.ndarray) -> np.ndarray:
 
 
 def slaney_filterbank(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
-    """Triangular mel bands of unit area from 0 Hz to half the sample rate, [M, bins]
-    float32.
+    """Return triangular mel bands of unit area from 0 Hz to half the sample rate,
+    float32 [M, bins].
 
-    Slaney's scale (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above.
-    Computed in float64: float32 is off by 2e-5.
+    On Slaney's scale (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above.
+    They are computed in float64, since float32 is off by 2e-5.
     """
     nyquist = sample_rate / 2
     bins = np.linspace(0, nyquist, n_fft // 2 + 1)  # Hz
@@ -62,17 +65,17 @@ def slaney_filterbank(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
 
 
 class FrontEnd(nn.Module):
-    """Normalised log-mel features.
-
-    Window and filterbank are buffers: a checkpoint brings its own.
-    """
+    """Normalised log-mel features. Window and filterbank are buffers: a checkpoint
+    brings its own."""
 
     def __init__(self, config: FrontEndParameters) -> None:
         super().__init__()
         self.config = config
         rate = config.sample_rate
         self.hop = config.hop_size  # samples
-        window = torch.hann_window(config.window_size, periodic=False)
+        # On the CPU even where the default device is meta: there it would load sympy.
+        size, cpu = config.window_size, torch.device("cpu")
+        window = torch.hann_window(size, periodic=False, device=cpu)
         self.register_buffer("window", window)
         filterbank = slaney_filterbank(rate, config.n_fft, config.num_mels)
         self.register_buffer("filterbank", filterbank)
@@ -80,7 +83,8 @@ class FrontEnd(nn.Module):
     def forward(
         self, waveforms: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, N] in [-1, 1], [B] samples -> [B, M, T], [B] frames (samples // hop).
+        """Compute features: [B, N] in [-1, 1], [B] samples -> [B, M, T], [B] frames,
+        samples // hop.
 
         Features are zero beyond their frames. Without lengths nothing is padded, and
         frames are None too. Dither is added in training mode only.
@@ -89,8 +93,8 @@ class FrontEnd(nn.Module):
         return self.normalise(self.log_mel(waveforms, lengths), frames), frames
 
     def normalise(self, x: Tensor, frames: Tensor | None) -> Tensor:
-        """Centre the bands of each utterance, and scale them where the configuration
-        says so: [B, M, T], [B] -> [B, M, T], zero beyond the frames."""
+        """Centre the bands of each utterance; with `per_feature` also scale them to a
+        standard deviation of 1: [B, M, T], [B] -> [B, M, T], zero beyond the frames."""
         if frames is None:
             count = x.shape[2]
             x = x - x.mean(2, keepdim=True)
@@ -104,10 +108,12 @@ class FrontEnd(nn.Module):
         return x
 
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Log power of mel bands, not normalised: [B, N], [B] samples -> [B, M, T]."""
+        """Compute the log power of mel bands, not normalised: [B, N], [B] samples ->
+        [B, M, T]."""
         x = waveforms
         if self.training and self.config.dither > 0:
-            # One noise for the whole batch is cheaper, and too faint to learn from.
+            # One noise for the whole batch is cheaper, and too faint for a model to
+            # learn it.
             x = x + self.config.dither * torch.randn_like(x[:1])
         x = torch.cat([x[:, :1], x[:, 1:] - self.config.preemphasis * x[:, :-1]], 1)
         if lengths is not None:
@@ -127,72 +133,78 @@ class FrontEnd(nn.Module):
         return torch.log(self.filterbank @ power + LOG_FLOOR)
 
 
-def _chosen(probability: float, batch_size: int) -> Tensor:
-    """Draw rows of a batch, each with this probability; on the CPU, so that all devices
-    draw the same and a GPU need not be waited for."""
+def _draw_rows(probability: float, batch_size: int) -> Tensor:
+    """Draw rows of a batch, each with this probability: places [rows].
+
+    Drawn on the CPU, so that all devices draw the same and nobody waits for a GPU.
+    """
     return (torch.rand(batch_size) < probability).nonzero().flatten()
 
 
-def _power(x: Tensor) -> Tensor:
-    return x.square().mean(1, keepdim=True)
+def _mean_power(waveforms: Tensor) -> Tensor:
+    """[B, N] -> [B, 1]"""
+    return waveforms.square().mean(1, keepdim=True)
 
 
 class Speed(nn.Module):
-    """Speech made faster or slower by whole hundredths, the pitch following.
+    """Make speech faster or slower by whole percents; its pitch moves with it.
 
-    At a speed of p / 100 output sample 100 m + r is input time p m + r p / 100, so 100
-    windowed-sinc filters serve all outputs, and the outputs of a block m are one matrix
-    product (Crochiere and Rabiner, 1983, chapter 4). The cutoff is half the lower of
-    both sample rates, less half the filters' transition band.
+    At a speed of p percent, output sample 100 m + r lies at input time p m + r p / 100.
+    The fraction depends on r alone, so 100 filters serve all outputs, and block m of
+    100 outputs is one matrix product (Crochiere and Rabiner, 1983, chapter 4).
     """
-
-    ZERO_CROSSINGS = 32  # of a filter, to either side
-    ATTENUATION = 70.0  # dB, of what would alias
 
     def __init__(self, parameters: SpeedParameters) -> None:
         super().__init__()
         self.probability = parameters.probability
-        steps = parameters.steps
-        percents = torch.arange(100 - steps, 101 + steps)  # [P]
+        slowest, fastest = 100 - parameters.steps, 100 + parameters.steps
+        percents = torch.arange(slowest, fastest + 1)  # [speeds]
         self.register_buffer("percents", percents, persistent=False)
-        half = self.ZERO_CROSSINGS
-        # Kaiser's formulas (1974) for the window and for its transition's half width.
-        beta = 0.1102 * (self.ATTENUATION - 8.7)
-        transition = (self.ATTENUATION - 8) / (2.285 * 2 * half) / torch.pi / 2
-        percents = percents[:, None, None].double()
-        offsets = torch.arange(100) * percents / 100  # of r, in input samples
-        taps = torch.arange(int(offsets.max()) + 2 * half + 2)[:, None]
-        distance = taps - half - offsets  # [P, K, 100]
-        cutoff = torch.clamp(100 / percents, max=1) - transition
-        cutoff[percents == 100] = 1  # then the filters are units
-        window = torch.i0(beta * (1 - (distance / half).square()).clamp(min=0).sqrt())
-        filters = torch.sinc(cutoff * distance) * window * (distance.abs() <= half)
-        filters = filters / filters.sum(1, keepdim=True)
-        self.register_buffer("filters", filters.float(), persistent=False)
+        filters = speed_filters(percents)  # [speeds, taps, 100]
+        self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waveforms: Tensor, size: int) -> Tensor:
         """[B, N'] -> [B, size]; N' must be `size` times the greatest speed."""
         x = waveforms[:, :size]
-        rows = _chosen(self.probability, len(waveforms))
+        rows = _draw_rows(self.probability, len(waveforms))
         speeds = torch.randint(len(self.percents), (len(rows),))
         if len(rows) == 0:
             return x
         rows, speeds = to_device(torch.stack([rows, speeds]), x.device)
         num_blocks, num_taps = -(-size // 100), self.filters.shape[1]
-        blocks = torch.arange(num_blocks, device=x.device)
-        begins = self.percents[speeds, None] * blocks  # [R, m]
-        samples = begins[..., None] + torch.arange(num_taps, device=x.device)
-        padded = F.pad(waveforms[rows], (self.ZERO_CROSSINGS, num_taps))
-        blocks = padded.gather(1, samples.flatten(1)).view(samples.shape)  # [R, m, K]
-        changed = (blocks @ self.filters[speeds]).flatten(1)[:, :size]
-        return x.index_copy(0, rows, changed)
+        numbers = torch.arange(num_blocks, device=x.device)
+        begins = self.percents[speeds, None] * numbers  # [rows, blocks]
+        places = begins[..., None] + torch.arange(num_taps, device=x.device)
+        padded = F.pad(waveforms[rows], (ZERO_CROSSINGS, num_taps))
+        blocks = padded.gather(1, places.flatten(1)).view(places.shape)
+        changed = blocks @ self.filters[speeds]  # [rows, blocks, 100]
+        return x.index_copy(0, rows, changed.flatten(1)[:, :size])
+
+
+def speed_filters(percents: Tensor) -> Tensor:
+    """Return windowed-sinc filters [speeds, taps, 100] for speeds in percent: filter r
+    makes output sample r of a block.
+
+    The cutoff is half the lower of both sample rates, less half the filters' transition
+    band. Window and transition band are Kaiser's (1974).
+    """
+    beta = 0.1102 * (ATTENUATION - 8.7)  # of the window
+    half_band = (ATTENUATION - 8) / (2.285 * 2 * ZERO_CROSSINGS) / torch.pi / 2
+    percents = percents[:, None, None].double()
+    times = torch.arange(100) * percents / 100  # of outputs, in input samples
+    taps = torch.arange(int(times.max()) + 2 * ZERO_CROSSINGS + 2)[:, None]
+    distance = taps - ZERO_CROSSINGS - times  # [speeds, taps, 100]
+    cutoff = torch.clamp(100 / percents, max=1) - half_band
+    cutoff[percents == 100] = 1  # then the filters are unit impulses
+    within = distance.abs() <= ZERO_CROSSINGS
+    shape = (1 - (distance / ZERO_CROSSINGS).square()).clamp(min=0).sqrt()
+    filters = torch.sinc(cutoff * distance) * torch.i0(beta * shape) * within
+    return (filters / filters.sum(1, keepdim=True)).float()
 
 
 class Reverberation(nn.Module):
-    """Speech as it sounds in a room: convolved with an impulse response.
-
-    The direct sound stays in its place, and the power is kept.
-    """
+    """Convolve speech with the impulse response of a room. The direct sound stays in
+    its place, and the power is kept."""
 
     def __init__(self, probability: float, responses: SoundBank, size: int) -> None:
         super().__init__()
@@ -201,7 +213,7 @@ class Reverberation(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """[B, N] -> [B, N]"""
-        rows = _chosen(self.probability, len(waveforms))
+        rows = _draw_rows(self.probability, len(waveforms))
         chosen = torch.randint(len(self.responses), (len(rows),))
         if len(rows) == 0:
             return waveforms
@@ -209,14 +221,15 @@ class Reverberation(nn.Module):
         rows = to_device(rows, waveforms.device)
         dry = waveforms[rows]
         wet = reverberate(dry, responses)
-        power = _power(wet)
+        power = _mean_power(wet)
         # A response of silence leaves the speech as it is.
-        scaled = torch.where(power > 0, wet * (_power(dry) / power).sqrt(), dry)
+        scaled = torch.where(power > 0, wet * (_mean_power(dry) / power).sqrt(), dry)
         return waveforms.index_copy(0, rows, scaled)
 
 
 def reverberate(waveforms: Tensor, responses: Tensor) -> Tensor:
-    """Convolve so that the direct sound stays in its place: [B, N], [B, R] -> [B, N].
+    """Convolve so that the direct sound stays in its place: [B, N], responses [B, size]
+    -> [B, N].
 
     The direct sound is a response's first sample of at least half its peak.
     """
@@ -232,7 +245,7 @@ def reverberate(waveforms: Tensor, responses: Tensor) -> Tensor:
 
 
 class Noise(nn.Module):
-    """Speech with noise added at a drawn signal-to-noise ratio."""
+    """Add noise to speech at a drawn signal-to-noise ratio."""
 
     def __init__(
         self, probability: float, recordings: SoundBank, snr_db: tuple[float, float]
@@ -242,7 +255,7 @@ class Noise(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """[B, N] -> [B, N]"""
-        rows = _chosen(self.probability, len(waveforms))
+        rows = _draw_rows(self.probability, len(waveforms))
         chosen = torch.randint(len(self.recordings), (len(rows),))
         positions = torch.rand(len(rows), dtype=torch.float64)
         uniform = torch.rand(len(rows), dtype=torch.float64)
@@ -254,14 +267,16 @@ class Noise(nn.Module):
         snr = to_device((low + uniform * (high - low)).float(), noise.device)[:, None]
         rows = to_device(rows, waveforms.device)
         speech = waveforms[rows]
-        power = _power(noise)
-        # Where the noise is silent, there is none to scale.
-        ratio = torch.where(power > 0, _power(speech) / power, 0) * 10 ** (-snr / 10)
-        return waveforms.index_copy(0, rows, speech + ratio.sqrt() * noise)
+        power = _mean_power(noise)
+        # Silence, which no gain brings to the ratio, is added as it is: x / 0 would
+        # make the gain infinite and the sum NaN.
+        ratio = torch.where(power > 0, _mean_power(speech) / power, 0)
+        gain = (ratio * 10 ** (-snr / 10)).sqrt()  # [B, 1]
+        return waveforms.index_copy(0, rows, speech + gain * noise)
 
 
 class Telephone(nn.Module):
-    """Speech as a telephone or an 8 kHz recorder passes it.
+    """Pass speech through a telephone or an 8 kHz recorder.
 
     Both ends of the band are drawn; the narrowest is ITU-T G.712's, 300 to 3,400 Hz.
     Half of the utterances are also coded in the 8 bits of mu-law (ITU-T G.711).
@@ -273,31 +288,31 @@ class Telephone(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """[B, N] in [-1, 1] -> [B, N]"""
-        rows = _chosen(self.probability, len(waveforms))
+        rows = _draw_rows(self.probability, len(waveforms))
         uniform = torch.rand(3, len(rows), 1)
         if len(rows) == 0:
             return waveforms
         rows, uniform = to_device(rows, waveforms.device), uniform.to(waveforms.device)
-        low, high = (
-            bottom + (top - bottom) * share
-            for (bottom, top), share in zip((LOWEST, HIGHEST), uniform, strict=False)
-        )
+        low = LOW_END[0] + (LOW_END[1] - LOW_END[0]) * uniform[0]  # Hz
+        high = HIGH_END[0] + (HIGH_END[1] - HIGH_END[0]) * uniform[1]
+        is_coded = uniform[2] < 0.5
         x = waveforms[rows]
         size = x.shape[1]
         narrow_size = size * TELEPHONE_RATE // self.sample_rate
         hertz = torch.arange(narrow_size // 2 + 1, device=x.device)
         hertz = hertz * (self.sample_rate / size)
-        # Cutting or padding the spectrum resamples; the scale follows the length.
+        # Cutting or padding a spectrum resamples; the inverse transform divides by its
+        # own length, which the factor makes good.
         spectrum = torch.fft.rfft(x)[:, : len(hertz)]
         spectrum = spectrum * ((hertz >= low) & (hertz <= high))
         x = torch.fft.irfft(spectrum, narrow_size) * (narrow_size / size)
-        x = torch.where(uniform[2] < 0.5, through_mu_law(x), x)
+        x = torch.where(is_coded, through_mu_law(x), x)
         x = torch.fft.irfft(torch.fft.rfft(x), size) * (size / narrow_size)
         return waveforms.index_copy(0, rows, x)
 
 
 def through_mu_law(waveforms: Tensor) -> Tensor:
-    """Samples in [-1, 1] as they come back from 256 levels of mu-law."""
+    """Round samples in [-1, 1] to the 256 levels of mu-law."""
     x = waveforms.clamp(-1, 1)
     levels = x.sign() * torch.log1p(MU * x.abs()) / math.log1p(MU)  # in [-1, 1]
     levels = ((levels + 1) / 2 * MU + 0.5).floor() / MU * 2 - 1
@@ -305,9 +320,8 @@ def through_mu_law(waveforms: Tensor) -> Tensor:
 
 
 class Augmentation(nn.Module):
-    """All augmentation of a training batch: speed, reverberation, noise and telephone
-    on waveforms, in the order in which they happen in nature; then `spec_augment` on
-    features.
+    """Augment a training batch: speed, reverberation, noise and telephone on waveforms,
+    in the order in which they happen in nature; then `spec_augment` on features.
 
     What has a probability of 0 is left out and needs no surroundings.
     """
@@ -362,9 +376,10 @@ class SpecAugment(nn.Module):
 def _masks(
     num_masks: int, batch_size: int, size: int, widest: int, device: torch.device
 ) -> Tensor:
-    """Union of K masks, each 0 to `widest` wide and within the axis: bool [B, size]."""
+    """Draw the union of masks, each 0 to `widest` wide and within the axis: bool
+    [B, size]."""
     uniform = torch.rand(2, num_masks, batch_size, 1, device=device)
-    widths = (uniform[0] * (min(widest, size) + 1)).long()  # [K, B, 1]
+    widths = (uniform[0] * (min(widest, size) + 1)).long()  # [masks, B, 1]
     starts = (uniform[1] * (size - widths + 1)).long()
     positions = torch.arange(size, device=device)
     return ((starts <= positions) & (positions < starts + widths)).any(0)

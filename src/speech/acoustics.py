@@ -1,11 +1,10 @@
 """Simulated rooms and noise, used where no recordings are given.
 
-RT60 [K] -> `simulate_rooms` -> responses [K, R];  exponents [K] -> `coloured_noise` ->
-noise [K, R]
+reverberation times [rooms] -> `simulate_rooms` -> responses [rooms, N]
+exponents [sounds] -> `coloured_noise` -> noise [sounds, N]
 
-K rooms or clips, R samples of each, I image sources. Rooms are shoeboxes: early
-reflections by the image method (Allen and Berkley, JASA 1979), late ones as noise that
-decays with the same reverberation time.
+N samples. Rooms are shoeboxes: early reflections by the image method (Allen and
+Berkley, JASA 1979), late ones as noise that decays with the same reverberation time.
 """
 
 import math
@@ -14,43 +13,45 @@ import torch
 from torch import Tensor
 
 SPEED_OF_SOUND = 343.0  # m/s
-SMALLEST, LARGEST = (3.0, 2.5, 2.3), (10.0, 8.0, 4.0)  # rooms, in m
-FROM_WALLS = 0.4  # m, minimum distance of talker and microphone from walls
+SMALLEST_ROOM, LARGEST_ROOM = (3.0, 2.5, 2.3), (10.0, 8.0, 4.0)  # m
+MIN_WALL_DISTANCE = 0.4  # m, of talker and microphone
 EARLY_SECONDS = 0.05  # of reflections from images; the ear hears later ones as a tail
 MATCHED_SECONDS = 0.02  # the end of the early part, which sets the tail's level
-LOWEST_HERTZ = 50.0  # cutoff of the rooms' high-pass; coloured noise is flat below
-MOST_CELLS = 4  # mirrored rooms to either side; images beyond are not early
+LOWEST_HERTZ = 50.0  # rooms pass less below; coloured noise is flat below
+MAX_MIRRORED_ROOMS = 4  # to either side; images beyond are not early
 
 
 def simulate_rooms(
     rt60: Tensor, sample_rate: int, num_samples: int, generator: torch.Generator
 ) -> Tensor:
-    """Impulse responses of rooms with these reverberation times (s), [K] -> [K, R].
+    """Simulate impulse responses of rooms with these reverberation times in seconds:
+    [rooms] -> [rooms, num_samples].
 
     The direct sound is at sample 0 with amplitude 1. Sizes and places are drawn.
     """
-    smallest, largest = torch.tensor(SMALLEST), torch.tensor(LARGEST)
+    smallest, largest = torch.tensor(SMALLEST_ROOM), torch.tensor(LARGEST_ROOM)
     uniform = torch.rand(3, len(rt60), 3, generator=generator)
-    sizes = smallest + uniform[0] * (largest - smallest)  # [K, 3]
-    talker, microphone = FROM_WALLS + uniform[1:] * (sizes - 2 * FROM_WALLS)
+    sizes = smallest + uniform[0] * (largest - smallest)  # [rooms, 3]
+    free = sizes - 2 * MIN_WALL_DISTANCE
+    talker, microphone = MIN_WALL_DISTANCE + uniform[1:] * free
 
-    # Along each axis images lie at 2 n L + s after |2 n| reflections, and at 2 n L - s
-    # after |2 n - 1|.
-    n = torch.arange(-MOST_CELLS, MOST_CELLS + 1)
+    # Along an axis of length L, a talker at s has images at 2 n L + s after |2 n|
+    # reflections, and at 2 n L - s after |2 n - 1|.
+    n = torch.arange(-MAX_MIRRORED_ROOMS, MAX_MIRRORED_ROOMS + 1)
     axis = torch.cartesian_prod(n, torch.arange(2))  # n, and whether s is mirrored
-    chosen = torch.cartesian_prod(*3 * [torch.arange(len(axis))])  # [I, 3]
-    cells, mirrored = axis[chosen].unbind(2)  # [I, 3]
+    chosen = torch.cartesian_prod(*3 * [torch.arange(len(axis))])  # [images, 3]
+    cells, mirrored = axis[chosen].unbind(2)  # [images, 3]
     images = 2 * cells * sizes[:, None] + (1 - 2 * mirrored) * talker[:, None]
-    distances = (images - microphone[:, None]).norm(dim=2)  # [K, I]
-    reflections = (2 * cells - mirrored).abs().sum(1)  # [I]
+    distances = (images - microphone[:, None]).norm(dim=2)  # [rooms, images]
+    reflections = (2 * cells - mirrored).abs().sum(1)  # [images]
 
     volume = sizes.prod(1)
     surface = 2 * (volume[:, None] / sizes).sum(1)
     # Eyring: RT60 = 0.161 V / (-S ln(1 - absorption)); a reflection keeps the square
     # root of 1 - absorption.
-    log_kept = -0.161 * volume / (2 * surface * rt60)  # [K]
+    log_kept = -0.161 * volume / (2 * surface * rt60)  # [rooms]
     amplitudes = torch.exp(log_kept[:, None] * reflections) / distances
-    direct = (talker - microphone).norm(dim=1, keepdim=True)  # [K, 1]
+    direct = (talker - microphone).norm(dim=1, keepdim=True)  # [rooms, 1]
     delays = (distances - direct) / SPEED_OF_SOUND * sample_rate
     early = min(round(EARLY_SECONDS * sample_rate), num_samples)
     arrivals = delays.round().long()
@@ -60,7 +61,7 @@ def simulate_rooms(
     responses.scatter_add_(1, arrivals, amplitudes * direct * within)
 
     seconds = torch.arange(num_samples) / sample_rate
-    decay = 10 ** (-3 * seconds / rt60[:, None])  # [K, R], 60 dB in RT60
+    decay = 10 ** (-3 * seconds / rt60[:, None])  # [rooms, N], 60 dB in RT60
     matched = slice(early - round(MATCHED_SECONDS * sample_rate), early)
     level = (
         responses[:, matched].square().sum(1) / decay[:, matched].square().sum(1)
@@ -71,7 +72,8 @@ def simulate_rooms(
 
 
 def _without_rumble(responses: Tensor, sample_rate: int) -> Tensor:
-    """Two first-order high-passes, [K, R] -> [K, R]; a first sample stays as it is.
+    """Filter by two first-order high-passes, [rooms, N] -> [rooms, N]; a first sample
+    stays as it is.
 
     All image sources have the same sign, so their sum has far more power near 0 Hz than
     a real room (Allen and Berkley filter it, too).
@@ -88,7 +90,8 @@ def _without_rumble(responses: Tensor, sample_rate: int) -> Tensor:
 def coloured_noise(
     exponents: Tensor, sample_rate: int, num_samples: int, generator: torch.Generator
 ) -> Tensor:
-    """Noise of unit power whose spectrum falls as 1 / f^exponent, [K] -> [K, R].
+    """Draw noise of unit power whose spectrum falls as 1 / f^exponent: [sounds] ->
+    [sounds, num_samples].
 
     0 is white, 1 pink, 2 brown noise. Below 50 Hz the spectrum is flat, or nearly all
     of the power would be inaudible.

@@ -8,6 +8,7 @@ N samples. This is the only module that decodes and encodes audio files.
 import io
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -152,30 +153,38 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
                     promised -= file.seek(round(begin))
                 if segment.duration is not None:
                     promised = round(min(segment.duration * rate, promised))
-                size, left = SAMPLES_PER_READ // file.channels, promised
-                blocks = []  # a header may promise more than fits into memory
-                while len(
-                    block := file.read(min(size, left), dtype="float32", always_2d=True)
-                ):
-                    channels = torch.from_numpy(block)  # [N, channels]
-                    if segment.channel is None:
-                        blocks.append(channels.mean(dim=1))
-                    else:
-                        blocks.append(channels[:, segment.channel].clone())
-                    left -= len(block)
+                blocks = list(_blocks(file, promised, segment.channel))
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None
     if not blocks:
         raise AudioError("holds no samples")
-    seconds = (promised - left) / rate
-    warning = None
+    waveform = torch.cat(blocks)
+    seconds = len(waveform) / rate
     if segment.duration is not None:  # less than that, by more than its rounding
         ends_early = seconds + MIN_SECONDS < segment.duration
-    if ends_early or left:
-        warning = f"cut short: {seconds:.2f} s are left"
-        if container == "FLAC" and left:
-            raise AudioError(warning)
-    return torch.cat(blocks), rate, warning
+    if not ends_early and len(waveform) == promised:
+        return waveform, rate, None
+    warning = f"cut short: {seconds:.2f} s are left"
+    if container == "FLAC" and len(waveform) < promised:
+        raise AudioError(warning)
+    return waveform, rate, warning
+
+
+def _blocks(
+    file: soundfile.SoundFile, num_samples: int, channel: int | None
+) -> Iterator[torch.Tensor]:
+    """Read at most this many samples of one channel or of the mean of all, block by
+    block: a header may promise more than fits into memory."""
+    size = SAMPLES_PER_READ // file.channels
+    while len(
+        block := file.read(min(size, num_samples), dtype="float32", always_2d=True)
+    ):
+        channels = torch.from_numpy(block)  # [N, channels]
+        if channel is None:
+            yield channels.mean(dim=1)
+        else:
+            yield channels[:, channel].clone()  # lets go of the other channels
+        num_samples -= len(block)
 
 
 def _ends_early(file: BinaryIO) -> bool:

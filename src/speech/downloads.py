@@ -23,10 +23,10 @@ from engine.files import file_digest
 from engine.parallel import progress_options
 from errors import UserError
 
-TIMEOUT = 60  # seconds without an answer from the server
-CHUNK = 2**20  # bytes on their way to disk
-MAX_ARCHIVE, MAX_FILE = 2**37, 2**27  # bytes of a download
-HEADER = 512  # bytes that a member counts beside its own
+TIMEOUT_SECONDS = 60  # without an answer from the server
+BYTES_PER_READ = 2**20
+MAX_ARCHIVE_BYTES, MAX_FILE_BYTES = 2**37, 2**27
+HEADER_BYTES = 512  # counted for each member of an archive beside its own
 MAX_RATIO = 20  # of unpacked bytes to an archive's own; recordings have less than 4
 
 
@@ -36,7 +36,7 @@ class DownloadError(UserError):
 
 @contextmanager
 def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Path]:
-    """A folder below `root` with the members of a tar or zip archive.
+    """Download a tar or zip archive and yield a folder below `root` with its members.
 
     On exit the folder is deleted unless the caller renamed it. The archive stays if the
     block raises, for another try. Raises `DownloadError` if the download stops, differs
@@ -48,7 +48,7 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
         )
     root.mkdir(parents=True, exist_ok=True)
     partial = root / f"{url.rpartition('/')[2]}.partial"
-    _fetch(url, partial, MAX_ARCHIVE)
+    _fetch(url, partial, MAX_ARCHIVE_BYTES)
     if file_digest(partial, algorithm) != checksum:
         partial.unlink()
         raise DownloadError(
@@ -56,7 +56,7 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
             "the download was deleted"
         )
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as private:
-        scratch = Path(private, "members")  # which others may read once it is renamed
+        scratch = Path(private, "members")  # a temporary folder itself is private
         scratch.mkdir()
         left = MAX_RATIO * partial.stat().st_size
 
@@ -67,13 +67,13 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
                 raise tarfile.TarError(f"expected at most {MAX_RATIO} times its size")
 
         def bounded(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
-            take(member.size + HEADER)
+            take(member.size + HEADER_BYTES)
             return tarfile.data_filter(member, path)
 
         try:
             if url.endswith(".zip"):
                 with zipfile.ZipFile(partial) as archive:
-                    take(sum(m.file_size + HEADER for m in archive.infolist()))
+                    take(sum(m.file_size + HEADER_BYTES for m in archive.infolist()))
                     archive.extractall(scratch)  # drops absolute and parent paths
             else:
                 with tarfile.open(partial, "r:gz") as archive:
@@ -87,14 +87,15 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
 
 @contextmanager
 def fetched(url: str, root: Path) -> Iterator[Path]:
-    """A file without a published checksum, which the caller checks inside the block.
+    """Download a file that has no published checksum; the caller checks it inside the
+    block.
 
     It gets its own name in `root` when the block ends, and is deleted if the block
     raises. Raises `DownloadError` if the download stops.
     """
     name = url.rpartition("/")[2]
     partial = root / f"{name}.partial"
-    _fetch(url, partial, MAX_FILE)
+    _fetch(url, partial, MAX_FILE_BYTES)
     try:
         yield partial
         partial.rename(root / name)
@@ -108,8 +109,8 @@ def _fetch(url: str, partial: Path, largest: int) -> None:
     start = partial.stat().st_size if partial.exists() else 0
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with urlopen(request, timeout=TIMEOUT) as response:
-            if response.status != 206:  # the server starts over, so do we
+        with urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            if response.status != 206:  # the server sends the whole file again
                 start = 0
             missing = response.headers["Content-Length"]
             total = missing and start + int(missing)
@@ -127,7 +128,7 @@ def _fetch(url: str, partial: Path, largest: int) -> None:
                     **progress_options(),
                 ) as bar,
             ):
-                while chunk := response.read(CHUNK):
+                while chunk := response.read(BYTES_PER_READ):
                     if file.tell() + len(chunk) > largest:
                         partial.unlink()
                         raise too_large

@@ -2,12 +2,12 @@
 
 `SyntheticParameters` -> `synthetic_utterances` -> `SyntheticUtterance` -> int16 [N]
 
-A voice (what a speaker keeps) and a sequence of phonemes become tracks of F frames of
+A voice (what a speaker keeps) and a sequence of phonemes become tracks of T frames of
 8 ms: formants, gains, pitch. Glottal pulses and noise are cut into short windows, each
-window is filtered by the response of its frame over K frequencies, and the windows are
-added up again: a time-varying filter without a loop over samples.
+window is filtered by the response of its frame over all frequencies, and the windows
+are added up again: a time-varying filter without a loop over samples.
 
-Shapes: F frames, K frequencies, P phones, R resonances.
+N samples, T frames.
 
 Sources: Klatt, JASA 67 (1980) 971, for the cascade of resonators, the nasal pole and
 zero and the consonants; Peterson & Barney, JASA 24 (1952) 175, for the vowels; Doval,
@@ -23,17 +23,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from parameters import SyntheticParameters
 
-VERSION = 1  # raised when the sound changes: part of an utterance's repr
+VERSION = 1  # raised when the sound changes; part of an utterance's repr
 
 RATE = 16_000  # Hz, at which speech is made; other rates are resampled from it
-HOP = 128  # samples: a frame of 8 ms
+HOP = 128  # samples of a frame, 8 ms
 WINDOW = np.hanning(2 * HOP + 1)[:-1]
-N_FFT = 4 * HOP  # a window and 16 ms for its response to ring
+N_FFT = 4 * HOP  # a window, and 16 ms for its response to ring
 FREQUENCIES = np.fft.rfftfreq(N_FFT, 1 / RATE)
 DELAYS = np.exp(-2j * np.pi * FREQUENCIES / RATE) ** np.arange(15)[:, None]  # z^-k
 
-NO_ZERO = 270.0  # Hz, where the nasal zero cancels the nasal pole
-NASAL_WIDTH = np.array([100.0])  # Hz, of both
+NASAL_POLE = 270.0  # Hz; a zero there cancels it: the phone is not nasal
+NASAL_WIDTH = np.array([100.0])  # Hz, of pole and zero
 BANDWIDTHS = np.array([70.0, 90.0, 130.0, 200.0, 270.0, 350.0])  # Hz, F1 to F6
 
 
@@ -49,7 +49,7 @@ class Phone(NamedTuple):
     noise: float = 0.0  # noise at a constriction, with a centre and a width of its own
     centre: float = 1000.0
     width: float = 1000.0
-    zero: float = NO_ZERO
+    zero: float = NASAL_POLE
 
 
 Sound = tuple[Phone, ...]
@@ -108,7 +108,7 @@ CONSONANTS = (
     (Phone(270, 2200, 3000, 0.06, voice=0.5),),  # y
 )
 SOUNDS = (SILENCE, *VOWELS, *CONSONANTS)
-PHONES = np.array([phone for sound in SOUNDS for phone in sound])  # [P, 10]
+PHONES = np.array([phone for sound in SOUNDS for phone in sound])  # [phones, 10]
 ROWS = np.split(np.arange(len(PHONES)), np.cumsum([len(sound) for sound in SOUNDS]))
 FORMANTS = np.hstack([PHONES[:, :3], np.tile([3500, 4500, 5500], (len(PHONES), 1))])
 VOWEL_ROWS = ROWS[1 : 1 + len(VOWELS)]
@@ -127,10 +127,10 @@ class Voice:
     rate: float  # of speaking, 1 is usual
     glottal_formant: float  # Hz
     tilt: float  # Hz, above which the pulses lose another 6 dB per octave
-    formants: np.ndarray  # Hz, [P, R]
-    bandwidths: np.ndarray  # Hz, [R]
-    zeros: np.ndarray  # Hz, of the nose, [P]
-    noises: np.ndarray  # gain of the noise at a constriction, [P, K]
+    formants: np.ndarray  # Hz, [phones, 6]
+    bandwidths: np.ndarray  # Hz, [6]
+    zeros: np.ndarray  # Hz, of the nose, [phones]
+    noises: np.ndarray  # gain at a constriction, [phones, frequencies]
 
 
 def _gender(speaker: int) -> str:
@@ -138,7 +138,7 @@ def _gender(speaker: int) -> str:
 
 
 def draw_voice(seed: int, speaker: int) -> Voice:
-    """The voice of a speaker, the same whatever the size of the corpus."""
+    """Draw the voice of a speaker, the same whatever the size of the corpus."""
     random = np.random.default_rng([seed, speaker])
     female = _gender(speaker) == "f"
     pitch = (205.0 if female else 118.0) * np.exp(random.normal(0, 0.2))
@@ -147,8 +147,8 @@ def draw_voice(seed: int, speaker: int) -> Voice:
     accent = random.normal(0, 0.04, FORMANTS.shape)
     formants = FORMANTS * tract * np.exp(anatomy + accent)
     louder, lift, broaden, nose = np.exp(random.normal(0, [0.4, 0.18, 0.25, 0.2]))
-    gain, centre, width, zero = np.hsplit(PHONES[:, 6:], 4)  # [P, 1] each
-    offsets = (FREQUENCIES - centre * lift) / (width * broaden)  # [P, K]
+    gain, centre, width, zero = np.hsplit(PHONES[:, 6:], 4)  # [phones, 1] each
+    offsets = (FREQUENCIES - centre * lift) / (width * broaden)  # [phones, frequencies]
     return Voice(
         pitch=pitch,
         liveliness=random.uniform(1.0, 3.0),
@@ -160,7 +160,7 @@ def draw_voice(seed: int, speaker: int) -> Voice:
         tilt=np.exp(random.uniform(np.log(1500), np.log(6000))),
         formants=np.minimum(formants, 0.49 * RATE),
         bandwidths=BANDWIDTHS * np.exp(random.normal(0, 0.25, len(BANDWIDTHS))),
-        zeros=np.where(zero > NO_ZERO, zero * nose, NO_ZERO)[:, 0],
+        zeros=np.where(zero > NASAL_POLE, zero * nose, NASAL_POLE)[:, 0],
         noises=louder * gain * np.exp(-0.5 * offsets**2),
     )
 
@@ -168,7 +168,7 @@ def draw_voice(seed: int, speaker: int) -> Voice:
 def _draw_phones(
     random: np.random.Generator, seconds: float, voice: Voice
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Phrases of random syllables: rows of PHONES, seconds, semitones and loudness."""
+    """Draw phrases of syllables: rows of PHONES, seconds, semitones and loudness."""
     said = [(0, random.uniform(0.05, 0.2), 0.0, 1.0)]
     while sum(duration for _, duration, _, _ in said) < seconds:
         num_syllables = random.integers(4, 11)
@@ -189,7 +189,7 @@ def _draw_phones(
 
 
 def _smooth(track: np.ndarray, seconds: float) -> np.ndarray:
-    """Slide a Hann window of this many seconds along the first axis, [F, ...]."""
+    """Slide a Hann window of this many seconds along the first axis, [T, ...]."""
     half = round(seconds * RATE / HOP / 2)
     kernel = np.hanning(2 * half + 3)[1:-1]
     padding = [(half, half)] + [(0, 0)] * (track.ndim - 1)
@@ -200,7 +200,7 @@ def _smooth(track: np.ndarray, seconds: float) -> np.ndarray:
 def _pulses(
     random: np.random.Generator, pitch: np.ndarray, voiced: np.ndarray, voice: Voice
 ) -> np.ndarray:
-    """Band-limited pulses of unit power, one a period of `pitch` [F] Hz, [samples]."""
+    """Draw band-limited pulses of unit power, one a period of `pitch` [T] Hz: [N]."""
     cycles = np.cumsum(pitch) * HOP / RATE
     periods = np.arange(1.0, cycles[-1])
     wobble = voice.jitter * random.normal(size=periods.shape)
@@ -219,7 +219,8 @@ def _pulses(
 
 
 def _resonances(centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """1 / response of resonators in cascade, 1 at 0 Hz: Hz [F, R], [R] -> [F, K]."""
+    """Return 1 / response of resonators in cascade, 1 at 0 Hz: centres [T, resonators]
+    and widths [resonators] in Hz -> [T, frequencies]."""
     radii = np.exp(-np.pi * widths / RATE)
     polynomial = np.zeros((len(centres), 2 * len(widths) + 1))
     polynomial[:, 0] = 1
@@ -234,27 +235,29 @@ def _resonances(centres: np.ndarray, widths: np.ndarray) -> np.ndarray:
 
 
 def _glottis(voice: Voice) -> np.ndarray:
-    """Response [K] that turns pulses into the pressure that glottal flow radiates."""
+    """Return the response [frequencies] that turns pulses into the pressure radiated by
+    glottal flow."""
     peak, hz = voice.glottal_formant, FREQUENCIES
     pulse = 1j * hz * peak / (peak**2 - hz**2 + 1j * hz * peak)
     return pulse / (1 + 1j * hz / voice.tilt)
 
 
 def _draw_channel(random: np.random.Generator) -> np.ndarray:
-    """Colouring [K] by room and microphone: smooth over a warped frequency axis."""
+    """Draw the colouring [frequencies] by room and microphone, smooth over a warped
+    axis."""
     warped = np.log1p(FREQUENCIES / 700) / np.log1p(RATE / 2 / 700)
     waves = np.cos(np.pi * np.arange(1, 6)[:, None] * warped)
     return 10 ** (random.normal(0, [3, 2.5, 2, 1.5, 1.5]) @ waves / 20)
 
 
 def _spectra(samples: np.ndarray) -> np.ndarray:
-    """Half-overlapping windows of a signal in the frequency domain, [F, K]."""
+    """Transform half-overlapping windows of a signal: [N] -> [T, frequencies]."""
     windows = sliding_window_view(samples, len(WINDOW))[::HOP]
     return np.fft.rfft(windows * WINDOW, N_FFT)
 
 
 def _overlap_add(spectra: np.ndarray) -> np.ndarray:
-    """[F, K] -> samples [(F + 3) * HOP]."""
+    """Add windows up again: [T, frequencies] -> samples [(T + 3) * HOP]."""
     blocks = np.fft.irfft(spectra, N_FFT).reshape(len(spectra), -1, HOP)
     num_frames, num_blocks, _ = blocks.shape
     samples = np.zeros((num_frames + num_blocks - 1, HOP))
@@ -275,22 +278,23 @@ class SyntheticUtterance:
 
     @property
     def id(self) -> str:
-        """Unique within a corpus."""
+        """The name of the utterance, unique within a corpus."""
         return f"{self.speaker_id}-{self.index:03d}"
 
     @property
     def speaker_id(self) -> str:
-        """The same for all utterances of a speaker."""
+        """The name of the speaker."""
         return f"speaker-{self.speaker:04d}"
 
     @property
     def gender(self) -> str:
-        """`f` or `m`."""
+        """The gender of the speaker, `f` or `m`."""
         return _gender(self.speaker)
 
     def render(self, sample_rate: int) -> np.ndarray:
-        """Samples, int16 [round(seconds * sample_rate)], with nothing above 8 kHz."""
-        # 1 +: NumPy takes [seed, speaker] and [seed, speaker, 0] for the same seed
+        """Return samples, int16 [round(seconds * sample_rate)], with nothing above
+        8 kHz."""
+        # 1 +: NumPy takes [seed, speaker] and [seed, speaker, 0] for the same seed.
         random = np.random.default_rng([self.seed, self.speaker, 1 + self.index])
         voice = draw_voice(self.seed, self.speaker)
         speech = _synthesise(random, voice, self.seconds)
@@ -307,22 +311,22 @@ class SyntheticUtterance:
 def _synthesise(
     random: np.random.Generator, voice: Voice, seconds: float
 ) -> np.ndarray:
-    """Random speech at RATE, [at least seconds * RATE], of no particular level."""
+    """Draw speech at RATE, at least seconds * RATE samples, of no particular level."""
     effort = np.exp(random.normal(0, 0.5))
     voice = replace(voice, tilt=voice.tilt * effort, breath=voice.breath / effort)
     rows, durations, semitones, loudness = _draw_phones(random, seconds, voice)
     num_frames = int(np.ceil(seconds * RATE / HOP)) + 1
     times = np.arange(num_frames) * HOP / RATE
-    said = np.searchsorted(np.cumsum(durations)[:-1], times, side="right")  # [F]
+    said = np.searchsorted(np.cumsum(durations)[:-1], times, side="right")  # [T]
     rows, loudness = rows[said], _smooth(loudness[said], 0.05)
-    formants = np.exp(_smooth(np.log(voice.formants[rows]), 0.08))  # [F, R]
-    zeros = np.exp(_smooth(np.log(voice.zeros[rows]), 0.03))  # [F]
+    formants = np.exp(_smooth(np.log(voice.formants[rows]), 0.08))  # [T, 6]
+    zeros = np.exp(_smooth(np.log(voice.zeros[rows]), 0.03))  # [T]
     semitones = _smooth(semitones[said], 0.2) + 0.7 * random.normal()
     pitch = voice.pitch * 2 ** (semitones / 12)
     voiced = loudness * PHONES[rows, 4]
     breath = voiced * voice.breath + loudness * PHONES[rows, 5]
 
-    poles = np.column_stack([formants, np.full(num_frames, NO_ZERO)])
+    poles = np.column_stack([formants, np.full(num_frames, NASAL_POLE)])
     pulses = _spectra(_pulses(random, pitch, voiced, voice)) * _glottis(voice)
     hiss = _spectra(random.normal(size=(num_frames + 1) * HOP))
     at_glottis = pulses + hiss * breath[:, None]
@@ -340,7 +344,8 @@ def _synthesise(
 def synthetic_utterances(
     parameters: SyntheticParameters, seed: int
 ) -> list[SyntheticUtterance]:
-    """Every utterance of the corpus, by speaker, of uniformly drawn durations."""
+    """Return every utterance of the corpus, by speaker, of uniformly drawn
+    durations."""
     shortest, longest = parameters.min_seconds, parameters.max_seconds
     utterances = []
     for speaker in range(parameters.num_speakers):

@@ -108,8 +108,8 @@ def test_wrong_checksum(download, length):
 
 @pytest.mark.parametrize("says_how_much", [True, False])
 def test_a_server_that_sends_too_much(download, monkeypatch, says_how_much):
-    monkeypatch.setattr("speech.downloads.MAX_ARCHIVE", 2000)
-    monkeypatch.setattr("speech.downloads.CHUNK", 1000)
+    monkeypatch.setattr("speech.downloads.MAX_ARCHIVE_BYTES", 2000)
+    monkeypatch.setattr("speech.downloads.BYTES_PER_READ", 1000)
     download.server.says_length = says_how_much
     assert download.refusal() == f"{download.url}: expected at most 2000 bytes"
     assert os.listdir(download.root) == []
