@@ -49,7 +49,7 @@ PREPROCESSOR = {
     **dict.fromkeys(("pad_to", "pad_value"), ANY),
     # These affect training only.
     **dict.fromkeys(("nb_augmentation_prob", "nb_max_freq", "rng"), ANY),
-    # These have no effect in NeMo 2.7.3.
+    # These are obsolete.
     **dict.fromkeys(("stft_conv", "stft_exact_pad", "use_torchaudio"), ANY),
 }
 ENCODER = {
@@ -146,7 +146,7 @@ def _whole_samples(preprocessor: Mapping[str, Any], key: str) -> float:
     return seconds
 
 
-def shape_of(state: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
+def _shape(state: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
     """Return a tensor's shape; raise `NemoError` unless it has `ndim` axes."""
     if key not in state:
         raise NemoError(f"{key}: expected this tensor, but it is missing")
@@ -159,7 +159,7 @@ def _read_front_end(
     source: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Return the values of `FrontEndParameters`."""
-    _, num_mels, bins = shape_of(state, "preprocessor.featurizer.fb", 3)
+    _, num_mels, bins = _shape(state, "preprocessor.featurizer.fb", 3)
     n_fft = 2 * (bins - 1)
     sizes = {key: source.get(key) for key in ("n_fft", "features")}
     _honour(sizes, "preprocessor", {"n_fft": n_fft, "features": num_mels})
@@ -177,8 +177,8 @@ def _read_front_end(
 
 def _read_encoder(blocks: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the values of `TitaNetParameters` that a file determines."""
-    channels = shape_of(state, "encoder.encoder.0.mconv.1.conv.weight", 3)[0]
-    pooled = shape_of(state, "encoder.encoder.4.mconv.1.conv.weight", 3)[0]
+    channels = _shape(state, "encoder.encoder.0.mconv.1.conv.weight", 3)[0]
+    pooled = _shape(state, "encoder.encoder.4.mconv.1.conv.weight", 3)[0]
     size = next((s for s, sizes in SIZES.items() if sizes == (channels, pooled)), "s")
     if not isinstance(blocks, list) or len(blocks) != 5:
         raise NemoError(f"encoder.jasper: expected 5 blocks, got {shown(blocks)}")
@@ -189,7 +189,7 @@ def _read_encoder(blocks: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "size": size,
         "channels": None if channels == SIZES[size][0] else channels,
         "epilog_channels": None if pooled == SIZES[size][1] else pooled,
-        "embedding_size": shape_of(state, "decoder.emb_layers.0.1.weight", 3)[0],
+        "embedding_size": _shape(state, "decoder.emb_layers.0.1.weight", 3)[0],
         "dropout": blocks[1].get("dropout"),
     }
 
@@ -243,7 +243,7 @@ def refuse_other_blocks(config: Mapping[str, Any], encoder: TitaNet) -> None:
 def read_speakers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
     """Return the speaker of each row of the classifier, numbered if the file does not
     name them."""
-    count = shape_of(state, "decoder.final.weight", 2)[0]
+    count = _shape(state, "decoder.final.weight", 2)[0]
     training = config.get("train_ds")
     labels = training.get("labels") if isinstance(training, dict) else None
     if labels is None:
