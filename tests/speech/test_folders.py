@@ -1,0 +1,160 @@
+"""Folders of speakers: names of every kind, links, genders, refusals."""
+
+import os
+
+import pytest
+from layouts import dataset, refusal, splits, tree
+
+from conftest import RATE, SHARED, write
+from speech.audio import load_recording
+from speech.corpora import utterances
+from speech.packs import pack
+from verification.trials import make_trials, read_trials, write_trials
+
+
+def found_in(root) -> list[tuple]:
+    return [(u.id, u.speaker, u.split) for u in utterances(dataset("folder", root))]
+
+
+def ids_in(root) -> list[str]:
+    return [name for name, _, _ in found_in(root)]
+
+
+def test_speakers_at_the_first_level(tmp_path):
+    tree(tmp_path, "b/2.flac", "b/deep/er/1.WAV", "a/x.ogg", "a/y.mp3", ".c/z.wav")
+    write(tmp_path / "a" / "v.opus", format="OGG", subtype="OPUS")
+    for name in ("readme.txt", "a/notes.txt", "a/.hidden.wav", "loose.wav"):
+        (tmp_path / name).write_text("no speech")
+    assert found_in(tmp_path) == [
+        ("a/v.opus", "a", None),
+        ("a/x.ogg", "a", None),
+        ("a/y.mp3", "a", None),
+        ("b/2.flac", "b", None),
+        ("b/deep/er/1.WAV", "b", None),
+    ]
+    for utterance in utterances(dataset("folder", tmp_path)):
+        assert len(load_recording(utterance.source, RATE).samples) >= 1600
+
+
+def test_named_splits(tmp_path):
+    tree(tmp_path, "train/a/1.wav", "development/b/1.wav", "train/c/1.wav")
+    (tmp_path / "notes.txt").write_text("ignored")
+    # Without a test folder the split of the others is open.
+    assert [split for *_, split in found_in(tmp_path)] == ["development", None, None]
+    (tmp_path / "train" / "c").rename(tree(tmp_path, "test/d/1.wav") / "test" / "c")
+    assert found_in(tmp_path) == [
+        ("development/b/1.wav", "b", "development"),
+        ("test/c/1.wav", "c", "test"),
+        ("test/d/1.wav", "d", "test"),
+        ("train/a/1.wav", "a", "train"),
+    ]
+
+
+def test_ids_survive_a_trial_list(tmp_path):
+    tree(tmp_path, "Ann Lee/5%\u3000a.wav", "Ann%20Lee/1.wav", "Žofie 王/1.wav")
+    assert found_in(tmp_path) == [
+        ("Ann%20Lee/5%25%E3%80%80a.wav", "Ann%20Lee", None),
+        ("Ann%2520Lee/1.wav", "Ann%2520Lee", None),
+        ("Žofie%20王/1.wav", "Žofie%20王", None),
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows names are UTF-16")
+def test_names_that_are_not_utf8(tmp_path):
+    tree(tmp_path, "a/1.wav")
+    try:
+        os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/\xff")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    tree(tmp_path, "b/1.wav")
+    assert ids_in(tmp_path) == ["%FF/1.wav", "b/1.wav"]
+    first, _ = utterances(dataset("folder", tmp_path))
+    assert load_recording(first.source, RATE).warning is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
+def test_names_of_every_kind(tmp_path):
+    names = ("it's", 'a "b"', "new\nline", "tab\t", "\x1b[2J", "Жан", "山 本", "-x")
+    tree(tmp_path, *(f"{name}/1.wav" for name in names))
+    found = utterances(dataset("folder", tmp_path))
+    assert len({u.speaker for u in found}) == len(names)
+    ids = [u.id for u in found]
+    assert all(name.split() == [name] for name in ids)
+    trials = make_trials([u.speaker for u in found[1:]] + ["-x"], 100, seed=1)
+    write_trials(tmp_path / "trials.txt", trials, ids)
+    assert read_trials(tmp_path / "trials.txt", ids)[0].targets.sum() == 1
+    packed = pack(found, tmp_path / "pack", RATE)
+    assert [entry.id for entry in packed.entries] == ids
+    assert packed.warnings == []
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path):
+    elsewhere = tree(tmp_path / "elsewhere", "1.wav")
+    root = tree(tmp_path / "root", "a/1.wav", "a/deep/2.wav")
+    try:
+        (root / "b").symlink_to(elsewhere, target_is_directory=True)
+    except OSError:
+        pytest.skip("symbolic links are not permitted here")
+    (root / "a" / "deep" / "loop").symlink_to(root, target_is_directory=True)
+    for name in ("loop", "a/loop", "a/3.wav"):
+        (root / name).symlink_to(root / name)
+    assert ids_in(root) == ["a/1.wav", "a/3.wav", "a/deep/2.wav", "b/1.wav"]
+    packed = pack(utterances(dataset("folder", root)), tmp_path / "pack", RATE)
+    assert packed.warnings == ["skipped a/3.wav: expected a file, found none"]
+
+
+def test_genders(tmp_path):
+    tree(tmp_path, "a/1.wav", "b c/1.wav", "d/1.wav", "e/1.wav", "f/1.wav")
+    (tmp_path / "speakers.csv").write_text(
+        "speaker,age,gender\na,6,F\nb c,7,m\nd,8,\ne\n", encoding="utf-8-sig"
+    )
+    found = utterances(dataset("folder", tmp_path))
+    assert [u.gender for u in found] == ["f", "m", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (b"name,sex\n", "name, sex"),
+        (b"", "none"),
+        (b"speaker,gender\n\xff,f\n", "UTF-8"),
+    ],
+)
+def test_bad_speaker_tables(tmp_path, table, said):
+    tree(tmp_path, "a/1.wav", "b/1.wav")
+    (tmp_path / "speakers.csv").write_bytes(table)
+    message = refusal(dataset("folder", tmp_path))
+    assert message.startswith(f"{tmp_path / 'speakers.csv'}: expected ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("files", "where", "said"),
+    [
+        ("", "none", ["dataset.root", "nothing"]),
+        ("a.wav", "a.wav", ["dataset.root", "a file"]),
+        ("a.wav b.wav", ".", ["<speaker>/**", ".wav, .flac, .ogg, .opus, .mp3"]),
+        ("a/1.wav", ".", ["two speakers", "found a"]),
+        ("new\nline/a/1.wav", "new\nline", ["two speakers", "found a"]),
+        ("train/a/1.wav test/b/1.wav valid/c/1.wav", ".", ["beside test", "valid"]),
+        ("train/a/1.wav train/b/1.wav test/b/1.wav", ".", ["speaker b", "test"]),
+        ("train/a/1.wav train/b/1.wav test/1.wav", ".", ["/test: ", "<speaker>/**"]),
+    ],
+)
+def test_refusals(tmp_path, files, where, said):
+    tree(tmp_path, *filter(None, files.split(" ")))
+    message = refusal(dataset("folder", tmp_path / where))
+    assert message.startswith(str(tmp_path / where).replace("\n", "\\n"))
+    assert all(words in message for words in said)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+def test_real_speech():
+    found = utterances(dataset("folder", SHARED / "data" / "speechocean762"))
+    assert splits(found) == {"train": 2500, "test": 1240}
+    assert len({u.speaker for u in found}) == 125 + 62
+    assert {u.gender for u in found} == {"f", "m"}
+    for utterance in found[::200]:
+        recording = load_recording(utterance.source, RATE)
+        assert recording.warning is None
+        assert len(recording.samples) > RATE // 2
