@@ -1,8 +1,10 @@
-"""What the tests share: the shipped parameters, cut down, audio files, a server of
-archives, and optional real data."""
+"""What the tests share: the shipped parameters and small ones, trainings, audio files,
+a server of archives, and optional real data."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,14 +13,22 @@ import pytest
 import soundfile
 import torch
 
-from engine.parameter_files import load_parameters
+from dataset import TrainingBatches, prepare
+from engine.optimizers import build_optimizer
+from engine.parameter_files import SHIPPED, load_parameters
 from parameters import Parameters, SyntheticParameters
+from runs.checkpoints import load_model
+from runs.resuming import State
+from runs.speaker_model import build_model
 from speech import surroundings
 from speech.synthetic import synthetic_utterances
+from transforms import Augmentation
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
+CPU = torch.device("cpu")
 RATE = 16_000  # Hz
+TIMED = {"train/audio_seconds_per_second", "spent/seconds"}  # metrics
 
 MINIATURE = (
     "dataset.synthetic.num_speakers=8",
@@ -51,7 +61,7 @@ MIXTURE = (
     "{label: two, weight: 1.5, name: synthetic, seed: 2, test_fraction: 0.4,"
     " development_fraction: 0.4, synthetic: {num_speakers: 6}}]",
 )
-NO_CHANCE = (  # in what a step does; what a rank draws depends on how many there are
+NO_CHANCE = (  # nothing in a step is drawn: ranks would each draw something else
     "augmentation.speed.probability=0",
     "augmentation.reverberation.probability=0",
     "augmentation.noise.probability=0",
@@ -83,12 +93,12 @@ SPOKEN = SyntheticParameters(
 
 
 def said(speaker: int, index: int, rate: int = RATE) -> np.ndarray:
-    """int16 [N], of one of four synthetic voices."""
-    (utterance,) = [
+    """An utterance of one of four synthetic voices, int16 [N]."""
+    (utterance,) = (
         u
         for u in synthetic_utterances(SPOKEN, seed=3)
         if (u.speaker, u.index) == (speaker, index)
-    ]
+    )
     return utterance.render(rate)
 
 
@@ -97,7 +107,7 @@ def shipped() -> Callable[..., Parameters]:
     """parameters.yml with overrides."""
 
     def load(*overrides: str) -> Parameters:
-        return load_parameters(REPOSITORY / "parameters.yml", overrides=overrides)
+        return load_parameters(SHIPPED, overrides=overrides)
 
     return load
 
@@ -129,6 +139,72 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def strike(monkeypatch) -> Callable[..., None]:
+    """Have an action precede one call of a function."""
+
+    def strike(place, name: str, action: Callable[[], object], call: int = 1) -> None:
+        real, calls = getattr(place, name), itertools.count(1)
+
+        def struck(*arguments, **options):
+            if next(calls) == call:
+                action()
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(place, name, struck)
+
+    return strike
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@dataclass
+class Steps:
+    """What the steps of a training need."""
+
+    state: State
+    batches: TrainingBatches
+    augmentation: Augmentation
+
+    @classmethod
+    def of(cls, p: Parameters, device: torch.device = CPU) -> "Steps":
+        """Before the first step."""
+        splits = prepare(p.dataset, p.front_end)
+        model = build_model(p, splits.speakers, splits.pack.digests, device).train()
+        optimizer = build_optimizer(model.parameters(), p.training.optimizer)
+        rooms_and_noise = surroundings.load_surroundings(p, device)
+        rate = p.front_end.sample_rate
+        return cls(
+            State(model, optimizer),
+            TrainingBatches(splits, p, device),
+            Augmentation(p.augmentation, rate, rooms_and_noise).to(device),
+        )
+
+    def take(self, batch, num_steps: int = 10, **options):
+        """Take a step; return its reading."""
+        from train import training_step
+
+        encoder = self.state.model.encoder
+        return training_step(
+            self.state, encoder, self.augmentation, batch, num_steps, **options
+        )
+
+
+def weights(run: Path, name: str = "last.pt") -> list[torch.Tensor]:
+    return list(load_model(run / name, CPU).state_dict().values())
+
+
+def equal_weights(one: Path, other: Path) -> bool:
+    return all(map(torch.equal, weights(one), weights(other)))
+
+
+def untimed(rows: list[dict]) -> list[dict]:
+    """Metrics that depend on nothing but the seed."""
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,288 @@
+"""Resuming a run, extending it, and starting from another model."""
+
+import json
+import os
+import signal
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+import train as training
+from conftest import (
+    CPU,
+    NO_CHANCE,
+    REPOSITORY,
+    equal_weights,
+    interrupt,
+    untimed,
+    weights,
+    write,
+)
+from dataset import prepare
+from engine.optimizers import learning_rate
+from engine.parameter_files import load_parameters
+from errors import StoppedError
+from eval import evaluate_checkpoint
+from eval import main as evaluation_main
+from parameters import ModelParameters, ParameterError
+from runs.checkpoints import RunError, load_checkpoint, load_model
+from runs.resuming import refuse_changes, start_from
+from runs.run_directory import Run, read_metrics
+from runs.speaker_model import build_model
+from train import main, train, train_once
+
+# Resuming
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_resumed_run_equals_an_unbroken_one(miniature, strike, optimizer):
+    name, epochs = f"training.optimizer.name={optimizer}", "training.epochs=4"
+    unbroken = train(miniature("run.name=unbroken", name, epochs))
+    p = miniature("run.name=broken", name, epochs)
+    steps_per_epoch = read_metrics(unbroken)[0]["step"]
+    strike(training, "training_step", interrupt, call=2 * steps_per_epoch + 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(p)
+    broken = unbroken.parent / "broken"
+    assert len(read_metrics(broken)) == 2
+    torch.rand(7)  # whatever else drew from the generator must not matter
+    assert train(p, resume=broken) == broken
+    assert equal_weights(unbroken, broken)
+    assert untimed(read_metrics(broken)) == untimed(read_metrics(unbroken))
+    reports = [(run / "report.json").read_text() for run in (broken, unbroken)]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize(("kind", "step"), [(signal.SIGINT, 1), (signal.SIGTERM, 7)])
+def test_a_signal_finishes_the_step_and_loses_nothing(miniature, strike, kind, step):
+    unbroken = train(miniature("run.name=unbroken"))
+    assert len(read_metrics(unbroken)) == 2
+    strike(training, "training_step", lambda: os.kill(os.getpid(), kind), call=step)
+    p, handler = miniature("run.name=mine"), signal.getsignal(kind)
+    run = p.run.directory / "mine"
+    with pytest.raises(StoppedError) as stopped:
+        train(p)
+    num_steps = read_metrics(unbroken)[-1]["step"]
+    for said in (f"step {step} of {num_steps};", f"--resume {run}"):
+        assert said in str(stopped.value)
+    assert signal.getsignal(kind) is handler
+    train(p, resume=run)
+    assert equal_weights(unbroken, run)
+    assert untimed(read_metrics(run)) == untimed(read_metrics(unbroken))
+    assert (run / "scores.txt").read_text() == (unbroken / "scores.txt").read_text()
+
+
+def test_resume_on_the_command_line(miniature, capsys):
+    run = train(miniature("run.name=mine"))
+    before = weights(run)
+    assert main(["--resume", str(run)]) == 0
+    assert all(map(torch.equal, before, weights(run)))
+    for key, old, new in (("batch_size", 6, 3), ("epochs", 2, 1)):
+        assert main(["--resume", str(run), f"training.{key}={new}"]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: training.{key}: expected ")
+        assert all(str(part) in error for part in (old, new, run))
+
+
+def test_a_finished_run_goes_on_for_more_epochs(miniature, monkeypatch):
+    run = train(miniature("run.name=mine", *NO_CHANCE))
+    before = read_metrics(run)
+    command = ["--resume", str(run)]
+    killed = {(training, "train_epochs"): ["training.epochs=4"]}
+    killed |= {(Run, "log_evaluation"): []}
+    for place, more in killed.items():  # before the third epoch, after the fourth
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(*place, lambda *_: sys.exit("killed"))
+            with pytest.raises(SystemExit):
+                main(command + more)
+    assert not (run / "report.json").exists()  # the old one was of two epochs
+    assert main(command) == 0
+    after = read_metrics(run)
+    assert [row["epoch"] for row in after] == [1, 2, 3, 4]
+    assert after[:2] == before
+    p = load_parameters(run / "parameters.yml").training
+    assert p.epochs == 4
+    assert (run / "report.json").exists()
+    # The schedule is that of four epochs: three quarters are over after the third.
+    expected = learning_rate(p.optimizer, 3 / 4)
+    assert after[2]["train/learning_rate"] == pytest.approx(expected, rel=0.1)
+
+
+def test_a_run_is_trained_once(miniature, monkeypatch):
+    p = miniature("run.name=once")
+    reported = []
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Run, "log_evaluation", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            train_once(p, reported.append)
+    run = train_once(p, reported.append)  # goes on where it was
+    assert reported == read_metrics(run)
+    assert len(reported) == p.training.epochs
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained"))
+    assert train_once(p) == run
+    with pytest.raises(ParameterError, match=r"training\.epochs: expected 2"):
+        train_once(miniature("run.name=once", "training.epochs=3"))
+    (run / "last.pt").unlink()
+    with pytest.raises(RunError, match=str(run)):
+        train_once(p)
+
+
+@pytest.mark.parametrize("changed", ["corpus", "noise", "rooms"])
+def test_recordings_that_have_changed_are_refused(tmp_path, miniature, changed):
+    rng = np.random.default_rng(0)
+    files = [f"corpus/{speaker}/{n}.wav" for speaker in "abcdef" for n in range(3)]
+    files += [f"{folder}/{n}.wav" for folder in ("noise", "rooms") for n in range(2)]
+    for name in files:
+        write(tmp_path / name, rng.normal(0, 0.1, 20_000))
+    p = miniature(
+        "run.name=mine",
+        "training.epochs=1",
+        "dataset.name=folder",
+        f"dataset.root={tmp_path / 'corpus'}",
+        f"augmentation.noise.root={tmp_path / 'noise'}",
+        f"augmentation.reverberation.root={tmp_path / 'rooms'}",
+    )
+    run = train(p)
+    state = load_checkpoint(run / "last.pt")
+    sections = {"augmentation.noise", "augmentation.reverberation"}
+    assert set(state["recordings"]) == sections
+    assert train_once(p) == run
+    for path in (tmp_path / changed).rglob("0.wav"):
+        write(path, rng.normal(0, 0.1, 20_000))
+    for again in (train_once, lambda p: train(p, resume=run)):
+        with pytest.raises(RunError, match=f"{run}: the recordings"):
+            again(p)
+    if changed != "corpus":  # what earlier versions did not keep is not refused
+        del state["recordings"]
+        torch.save(state, run / "last.pt")
+        assert train_once(p) == train(p, resume=run) == run
+
+
+# Runs of earlier versions
+
+
+def test_a_run_whose_classifier_was_muons_goes_on(miniature, monkeypatch):
+    def build(*arguments):
+        model = build_model(*arguments)
+        model.criterion.classifier.weight.muon = True
+        return model
+
+    settings = "run.name=mine", "loss.name=cross_entropy", "training.epochs=1"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(training, "build_model", build)
+        run = train(miniature(*settings))
+    assert main(["--resume", str(run), "training.epochs=2"]) == 0
+    assert [row["epoch"] for row in read_metrics(run)] == [1, 2]
+
+
+def test_a_run_from_before_these_were_counted_goes_on(miniature):
+    run = train(miniature("training.epochs=1"))
+    for name in ("last.pt", "best.pt"):
+        state = load_checkpoint(run / name)
+        del state["spent"]
+        for added in ("flop", "block_norms", "measured"):
+            del state["tally"][added]
+        torch.save(state, run / name)
+    p = miniature("training.epochs=2", f"run.name={run.name}")
+    one, two = read_metrics(train(p, resume=run))
+    assert two["spent/flop"] == pytest.approx(one["spent/flop"], rel=0.5)
+
+
+def test_a_run_of_the_first_version_opens_and_goes_on(tmp_path, monkeypatch):
+    """Trained for one epoch by commit 8601ea2: miniature, 8 kHz, arcface, adamw."""
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(REPOSITORY / "tests" / "run-of-version-1.tar.xz") as archive:
+        archive.extractall(tmp_path / "runs", filter="data")
+    run = tmp_path / "runs" / "version-1"
+    p = load_parameters(run / "parameters.yml")
+    assert (p.front_end.sample_rate, p.training.epochs) == (8000, 1)
+    before, report = read_metrics(run), json.loads((run / "report.json").read_text())
+    assert evaluate_checkpoint(run, ["training.device=cpu"]).identification
+    (folder,) = (run / "evaluations").iterdir()
+    again = json.loads((folder / "report.json").read_text())
+    assert again["identification"] == pytest.approx(report["identification"], rel=1e-3)
+    for split, found in report["verification"].items():
+        for system, expected in found["systems"].items():
+            eer = again["verification"][split]["systems"][system]["eer"]
+            assert eer == pytest.approx(expected["eer"], abs=0.1)
+    assert main(["--resume", str(run), "training.epochs=2"]) == 0
+    after = read_metrics(run)
+    assert [row["epoch"] for row in after] == [1, 2]
+    assert after[:1] == before
+    assert load_parameters(run / "parameters.yml").training.epochs == 2
+    assert (run / "report.json").exists()
+
+
+# Starting from another model
+
+
+@pytest.mark.parametrize("name", sorted({*ModelParameters.model_fields} - {"name"}))
+def test_fine_tuning_may_crop_otherwise(miniature, tmp_path, name):
+    choice = f"model.name={name}"
+    source = build_model(miniature(choice), ["a", "b"], {}, CPU)
+    other = miniature(choice, f"model.{name}.crop_seconds=[9.0]")
+    start_from(source, tmp_path, build_model(other, ["a", "b"], {}, CPU))
+    size = f"model.{name}.embedding_size"
+    wider = build_model(miniature(choice, f"{size}=7"), ["a", "b"], {}, CPU)
+    with pytest.raises(ParameterError, match=f"{size}: .* got 7"):
+        start_from(source, tmp_path, wider)
+
+
+@pytest.mark.parametrize(
+    ("override", "keeps"),
+    [
+        ("loss.arcface.margin=0.4", True),
+        ("dataset.seed=2", False),  # other people of the same names
+        ("loss.name=cosface", False),
+    ],
+)
+def test_a_start_keeps_the_classifier_of_the_same_speakers(
+    miniature, tmp_path, override, keeps
+):
+    def model_of(p):
+        splits = prepare(p.dataset, p.front_end)
+        return build_model(p, splits.speakers, splits.pack.digests, CPU)
+
+    source, model = model_of(miniature()), model_of(miniature("seed=2", override))
+    fresh = model.criterion.classifier.weight.clone()
+    copied = start_from(source, tmp_path, model)
+    assert copied == ("encoder and classifier" if keeps else "encoder")
+    expected = source.criterion.classifier.weight if keeps else fresh
+    assert torch.equal(model.criterion.classifier.weight, expected)
+    for one, other in zip(
+        source.encoder.parameters(), model.encoder.parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert len(model.heard) == (2 if override == "dataset.seed=2" else 1)
+
+
+def test_whom_an_ancestor_has_heard_is_never_tested(miniature, capsys):
+    """Three generations, each of another corpus."""
+    tuned = train(miniature("run.name=first", "training.epochs=1"))
+    for name, seed in (("second", 2), ("third", 3)):
+        start = f"training.init_from={tuned}", f"dataset.seed={seed}"
+        tuned = train(miniature(f"run.name={name}", *start, "training.epochs=1"))
+    heard = load_model(tuned, CPU).heard
+    assert [people.people for people in heard] == [["synthetic", n] for n in (3, 2, 1)]
+
+    def tested(seed: int) -> int:
+        overrides = f"dataset.seed={seed}", "dataset.test_fraction=1.0"
+        return evaluation_main(["--checkpoint", str(tuned), *overrides])
+
+    for seed in (1, 2, 3):
+        assert tested(seed) == 2
+        assert "heard 6 of them" in capsys.readouterr().err
+        start = f"training.init_from={tuned}", f"dataset.seed={seed}"
+        with pytest.raises(ParameterError, match="heard"):
+            train(miniature(*start, "dataset.test_fraction=0.75"))
+    assert tested(4) == 0
+
+
+def test_the_first_change_is_named(shipped, tmp_path):
+    old, new = shipped().as_dict(), shipped("loss.name=cosface", "seed=5").as_dict()
+    refuse_changes(tmp_path, old, new, ["loss", "seed"])
+    with pytest.raises(ParameterError, match=r"loss\.name: .*arcface.*cosface"):
+        refuse_changes(tmp_path, old, new, ["seed"])
