@@ -1,1 +1,2 @@
-"""What a person calls `Voices` by: the page. Calls voices and all below it."""
+"""The commands of `voices.py` and its page in the browser. Calls voices and all below
+it."""

@@ -1,2 +1,2 @@
-"""What `voices.py` is made of: recordings, enrolled people, verdicts, files of vectors.
-Calls runs and all below them."""
+"""What `voices.py` is made of: recordings, enrolled people, turns, verdicts, files of
+vectors. Calls runs and all below them."""

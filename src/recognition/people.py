@@ -1,4 +1,4 @@
-"""Enrolled people: who they are, the file that keeps them, and whom a command names.
+"""Enrolled people, the file that stores them, and how a command names people.
 
 `Clip`s by name -> `People.with_clips` -> `People` <-> people.npz
 arguments -> `read_people` -> files by name
@@ -7,7 +7,7 @@ U clips, P people, E embedding size.
 """
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.files import atomic_write
+from errors import first_line
 from recognition.sounds import Clip, VoiceError
-from speech.corpora import EXTENSIONS, audio_files, folders_in
+from speech.folders import EXTENSIONS, audio_files, folders_in
+from verification.scoring import unit
 
 STORE_VERSION = 1
-STORED = {
+ARRAYS = {  # in the file, with their kinds and numbers of axes
     "model": "U0",
     "digest": "U0",
     "front_end": "U0",
@@ -29,14 +31,14 @@ STORED = {
     "seconds": "f1",
     "vectors": "f2",
 }
-ROWS = [key for key, kind in STORED.items() if kind[1] != "0"]
+ROWS = [key for key, kind in ARRAYS.items() if kind[1] != "0"]
 
 
 @dataclass(frozen=True, eq=False)
 class People:
-    """Enrolled clips, a row for each, and the model that heard them."""
+    """The clips of enrolled people, a row for each, and the model that heard them."""
 
-    model: str  # its file
+    model: str  # the name of its file
     digest: str  # of its weights
     front_end: str  # its parameters as JSON
     names: NDArray[np.str_]  # [U], of the people
@@ -46,13 +48,14 @@ class People:
     vectors: NDArray[np.float32]  # [U, E], of length 1
 
     def with_clips(self, name: str, clips: Sequence[Clip]) -> "People":
-        """These and more clips of a person; a recording that is there counts once.
+        """Return the same people, with more clips of one of them.
 
-        Raises `VoiceError` for what is no name.
+        A recording that the person has already is not added again. Raises `VoiceError`
+        for an invalid name.
         """
         name = checked_name(name)
-        held = set(self.clip_digests[self.names == name])
-        new = list({c.digest: c for c in clips if c.digest not in held}.values())
+        known = set(self.clip_digests[self.names == name])
+        new = list({c.digest: c for c in clips if c.digest not in known}.values())
         if not new:
             return self
         rows = {
@@ -69,7 +72,7 @@ class People:
         return People(self.model, self.digest, self.front_end, **joined)
 
     def without(self, name: str) -> "People":
-        """These without a person; raise `VoiceError` if there is no such person."""
+        """Return the other people; raise `VoiceError` if there is no such person."""
         keep = self.names != name
         if keep.all():
             raise VoiceError(
@@ -80,36 +83,38 @@ class People:
         return People(self.model, self.digest, self.front_end, **rows)
 
     def centroids(self) -> tuple[list[str], NDArray[np.float64]]:
-        """Names [P] and mean directions [P, E], one of each person however many clips
-        there are."""
+        """Return the names [P] and the mean directions [P, E] of the people."""
         names, codes = np.unique(self.names, return_inverse=True)
         sums = np.zeros((len(names), self.vectors.shape[1]))
         np.add.at(sums, codes, self.vectors)
         return names.tolist(), unit(sums)
 
     def save(self, path: Path) -> None:
-        """Write all; if that fails, an old file stays and `RunError` is raised."""
+        """Write the store; if that fails, raise `FileError` and leave an old file as it
+        was."""
         with atomic_write(path) as file:
             np.savez(file, version=STORE_VERSION, **vars(self))
 
 
 def load_people(path: Path) -> People:
-    """What `People.save` wrote; nothing in the file is executed. Raises `VoiceError`
-    if it cannot be read."""
-    arrays = load_arrays(path, STORED, "store of people")
+    """Read what `People.save` wrote, executing nothing in it; raise `VoiceError` if it
+    cannot be read."""
+    arrays = load_arrays(path, ARRAYS, "store of people")
     return People(
         **{key: array if array.ndim else str(array) for key, array in arrays.items()}
     )
 
 
 def load_arrays(
-    path: Path, kinds: Mapping[str, str], what: str
+    path: Path, kinds: Mapping[str, str], description: str
 ) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file, whose kinds and numbers of axes are given; raise
+    `VoiceError` if it holds others."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if file["version"] != STORE_VERSION:
                 raise VoiceError(
-                    f"{path}: expected a {what} of version {STORE_VERSION}, "
+                    f"{path}: expected a {description} of version {STORE_VERSION}, "
                     f"got {file['version']}"
                 )
             arrays = {key: file[key] for key in kinds}
@@ -124,21 +129,16 @@ def load_arrays(
     except VoiceError:
         raise
     except FileNotFoundError:
-        raise VoiceError(f"{path}: expected a {what}, found none") from None
+        raise VoiceError(f"{path}: expected a {description}, found none") from None
     # What NumPy raises depends on where foreign bytes stop looking like an archive.
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VoiceError(f"{path}: not a readable {what}: {reason}") from None
-
-
-def unit(vectors: NDArray) -> NDArray:
-    """Rows scaled to length 1."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+        reason = first_line(error)
+        raise VoiceError(f"{path}: not a readable {description}: {reason}") from None
 
 
 def checked_name(name: str) -> str:
-    """A person's name in Unicode's composed form; raise `VoiceError` if it is none."""
+    """Return a person's name in Unicode's composed form; raise `VoiceError` if it is
+    invalid."""
     name = unicodedata.normalize("NFC", name.strip())
     if not name or set(name) & set("/\\=") or not name.isprintable():
         raise VoiceError(
@@ -148,40 +148,50 @@ def checked_name(name: str) -> str:
 
 
 def read_people(arguments: Sequence[str]) -> dict[str, list[Path]]:
-    """Files by person, from folders with a folder per person or `NAME=file,file`.
+    """Return files by person, from folders with a folder per person or
+    `NAME=file,file`.
 
-    Raises `VoiceError` for what holds no audio, and for two people with one name.
+    Raises `VoiceError` for folders without audio, and for two people with one name.
     """
     people: dict[str, list[Path]] = {}
-
-    def add(name: str, files: list[Path]) -> None:
-        name = checked_name(name)
-        if name in people:
-            raise VoiceError(f"{name}: expected a name of one person, got two")
-        people[name] = files
-
     for argument in arguments:
-        folder = Path(argument)
-        name, equals, files = argument.partition("=")
-        if equals and not folder.is_dir():
-            add(name, [Path(file) for file in files.split(",") if file])
-            if not files.strip(","):
-                raise VoiceError(f"{name}: expected files such as {name}=a.wav,b.wav")
-            continue
-        try:
-            of_people = folders_in(folder)
-            files_of = {home: sorted(audio_files(home)) for home in of_people}
-        except OSError as error:
-            raise VoiceError(
-                f"{folder}: expected a folder of people or NAME=file,file: "
-                f"{error.strerror}"
-            ) from None
-        if not of_people:
-            raise VoiceError(f"{folder}: expected a folder for each person, found none")
-        for home, paths in files_of.items():
-            if not paths:
-                raise VoiceError(
-                    f"{home}: expected {', '.join(EXTENSIONS)} files, found none"
-                )
-            add(home.name, paths)
+        for name, files in _named_files(argument):
+            name = checked_name(name)
+            if name in people:
+                raise VoiceError(f"{name}: expected a name of one person, got two")
+            people[name] = files
     return people
+
+
+def _named_files(argument: str) -> Iterator[tuple[str, list[Path]]]:
+    folder = Path(argument)
+    name, equals, files = argument.partition("=")
+    if equals and not folder.is_dir():
+        if not files.strip(","):
+            raise VoiceError(f"{name}: expected files such as {name}=a.wav,b.wav")
+        yield name, [Path(file) for file in files.split(",") if file]
+        return
+    try:
+        homes = folders_in(folder)
+    except OSError as error:
+        raise VoiceError(
+            f"{folder}: expected a folder of people or NAME=file,file: {error.strerror}"
+        ) from None
+    if not homes:
+        raise VoiceError(f"{folder}: expected a folder for each person, found none")
+    for home in homes:
+        yield home.name, audio_below(home)
+
+
+def audio_below(folder: Path) -> list[Path]:
+    """Return the audio files in a folder and in those below it, in order; raise
+    `VoiceError` if there are none."""
+    try:
+        files = sorted(audio_files(folder))
+    except OSError as error:
+        raise VoiceError(f"{folder}: cannot be read: {error.strerror}") from None
+    if not files:
+        raise VoiceError(
+            f"{folder}: expected {', '.join(EXTENSIONS)} files, found none"
+        )
+    return files

@@ -3,8 +3,8 @@
 rows <-> `save_vectors`, `load_vectors` <-> vectors.npz or vectors.parquet
 
 A row is a recording, or a window of a long one: path, begin and end in seconds, vector.
-The model's name and the digest of its weights go for all. U rows, E embedding size.
-Parquet needs pyarrow, an optional package: init/requirements-parquet.txt.
+All rows are of one model, whose name and digest the file holds. Parquet needs pyarrow,
+an optional package: init/requirements-parquet.txt. U rows, E embedding size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from types import ModuleType
 import numpy as np
 
 from engine.files import atomic_write
+from errors import first_line
 from recognition.people import STORE_VERSION, load_arrays
 from recognition.sounds import VoiceError
 
-# Kind and number of axes of what a file holds.
-EMBEDDED = {
+ARRAYS = {  # in the file, with their kinds and numbers of axes
     "model": "U0",
     "digest": "U0",
     "path": "U1",
@@ -26,11 +26,11 @@ EMBEDDED = {
     "end": "f1",
     "vector": "f2",
 }
-ROWS = [key for key, kind in EMBEDDED.items() if kind[1] != "0"]
+ROWS = [key for key, kind in ARRAYS.items() if kind[1] != "0"]
 
 
 def no_vectors(model: str, digest: str, size: int) -> dict[str, np.ndarray]:
-    """No rows of a model with embeddings of this size."""
+    """Return an empty table for a model with embeddings of this size."""
     return {
         "model": np.array(model),
         "digest": np.array(digest),
@@ -42,8 +42,7 @@ def no_vectors(model: str, digest: str, size: int) -> dict[str, np.ndarray]:
 
 
 def refuse_format(path: Path) -> None:
-    """Raise `VoiceError` for a name that is of neither format, or where a package is
-    missing."""
+    """Raise `VoiceError` for a name of neither format, or if pyarrow is missing."""
     if path.suffix == ".parquet":
         _pyarrow(path)
     elif path.suffix != ".npz":
@@ -63,9 +62,9 @@ def _pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
 
 
 def load_vectors(path: Path) -> dict[str, np.ndarray]:
-    """What `save_vectors` wrote; raise `VoiceError` if it cannot be read."""
+    """Read what `save_vectors` wrote; raise `VoiceError` if it cannot be read."""
     if path.suffix == ".npz":
-        return load_arrays(path, EMBEDDED, "file of vectors")
+        return load_arrays(path, ARRAYS, "file of vectors")
     pyarrow, parquet = _pyarrow(path)
     try:
         table = parquet.read_table(path)
@@ -86,17 +85,18 @@ def load_vectors(path: Path) -> dict[str, np.ndarray]:
         ValueError,
         pyarrow.ArrowException,
     ) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise VoiceError(f"{path}: not a readable file of vectors: {reason}") from None
 
 
 def save_vectors(
-    path: Path, parts: Sequence[Mapping[str, np.ndarray]]
+    path: Path, tables: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Write the rows of all parts and return them; if that fails, an old file stays."""
-    rows = dict(parts[0])
+    """Write the rows of all tables and return them as one; if that fails, an old file
+    stays as it was."""
+    rows = dict(tables[0])
     for key in ROWS:
-        rows[key] = np.concatenate([part[key] for part in parts])
+        rows[key] = np.concatenate([table[key] for table in tables])
     if path.suffix == ".npz":
         with atomic_write(path) as file:
             np.savez(file, version=STORE_VERSION, **rows)

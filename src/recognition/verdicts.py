@@ -1,8 +1,9 @@
-"""Results of comparing voices, as records and in words.
+"""Results of comparing voices, as records and as sentences.
 
-An encoder's calibration maps a cosine to a log likelihood ratio (LLR): the natural log
-of how much likelier the cosine is for two clips of one person than for clips of two
-people, so 2.3 is ten times. Clips whose LLR reaches `Threshold` count as one person's.
+An encoder's calibration maps a cosine to a log likelihood ratio (LLR). This is the
+natural log of how many times more likely the cosine is if one person spoke than if two
+people did: 2.3 means ten times. If it reaches `Threshold`, the clips count as one
+person's.
 """
 
 import math
@@ -12,10 +13,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Threshold:
-    """Log likelihood ratios from which clips are taken for one person's.
+    """The log likelihood ratio at which clips count as one person's.
 
-    `strict` has a tenth of the false-alarm rate, `origin` says of whose trials these
-    rates are.
+    `strict` is the threshold for a tenth of the false-alarm rate. `origin` names the
+    trials that the rates were measured on.
     """
 
     llr: float
@@ -24,12 +25,12 @@ class Threshold:
     origin: str
 
     def among(self, num_people: int) -> "Threshold":
-        """For the nearest of several people, any of whom may be a false alarm.
+        """Return the threshold for the nearest of P people: it allows 1/P of the
+        false-alarm rate, since each of them may be a false alarm.
 
-        Divides the false-alarm rate evenly among the comparisons, taking its log as
-        linear in the threshold through `llr` and `strict`. Without `strict` the
-        threshold rises by log(num_people): the false-alarm rate of calibrated scores
-        at a threshold t never exceeds exp(-t).
+        The log of the false-alarm rate is taken as linear in the threshold, through
+        `llr` and `strict`. Without `strict` the threshold rises by log P: the
+        false-alarm rate of calibrated scores at a threshold t never exceeds exp(-t).
         """
         higher = math.log(num_people)
         if self.strict is not None and self.strict > self.llr:
@@ -46,7 +47,7 @@ class Threshold:
 class Comparison:
     """How alike two clips are, and whether they are one person's.
 
-    All but the cosine needs a model with a calibration.
+    Without a calibration there is only the cosine.
     """
 
     first: str
@@ -59,12 +60,12 @@ class Comparison:
 
     @property
     def same_speaker(self) -> bool | None:
-        """Whether the log likelihood ratio reaches the threshold."""
+        """Return whether the log likelihood ratio reaches the threshold."""
         return None if self.llr is None else self.llr >= self.threshold.llr
 
     @property
     def verdict(self) -> str:
-        """The decision in words."""
+        """Return the decision in words."""
         if self.llr is None:
             return "no verdict, the model has no calibration"
         strict = self.threshold.strict
@@ -87,7 +88,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An enrolled person beside a clip."""
+    """An enrolled person, and how alike this person and a clip are."""
 
     name: str
     cosine: float
@@ -96,7 +97,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Identification:
-    """Which enrolled person a clip is of, None for somebody unknown."""
+    """The enrolled person who speaks in a clip; the name is None if nobody enrolled
+    does."""
 
     clip: str
     name: str | None
@@ -108,7 +110,7 @@ class Identification:
 
     @property
     def margin(self) -> float | None:
-        """By how much the nearest person's log likelihood ratio leads."""
+        """Return the nearest person's log likelihood ratio minus the second's."""
         if len(self.nearest) < 2:
             return None
         return self.nearest[0].llr - self.nearest[1].llr
@@ -125,12 +127,12 @@ class Identification:
 
 @dataclass(frozen=True)
 class Turn:
-    """Speech of one enrolled person, or of somebody unknown, None; in seconds."""
+    """Speech of one person, in seconds; the name is None if nobody enrolled speaks."""
 
     begin: float
     end: float
     name: str | None
-    llr: float  # that of the nearest person
+    llr: float  # of the nearest person
 
     def __str__(self) -> str:
         name = self.name or "unknown"
@@ -138,7 +140,7 @@ class Turn:
 
 
 def as_rttm(turns: Sequence[Turn], recording: str) -> str:
-    """Turns in NIST's Rich Transcription Time Marked format, a line for each."""
+    """Return turns in NIST's Rich Transcription Time Marked format, a line each."""
     recording = "_".join(recording.split())
     return "".join(
         f"SPEAKER {recording} 1 {turn.begin:.3f} {turn.end - turn.begin:.3f} <NA> <NA> "

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from commands.parser import main
 from exchange.onnx_files import INPUTS, OUTPUTS, OnnxError, save_onnx
 from runs.speaker_model import build_model
 from speech.synthetic import SyntheticUtterance
-from voices import RELEASED, Voices, main
+from voices import RELEASED, Voices
 
 CPU = torch.device("cpu")
 

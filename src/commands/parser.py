@@ -1,0 +1,90 @@
+"""The command line of `voices.py`.
+
+arguments -> `parse` -> options -> `main` -> exit status
+
+This module loads nothing slow, so `--help` and a mistyped option are answered at once.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from errors import run_command
+
+PEOPLE = "a folder with a folder for each person, or NAME=file,file"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command of `voices.py` and return its exit status.
+
+    It is 0 whatever the verdict, 2 after a user's mistake and 130 if it was stopped.
+    """
+    options = parse(arguments)
+
+    def command() -> None:
+        from commands.voices_commands import COMMANDS  # loads torch
+
+        COMMANDS[options.command](options)
+
+    return run_command(command)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return `command` and its options; without `--checkpoint` that is None."""
+    parser = argparse.ArgumentParser(
+        prog="src/voices.py", description="Whose voice is this?"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, about: str, *shared: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about)
+        if "checkpoint" in shared:
+            command.add_argument(
+                "--checkpoint",
+                type=Path,
+                metavar="RUN_OR_FILE",
+                help="a run, checkpoint or .nemo file instead of init/titanet-s.pt",
+            )
+        if "store" in shared:
+            command.add_argument(
+                "--store", type=Path, required=True, metavar="people.npz"
+            )
+        if "json" in shared:
+            command.add_argument("--json", action="store_true", help="print JSON")
+        return command
+
+    command = add("compare", "are recordings of one person?", "checkpoint", "json")
+    command.add_argument("sounds", nargs="+", metavar="a.wav")
+    command = add("enrol", "learn voices", "checkpoint", "store")
+    command.add_argument("people", nargs="+", metavar="PEOPLE", help=PEOPLE)
+    command = add("identify", "whose voice is this?", "checkpoint", "store", "json")
+    command.add_argument("sounds", nargs="+", metavar="x.wav")
+    command = add("who", "who of the enrolled speaks when?", "checkpoint", "store")
+    command.add_argument("sound", type=Path, metavar="MEETING.wav")
+    command.add_argument(
+        "--rttm", type=Path, metavar="out.rttm", help="write the turns as RTTM"
+    )
+    command.add_argument(
+        "--picture", type=Path, metavar="out.png", help="draw the turns"
+    )
+    command = add("forget", "remove a person", "store")
+    command.add_argument("name", metavar="NAME")
+    command = add("calibrate", "find a threshold for own recordings", "checkpoint")
+    command.add_argument("people", nargs="+", metavar="PEOPLE", help=PEOPLE)
+    command.add_argument(
+        "target", type=Path, metavar="mine.pt", help="the encoder and its new threshold"
+    )
+    command = add("demo", "a page in the browser", "checkpoint")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    command = add("embed", "vectors of all recordings", "checkpoint")
+    command.add_argument("folder", type=Path, metavar="FOLDER")
+    command.add_argument("out", type=Path, metavar="out.npz|out.parquet")
+    command = add("export", "the encoder as ONNX", "checkpoint")
+    command.add_argument("out", type=Path, metavar="model.onnx")
+    command.add_argument(
+        "--check",
+        type=Path,
+        metavar="FOLDER",
+        help="compare with torch on these recordings, not on a synthetic voice",
+    )
+    return parser.parse_args(arguments)

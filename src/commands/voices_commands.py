@@ -1,0 +1,201 @@
+"""The commands of `voices.py`, a function each: options in, output and files out.
+
+`calibrate` finds a threshold for a user's own recordings and writes it into a copy of
+the encoder, beside the encoder's own: with `--checkpoint mine.pt` it is used instead.
+"""
+
+import itertools
+import json
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from commands.folder import embed_folder
+from engine.files import atomic_write
+from recognition.people import audio_below, checked_name, load_people, read_people
+from recognition.sounds import VoiceError
+from recognition.vectors import refuse_format
+from recognition.verdicts import Comparison, Identification, as_rttm
+from reports.tables import FEW_SPEAKERS
+from runs.checkpoints import save_checkpoint
+from speech.packs import FULL_SCALE
+from speech.synthetic import SyntheticUtterance
+from voices import RELEASED, Voices
+
+CHECKED_SECONDS = 60.0  # of speech, on which ONNX is compared with torch
+FEW_FALSE_ALARMS = 10  # to be expected; with fewer, their rate is rough
+
+
+def _load_voices(options: Namespace) -> Voices:
+    return Voices.load(options.checkpoint or RELEASED)
+
+
+def compare(options: Namespace) -> None:
+    """Print a verdict on each pair of recordings."""
+    if len(options.sounds) < 2:
+        raise VoiceError(f"expected two files or more, got {len(options.sounds)}")
+    voices = _load_voices(options)
+    pairs = itertools.combinations(voices.listen(options.sounds), 2)
+    _print([voices.compare_clips(*pair) for pair in pairs], options.json)
+
+
+def enrol(options: Namespace) -> None:
+    """Add people to a store, or make one."""
+    sounds = read_people(options.people)
+    enrolled = load_people(options.store) if options.store.exists() else None
+    voices = _load_voices(options)
+    people = voices.enrol(sounds, enrolled)
+    people.save(options.store)
+    for line in voices.disagreements(people, list(sounds)):
+        print(f"warning: {line}", file=sys.stderr)
+    before = 0 if enrolled is None else len(enrolled.names)
+    print(
+        f"{options.store}: {len(np.unique(people.names))} people, {len(people.names)} "
+        f"clips, {len(people.names) - before} of them new"
+    )
+
+
+def identify(options: Namespace) -> None:
+    """Print whom of the enrolled each recording is of."""
+    people = load_people(options.store)
+    voices = _load_voices(options)
+    clips = voices.listen(options.sounds)
+    _print([voices.identify_clip(clip, people) for clip in clips], options.json)
+
+
+def _print(results: Sequence[Comparison | Identification], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([_as_dict(result) for result in results], indent=2))
+        return
+    for warning in dict.fromkeys(w for result in results for w in result.warnings):
+        print(f"warning: {warning}", file=sys.stderr)
+    for result in results:
+        print(result)
+
+
+def _as_dict(result: Comparison | Identification) -> dict[str, Any]:
+    """Return a result's fields and its properties."""
+    attributes = vars(type(result)).items()
+    derived = [key for key, value in attributes if isinstance(value, property)]
+    return asdict(result) | {key: getattr(result, key) for key in derived}
+
+
+def forget(options: Namespace) -> None:
+    """Remove a person from a store."""
+    people = load_people(options.store)
+    left = people.without(checked_name(options.name))
+    left.save(options.store)
+    print(
+        f"{options.store}: {len(people.names) - len(left.names)} clips forgotten, "
+        f"{len(np.unique(left.names))} people left"
+    )
+
+
+def who(options: Namespace) -> None:
+    """Print who speaks when; write the turns as RTTM and as a picture if asked to."""
+    picture = options.picture
+    if picture is not None and picture.suffix != ".png":
+        raise VoiceError(f"{picture}: expected a file named .png")
+    people = load_people(options.store)
+    voices = _load_voices(options)
+    turns = voices.who(options.sound, people)
+    if options.rttm:
+        with atomic_write(options.rttm) as file:
+            file.write(as_rttm(turns, options.sound.stem).encode())
+    if picture:
+        from reports.figures import draw_turns  # loads matplotlib
+
+        figure = draw_turns([(t.begin, t.end, t.name) for t in turns])
+        with atomic_write(picture) as file:
+            figure.savefig(file)
+    print("\n".join(map(str, turns)) or "no speech was found")
+
+
+def calibrate(options: Namespace) -> None:
+    """Write a copy of the encoder with a threshold for these people."""
+    if options.target.exists():
+        raise VoiceError(f"{options.target}: expected a new file, this one exists")
+    sounds = read_people(options.people)
+    voices = _load_voices(options)
+    calibration = voices.calibrate(sounds)
+    save_checkpoint(options.target, voices.model)
+    counts = [len(files) for files in sounds.values()]
+    num_targets = sum(math.comb(count, 2) for count in counts)
+    num_non_targets = math.comb(sum(counts), 2) - num_targets
+    rate = voices.threshold.false_alarm_rate
+    miss, false_alarm = (
+        f"{name} {100 * measured:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        for name, measured, (low, high) in (
+            ("misses", calibration.miss, calibration.miss_interval),
+            ("false alarms", calibration.false_alarm, calibration.false_alarm_interval),
+        )
+    )
+    print(
+        f"{options.target}: threshold {calibration.threshold:+.1f} for "
+        f"{100 * rate:g} % false alarms, found on {len(counts)} people, "
+        f"{num_targets} pairs of one person and {num_non_targets} of two\n"
+        f"measured on people that it was not found on: {miss}, {false_alarm}"
+    )
+    if len(counts) < FEW_SPEAKERS:
+        print(f"fewer than {FEW_SPEAKERS} people: the intervals are rough")
+    if rate * num_non_targets < FEW_FALSE_ALARMS:
+        print(
+            f"{num_non_targets} pairs of two people are few to find {100 * rate:g} % of"
+        )
+
+
+def embed(options: Namespace) -> None:
+    """Write the vectors of all recordings in a folder."""
+    folder, out = options.folder, options.out
+    refuse_format(out)
+    files = audio_below(folder)
+    print(embed_folder(_load_voices(options), folder, files, out))
+
+
+def export(options: Namespace) -> None:
+    """Write the encoder as ONNX, and print how far it agrees with torch."""
+    from exchange.onnx_files import save_onnx
+
+    voices = _load_voices(options)
+    rate, speech = voices.sample_rate, []
+    if options.check is None:
+        voice = SyntheticUtterance(speaker=0, index=0, seconds=CHECKED_SECONDS, seed=0)
+        speech = [voice.render(rate)]
+    else:
+        for file in audio_below(options.check):
+            speech.append(voices.read(str(file), file).samples)
+            if sum(map(len, speech)) > CHECKED_SECONDS * rate:
+                break
+    waveform = torch.from_numpy(np.concatenate(speech)) / FULL_SCALE
+    agreement = save_onnx(options.out, voices.model, voices.digest, waveform)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")
+    print(f"against torch: {agreement}")
+
+
+def demo(options: Namespace) -> None:
+    """Serve the page in the browser."""
+    from commands.page import serve
+
+    serve(_load_voices(options), options.host)
+
+
+COMMANDS = {
+    command.__name__: command
+    for command in (
+        compare,
+        enrol,
+        identify,
+        who,
+        forget,
+        calibrate,
+        demo,
+        embed,
+        export,
+    )
+}
