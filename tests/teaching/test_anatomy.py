@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import build_encoder
+from conftest import MINIATURE
+from models import SqueezeExcitation, build_encoder
 from teaching.anatomy import (
     convolution_costs,
+    layers,
     look_inside,
     parts_of,
     receptive_fields,
@@ -16,9 +18,17 @@ from transforms import FrontEnd
 
 
 @pytest.fixture
-def model(shipped):
-    p = shipped("model.titanet.channels=16", "model.titanet.epilog_channels=32")
-    return FrontEnd(p.front_end).eval(), build_encoder(p.model, 80).eval()
+def encoder(shipped):
+    return build_encoder(shipped(*MINIATURE).model, 80).eval()
+
+
+@pytest.mark.parametrize("name", ["titanet", "dvector"])
+def test_layers_hold_every_weight(shipped, name):
+    encoder = build_encoder(shipped(f"model.name={name}").model, 80)
+    parts = layers(encoder)
+    num_weights = sum(w.numel() for w in encoder.parameters())
+    assert sum(layer.weights for layer in parts) == num_weights
+    assert parts[-1].shape == (encoder.embedding_size,)
 
 
 def test_shapes_and_weights_on_the_way(shipped):
@@ -34,37 +44,38 @@ def test_shapes_and_weights_on_the_way(shipped):
         (1, 192),
     ]
     assert sum(step.weights for step in steps) == 3_275_568
-    block = encoder.blocks[1]
-    assert sum(weights for _, weights in parts_of(block)) == steps[3].weights
-    assert len(parts_of(block)) == 3 * 3 + 2
+    parts = parts_of(encoder.blocks[1])
+    assert sum(weights for _, weights in parts) == steps[3].weights
+    assert len(parts) == 3 * 3 + 2
 
 
-def test_costs_by_hand(model):
-    assert convolution_costs(model[1]) == {
+def test_costs_by_hand(encoder):
+    assert convolution_costs(encoder) == {
         kernel: (16 * kernel + 16 * 16, 16 * 16 * kernel) for kernel in (7, 11, 15)
     }
 
 
-def test_receptive_field_is_where_a_change_of_the_features_arrives(model):
-    _, encoder = model
-    fields = receptive_fields(encoder)
-    assert fields[0] == (3, 3)
-    assert fields[-1] == (1, 93)
-    for block in encoder.blocks:  # which sees the whole utterance
-        torch.nn.init.zeros_(block.squeeze_excitation.excite.weight)
-    features = torch.randn(1, 80, 201, requires_grad=True)
-    x = features.transpose(1, 2)
+def test_fields_are_where_a_gradient_arrives(encoder, monkeypatch):
+    # Without squeeze-and-excitation, which sees the whole utterance.
+    monkeypatch.setattr(SqueezeExcitation, "forward", lambda self, x, valid: x)
+    features = torch.randn(1, 201, 80, requires_grad=True)
+    x, sees = features, []
     for block in encoder.blocks:
         x = block(x, None)
-    x[0, 100].sum().backward()
-    (reached,) = features.grad[0].abs().sum(0).nonzero(as_tuple=True)
-    assert (reached[0], reached[-1]) == (100 - 46, 100 + 46)
+        (gradient,) = torch.autograd.grad(x[0, 100].sum(), features, retain_graph=True)
+        (reached,) = gradient[0].abs().sum(1).nonzero(as_tuple=True)
+        assert 100 - reached[0] == reached[-1] - 100
+        sees.append(f"{len(reached)} frames")
+    assert sees == [layer.sees for layer in layers(encoder)[:5]]
+    fields = receptive_fields(encoder)
+    assert (fields[0], fields[-1]) == ((3, 3), (1, 93))
+    assert sees[-1] == "93 frames"
 
 
-def test_pooled_is_what_attention_makes_of_the_frames(model):
-    _, encoder = model
+def test_pooled_is_what_attention_makes_of_the_frames(encoder):
     features = torch.randn(1, 80, 50)
     inside = look_inside(encoder, features)
+    assert not any(module._forward_hooks for module in encoder.modules())
     assert [gates.shape for gates in inside.gates] == [(16,)] * 4 + [(32,)]
     assert all(((gates > 0) & (gates < 1)).all() for gates in inside.gates)
     np.testing.assert_allclose(inside.attention.sum(0), 1, rtol=1e-5)
@@ -74,13 +85,6 @@ def test_pooled_is_what_attention_makes_of_the_frames(model):
     np.testing.assert_allclose(inside.pooled, expected, atol=1e-5)
     with torch.no_grad():
         embedding = encoder(features)
-    pooled = torch.from_numpy(inside.pooled)[None]
-    torch.testing.assert_close(
-        encoder.embedding(encoder.norm(pooled)), embedding, atol=1e-5, rtol=1e-4
-    )
-
-
-def test_looking_leaves_no_hook(model):
-    _, encoder = model
-    look_inside(encoder, torch.randn(1, 80, 50))
-    assert not any(module._forward_hooks for module in encoder.modules())
+        pooled = torch.from_numpy(inside.pooled)[None]
+        again = encoder.embedding(encoder.norm(pooled))
+    torch.testing.assert_close(again, embedding, atol=1e-5, rtol=1e-4)
