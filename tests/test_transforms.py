@@ -116,39 +116,39 @@ def runs_of_true(row: torch.Tensor) -> list[int]:
     return (ends - starts).flatten().tolist()
 
 
-def test_spec_augment_keeps_its_bounds(shipped):
-    p = shipped().augmentation.spec_augment
-    masked = SpecAugment(p)(torch.ones(200, 80, 300)) == 0
-    bands, stretches = masked.all(2), masked.all(1)
-    for row in bands:
-        assert len(runs_of_true(row)) <= 3
-        assert row.sum() <= 3 * 4
-    for row in stretches:
-        assert len(runs_of_true(row)) <= 5
-        assert row.sum() <= 5 * 9
+@pytest.fixture
+def masked(shipped):
+    """Where SpecAugment puts zeros into ones."""
+
+    def run(*shape: int, **changes: float) -> torch.Tensor:
+        key = "augmentation.spec_augment"
+        p = shipped(*(f"{key}.{name}={value}" for name, value in changes.items()))
+        augment = SpecAugment(p.augmentation.spec_augment)
+        assert not list(augment.parameters())
+        return augment(torch.ones(*shape)) == 0
+
+    return run
+
+
+def test_spec_augment_keeps_its_bounds(masked):
+    zeros = masked(200, 80, 300)
+    bands, stretches = zeros.all(2), zeros.all(1)
+    for rows, count, widest in ((bands, 3, 4), (stretches, 5, 9)):
+        assert max(len(runs_of_true(row)) for row in rows) <= count
+        assert rows.sum(1).max() <= count * widest
     assert bands.sum(1).max() > 4  # masks are drawn for each utterance
     assert (bands[0] != bands[1]).any()
-    assert torch.equal(masked, bands[:, :, None] | stretches[:, None])
+    assert torch.equal(zeros, bands[:, :, None] | stretches[:, None])
 
 
-def test_spec_augment_reaches_every_band_and_frame(shipped):
-    p = shipped("augmentation.spec_augment.time_fraction=0.3").augmentation.spec_augment
-    masked = SpecAugment(p)(torch.ones(3000, 80, 40)) == 0
-    assert masked.all(2).any(0).all()
-    assert masked.all(1).any(0).all()
+def test_spec_augment_reaches_every_band_and_frame(masked):
+    zeros = masked(3000, 80, 40, time_fraction=0.3)
+    assert zeros.all(2).any(0).all()
+    assert zeros.all(1).any(0).all()
 
 
-def test_spec_augment_of_no_masks_changes_nothing(shipped):
-    p = shipped(
-        "augmentation.spec_augment.frequency_masks=0",
-        "augmentation.spec_augment.time_masks=0",
-    ).augmentation.spec_augment
-    features = torch.randn(4, 80, 100)
-    assert torch.equal(SpecAugment(p)(features), features)
-
-
-def test_spec_augment_has_no_weights(shipped):
-    assert not list(SpecAugment(shipped().augmentation.spec_augment).parameters())
+def test_spec_augment_of_no_masks_changes_nothing(masked):
+    assert not masked(4, 80, 100, frequency_masks=0, time_masks=0).any()
 
 
 # Augmentation
@@ -169,8 +169,9 @@ def spectrum(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def speed_of(shipped, monkeypatch):
+    speed = Speed(shipped("augmentation.speed.probability=1").augmentation.speed)
+
     def change(waveforms: torch.Tensor, percent: int) -> torch.Tensor:
-        speed = Speed(shipped("augmentation.speed.probability=1").augmentation.speed)
         chosen = speed.percents.tolist().index(percent)
         monkeypatch.setattr(
             torch, "randint", lambda high, size: torch.full(size, chosen)
@@ -215,11 +216,16 @@ def test_speed_agrees_with_resampling(speed_of):
         assert error.square().mean() < 1e-5 * x.square().mean()
 
 
-def clips(*waveforms: torch.Tensor) -> SoundBank:
-    lengths = [len(waveform) for waveform in waveforms]
-    samples = (torch.cat(waveforms) * 32768).round().clamp(-32768, 32767)
-    offsets = np.cumsum([0, *lengths[:-1]])
-    return SoundBank(samples.to(torch.int16), offsets, lengths, CPU)
+def bank(waveform: torch.Tensor) -> SoundBank:
+    """A single sound."""
+    samples = (waveform * 32768).round().clamp(-32768, 32767).to(torch.int16)
+    return SoundBank(samples, [0], [len(samples)], CPU)
+
+
+def snr_of(speech: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+    """Signal-to-noise ratios in dB, [B]."""
+    added = noisy - speech
+    return 10 * torch.log10(speech.square().mean(1) / added.square().mean(1))
 
 
 def test_convolution_is_scipys():
@@ -236,7 +242,7 @@ def test_a_unit_impulse_leaves_speech_as_it_is(place):
     response = torch.zeros(1000)
     response[place] = 0.5
     x = torch.randn(2, 8000)
-    found = Reverberation(1.0, clips(response), 1000)(x)
+    found = Reverberation(1.0, bank(response), 1000)(x)
     assert (found - x).abs().max() < 1e-5
 
 
@@ -244,7 +250,7 @@ def test_rooms_keep_the_power_and_the_place_of_speech():
     x = torch.zeros(2, 8000)
     x[:, 3000] = 1.0
     response = 0.9 * 0.99 ** torch.arange(2000.0)
-    found = Reverberation(1.0, clips(response), 2000)(x)
+    found = Reverberation(1.0, bank(response), 2000)(x)
     assert torch.allclose(found.square().mean(1), x.square().mean(1), rtol=1e-4)
     assert found.abs().argmax(1).tolist() == [3000, 3000]
     assert found[:, :3000].abs().max() < 1e-6
@@ -254,10 +260,8 @@ def test_rooms_keep_the_power_and_the_place_of_speech():
 @pytest.mark.parametrize("length", [900, 16_000, 50_000])
 def test_noise_has_the_ratio_that_was_drawn(snr, length):
     speech = torch.randn(5, 16_000) * torch.tensor([1, 0.1, 0.01, 3, 1e-4])[:, None]
-    noise = Noise(1.0, clips(0.1 * torch.randn(length)), (snr, snr))
-    added = noise(speech) - speech
-    found = 10 * torch.log10(speech.square().mean(1) / added.square().mean(1))
-    assert (found - snr).abs().max() < 0.1
+    noise = Noise(1.0, bank(0.1 * torch.randn(length)), (snr, snr))
+    assert (snr_of(speech, noise(speech)) - snr).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
@@ -265,15 +269,16 @@ def test_a_telephone_passes_its_band_alone(rate):
     torch.manual_seed(0)
     x = 0.1 * torch.randn(40, 2 * rate)
     power = torch.fft.rfft(Telephone(1.0, rate)(x)).abs().square()  # [B, bins]
-    own = torch.fft.rfft(x).abs().square()
+    before = torch.fft.rfft(x).abs().square()
     hertz = torch.arange(power.shape[1]) / 2
     for low, high in ((400, 1000), (1000, 3300)):
         band = (hertz > low) & (hertz < high)
-        assert power[:, band].mean() == pytest.approx(
-            own[:, band].mean().item(), rel=0.05
-        )
+        expected = before[:, band].mean().item()
+        assert power[:, band].mean() == pytest.approx(expected, rel=0.05)
     assert power[:, hertz > 4000].sum() < 1e-6 * power.sum()
-    kept = (power[:, (hertz > 50) & (hertz < 100)] > 1e-3 * own.mean()).float().mean(1)
+    kept = (
+        (power[:, (hertz > 50) & (hertz < 100)] > 1e-3 * before.mean()).float().mean(1)
+    )
     assert 0.1 < (kept > 0.5).float().mean() < 0.9  # the band's lower end is drawn
 
 
@@ -290,35 +295,32 @@ def test_mu_law_is_torchaudios():
 
 def test_ratios_fill_their_range():
     speech = torch.randn(400, 2000)
-    added = Noise(1.0, clips(0.1 * torch.randn(9000)), (0.0, 15.0))(speech) - speech
-    found = 10 * torch.log10(speech.square().mean(1) / added.square().mean(1))
-    assert found.min() + 0.01 >= 0
-    assert found.max() <= 15.01
-    assert found.mean() == pytest.approx(7.5, abs=1)
+    noise = Noise(1.0, bank(0.1 * torch.randn(9000)), (0.0, 15.0))
+    ratios = snr_of(speech, noise(speech))
+    assert ratios.min() + 0.01 >= 0
+    assert ratios.max() <= 15.01
+    assert ratios.mean() == pytest.approx(7.5, abs=1)
 
 
 def test_silence_divides_nothing():
     speech = torch.randn(2, 4000)
     speech[1] = 0
-    for silent in (
-        Noise(1.0, clips(torch.zeros(500)), (0.0, 0.0)),
-        Reverberation(1.0, clips(torch.zeros(500)), 500),
-    ):
-        assert torch.equal(silent(speech), speech)
-    for sound in (
-        Noise(1.0, clips(torch.rand(500)), (0.0, 0.0)),
-        Reverberation(1.0, clips(torch.rand(500)), 500),
-    ):
-        found = sound(speech)
-        assert found.isfinite().all()
-        assert not found[1].any()
+    for sound in (torch.zeros(500), torch.rand(500)):
+        for change in (
+            Noise(1.0, bank(sound), (0.0, 0.0)),
+            Reverberation(1.0, bank(sound), 500),
+        ):
+            found = change(speech)
+            assert found.isfinite().all()
+            assert not found[1].any()
+            assert torch.equal(found, speech) == (not sound.any())
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_each_utterance_is_changed_with_its_own_probability(shipped, probability):
     x = torch.randn(300, 2100)
     speed = shipped(f"augmentation.speed.probability={max(probability, 0.01)}")
-    noise, room = clips(0.5 * torch.randn(3000)), clips(0.9 * torch.rand(100))
+    noise, room = bank(0.5 * torch.randn(3000)), bank(0.9 * torch.rand(100))
     for changed in (
         Noise(probability, noise, (0.0, 5.0))(x) != x,
         Reverberation(probability, room, 100)(x) != x,
@@ -333,34 +335,32 @@ def test_each_utterance_is_changed_with_its_own_probability(shipped, probability
 
 
 @pytest.fixture
-def augment(miniature):
-    def run(*overrides: str) -> torch.Tensor:
+def augmented(miniature):
+    """The first batch of an epoch, and its waveforms augmented."""
+
+    def run(*overrides: str) -> tuple[torch.Tensor, torch.Tensor]:
         p = miniature(*overrides)
         batch = next(TrainingBatches(prepare(p.dataset, p.front_end), p, CPU).epoch(1))
-        augmentation = Augmentation(
-            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
-        ).to(CPU)
+        surroundings = load_surroundings(p, CPU)
+        augment = Augmentation(p.augmentation, p.front_end.sample_rate, surroundings)
         torch.manual_seed(batch.seed)
-        return augmentation(batch.waveforms, batch.crop)
+        return batch.waveforms, augment(batch.waveforms, batch.crop)
 
     return run
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_batch(augment):
-    first = augment()
+def test_augmentation_is_a_function_of_seed_epoch_and_batch(augmented):
+    _, first = augmented()
     torch.rand(9)
-    assert torch.equal(augment(), first)
-    other = augment("seed=2")
+    assert torch.equal(augmented()[1], first)
+    _, other = augmented("seed=2")
     assert other.shape != first.shape or not torch.equal(other, first)
 
 
-def test_all_is_switched_off(augment, miniature):
-    p = miniature()
-    kinds = [name for name, kind in p.augmentation if hasattr(kind, "probability")]
-    off = [f"augmentation.{name}.probability=0" for name in kinds]
-    p = miniature(*off)
-    batch = next(TrainingBatches(prepare(p.dataset, p.front_end), p, CPU).epoch(1))
-    assert torch.equal(augment(*off), batch.waveforms)
+def test_all_is_switched_off(augmented, shipped):
+    kinds = [name for name, k in shipped().augmentation if hasattr(k, "probability")]
+    cut, unchanged = augmented(*(f"augmentation.{k}.probability=0" for k in kinds))
+    assert torch.equal(cut, unchanged)
 
 
 def test_unaugmented_switches_all_off():
@@ -375,9 +375,8 @@ def test_real_rooms_and_noise(shared, miniature):
         f"augmentation.noise.root={shared / 'data' / 'noise'}",
         f"augmentation.reverberation.root={shared / 'data' / 'rirs'}",
     )
-    augmentation = Augmentation(
-        p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
-    ).to(CPU)
+    surroundings = load_surroundings(p, CPU)
+    augmentation = Augmentation(p.augmentation, p.front_end.sample_rate, surroundings)
     assert len(augmentation.noise.recordings) == 400
     assert len(augmentation.reverberation.responses) == 60
     for seed in range(20):

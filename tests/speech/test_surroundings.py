@@ -6,9 +6,10 @@ import zipfile
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
+from conftest import write
+from parameters import Parameters
 from speech import surroundings
 from speech.surroundings import load_noise, load_responses
 from speech.utterances import CorpusError
@@ -16,83 +17,78 @@ from speech.utterances import CorpusError
 CPU = torch.device("cpu")
 
 
-def write_sounds(root, *names: str, seconds: float = 0.5, rate: int = 16_000, **kind):
+def write_sounds(root, *names: str, seconds=0.5, rate=16_000, channels=1):
     for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(number)
-        shape = (round(seconds * rate), kind.get("channels", 1))
-        soundfile.write(path, 0.1 * rng.standard_normal(shape), rate)
+        shape = (round(seconds * rate), channels)
+        write(root / name, 0.1 * rng.standard_normal(shape), rate)
 
 
 @pytest.mark.parametrize(
     ("kind", "load"), [("noise", load_noise), ("reverberation", load_responses)]
 )
 class TestRecordings:
-    def test_any_rate_and_channels(self, tmp_path, miniature, kind, load):
-        write_sounds(tmp_path / "x", "a/1.wav", "2.flac", rate=44_100, channels=2)
-        loaded = load(miniature(f"augmentation.{kind}.root={tmp_path / 'x'}"), CPU)
-        assert loaded.lengths.tolist() == [8000, 8000]
+    @pytest.fixture
+    def root(self, tmp_path):
+        return tmp_path / "sounds"
 
-    def test_some_are_held_out_by_name(self, tmp_path, miniature, kind, load):
-        names = [f"{number}.wav" for number in range(40)]
-        write_sounds(tmp_path / "x", *names, seconds=0.05)
-        p = miniature(
-            f"augmentation.{kind}.root={tmp_path / 'x'}",
-            f"augmentation.{kind}.held_out=0.5",
-        )
-        mine, held_out = load(p, CPU), load(p, CPU, held_out=True)
-        assert len(mine) + len(held_out) == 40
-        assert not set(mine.offsets) & set(held_out.offsets)
-        assert 10 < len(mine) < 30
-        (tmp_path / "x" / "0.wav").unlink()
-        assert len(mine) - 1 <= len(load(p, CPU)) <= len(mine)
+    @pytest.fixture
+    def parameters(self, miniature, root, kind):
+        def build(**changes: float) -> Parameters:
+            changes = {"root": root} | changes
+            return miniature(
+                *(f"augmentation.{kind}.{name}={changes[name]}" for name in changes)
+            )
+
+        return build
+
+    def test_any_rate_and_channels(self, root, parameters, load):
+        write_sounds(root, "a/1.wav", "2.flac", rate=44_100, channels=2)
+        assert load(parameters(), CPU).lengths.tolist() == [8000, 8000]
+
+    def test_some_are_held_out_by_name(self, root, parameters, load):
+        write_sounds(root, *(f"{number}.wav" for number in range(40)), seconds=0.05)
+        p = parameters(held_out=0.5)
+        trained_on, held_out = load(p, CPU), load(p, CPU, held_out=True)
+        assert len(trained_on) + len(held_out) == 40
+        assert not set(trained_on.offsets) & set(held_out.offsets)
+        assert 10 < len(trained_on) < 30
+        (root / "0.wav").unlink()
+        assert len(trained_on) - 1 <= len(load(p, CPU)) <= len(trained_on)
 
     @pytest.mark.parametrize(
-        ("prepare_folder", "message"),
+        ("make_folder", "said"),
         [
-            (lambda root: None, "expected the folder of augmentation"),
-            (lambda root: root.mkdir(), "expected .wav, .flac"),
+            (lambda root: None, "nothing"),
+            (lambda root: root.mkdir(), "wav"),
             (lambda root: root.write_text("x"), "found a file"),
             (
                 lambda root: (root.mkdir(), (root / "a.wav").write_text("no audio")),
-                "none of the 1 files of the corpus can be used",
+                "none of the 1 files of the corpus",
             ),
         ],
     )
-    def test_unusable_folders(
-        self, tmp_path, miniature, kind, load, prepare_folder, message
-    ):
-        prepare_folder(tmp_path / "x")
-        with pytest.raises(CorpusError, match=message):
-            load(miniature(f"augmentation.{kind}.root={tmp_path / 'x'}"), CPU)
+    def test_unusable_folders(self, root, parameters, load, make_folder, said):
+        make_folder(root)
+        with pytest.raises(CorpusError, match=said):
+            load(parameters(), CPU)
 
-    def test_nothing_left_to_train_with(self, tmp_path, miniature, kind, load):
-        write_sounds(tmp_path / "x", "a.wav")
-        p = miniature(
-            f"augmentation.{kind}.root={tmp_path / 'x'}",
-            f"augmentation.{kind}.held_out=0.999999",
-        )
-        with pytest.raises(CorpusError, match=f"augmentation.{kind}.held_out: expec"):
-            load(p, CPU)
+    def test_nothing_left_to_train_with(self, root, parameters, kind, load):
+        write_sounds(root, "a.wav")
+        with pytest.raises(CorpusError, match=f"^augmentation.{kind}.held_out: .* 1$"):
+            load(parameters(held_out=0.999999), CPU)
 
-    def test_an_unreadable_file_among_others(
-        self, tmp_path, miniature, kind, load, capsys
-    ):
-        write_sounds(tmp_path / "x", "a.wav", "b.wav")
-        (tmp_path / "x" / "a.wav").write_text("no audio")
-        loaded = load(miniature(f"augmentation.{kind}.root={tmp_path / 'x'}"), CPU)
-        assert len(loaded) == 1
-        assert "1 files skipped: skipped a.wav: not readable" in capsys.readouterr().out
+    def test_an_unreadable_file_among_others(self, root, parameters, load, capsys):
+        write_sounds(root, "a.wav", "b.wav")
+        (root / "a.wav").write_text("no audio")
+        assert len(load(parameters(), CPU)) == 1
+        assert "1 files skipped: skipped a.wav: " in capsys.readouterr().out
 
     def test_simulated_where_there_is_no_folder(self, miniature, kind, load):
         first, same = load(miniature(), CPU), load(miniature(), CPU)
         assert torch.equal(first.samples, same.samples)
-        for other in (
-            load(miniature("seed=2"), CPU),
-            load(miniature(), CPU, held_out=True),
-        ):
-            assert not torch.equal(first.samples, other.samples)
+        for p, held_out in ((miniature("seed=2"), False), (miniature(), True)):
+            assert not torch.equal(first.samples, load(p, CPU, held_out).samples)
 
 
 def test_musans_speech_is_no_noise(tmp_path, miniature):
@@ -119,8 +115,7 @@ def test_noises_of_openslr_28_are_no_responses(tmp_path, miniature):
 def test_one_microphone_hears_a_room(tmp_path, miniature):
     channels = np.zeros((2000, 2), np.int16)
     channels[[100, 105], [0, 1]] = 9000  # the direct sound, later at the second
-    (tmp_path / "rooms").mkdir()
-    soundfile.write(tmp_path / "rooms" / "a.wav", channels, 16_000)
+    write(tmp_path / "rooms" / "a.wav", channels)
     p = miniature(f"augmentation.reverberation.root={tmp_path / 'rooms'}")
     response = load_responses(p, CPU).whole(np.array([0]), 2000)[0]
     assert response.nonzero().flatten().tolist() == [100]
