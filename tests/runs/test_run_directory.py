@@ -1,12 +1,12 @@
 """Run directories."""
 
-import json
-
 import pytest
 
+from engine.files import FileError
 from engine.parameter_files import load_parameters
+from runs import run_directory
 from runs.checkpoints import RunError
-from runs.run_directory import Run
+from runs.run_directory import Run, read_metrics
 
 
 def test_run_directory_holds_the_parameters(miniature):
@@ -23,15 +23,16 @@ def test_name_says_what_is_run(miniature):
 
 def test_existing_run_is_never_overwritten(miniature):
     p = miniature("run.name=mine")
-    Run.create(p).log_epoch({"epoch": 1})
-    with pytest.raises(RunError, match="this run exists; choose another"):
+    run = Run.create(p)
+    run.log_epoch({"epoch": 1})
+    with pytest.raises(RunError, match=f"{run.directory}: "):
         Run.create(p)
-    assert (p.run.directory / "mine" / "metrics.jsonl").read_text()
+    assert read_metrics(run.directory) == [{"epoch": 1}]
 
 
 def test_directory_that_cannot_be_written(tmp_path, miniature):
     (tmp_path / "runs").write_text("a file in the way")
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(FileError, match=f"{tmp_path / 'runs' / 'mine'}: "):
         Run.create(miniature("run.name=mine"))
 
 
@@ -40,8 +41,16 @@ def test_reopened_run_forgets_unfinished_epochs(miniature):
     run = Run.create(p)
     for epoch in (1, 2, 3):
         run.log_epoch({"epoch": epoch})
-    run = Run.reopen(run.directory, p, 2, run.mirror.wandb_id)
+    run = Run.reopen(run.directory, p, 2, run.wandb_id)
+    assert run.mirror.step == 3  # W&B has it already
     run.log_epoch({"epoch": 3, "again": True})
-    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
-    assert json.loads(lines[2])["again"]
+    expected = [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True}]
+    assert read_metrics(run.directory) == expected
+
+
+def test_a_run_that_cannot_be_reopened_opens_no_page(miniature, monkeypatch):
+    p = miniature("run.name=mine")
+    run = Run.create(p)
+    monkeypatch.setattr(run_directory, "Mirror", lambda *_: pytest.fail("opened"))
+    with pytest.raises(RunError, match=r"metrics\.jsonl"):
+        Run.reopen(run.directory, p, 2, run.wandb_id)
