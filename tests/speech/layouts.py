@@ -36,11 +36,14 @@ def tree(root: Path, *names: str) -> Path:
     return root
 
 
-def refusal(parameters: DatasetParameters) -> str:
+def refuse(parameters: DatasetParameters, where: object, *words: str) -> None:
+    """A message of one line that begins with `where` and has these words."""
     with pytest.raises(UserError) as caught:
         utterances(parameters)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{where}".replace("\n", r"\n"))
+    assert all(word in message for word in words)
 
 
 def details(found: list[Utterance]) -> list[tuple]:

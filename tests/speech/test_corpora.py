@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from layouts import DATASET, dataset, refusal, tree
+from layouts import DATASET, dataset, refuse, tree
 
 from conftest import RATE, SHARED
 from parameters import CorpusName
@@ -91,8 +91,7 @@ def test_corpora_are_told_apart_by_their_labels(tmp_path):
 
 def test_a_refusal_names_the_corpus(tmp_path):
     good, bad = tree(tmp_path / "own", "a/a.wav", "b/a.wav"), tmp_path / "none"
-    said = refusal(mixture(a=folder(good), b=folder(bad)))
-    assert said.startswith(f"dataset.mixture.1: {bad}: ")
+    refuse(mixture(a=folder(good), b=folder(bad)), f"dataset.mixture.1: {bad}: ")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
