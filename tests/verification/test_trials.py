@@ -166,18 +166,43 @@ def test_refuses_what_the_speakers_contradict(path, line):
     assert len(read_trials(path, IDS)[0].targets) == 3  # nobody says who speaks
 
 
-@pytest.mark.parametrize("content", [None, b"", b"1 \xff\xfe a\n"])
-def test_refuses_files(path, content):
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (None, "No such file"),
+        (b"", "got none"),
+        (b"1 \xff\xfe a\n", "other bytes"),
+        (b"1 anna/0.wav anna/2.wav\n", "1 and 0"),
+        (b"0 anna/0.wav ben/1.wav\n", "0 and 1"),
+    ],
+)
+def test_refuses_files(path, content, value):
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(TrialError, match=str(path)):
+    with pytest.raises(TrialError, match=f"^{path}: .*{value}"):
         read_trials(path, IDS)
-
-
-def test_refuses_ids_that_are_not_distinct(path):
-    path.write_text("1 anna/0.wav anna/2.wav\n")
     with pytest.raises(TrialError, match="got duplicates"):
         read_trials(path, [*IDS, IDS[0]])
+
+
+@pytest.mark.parametrize(
+    ("lines", "where", "value"),
+    [
+        ("a b 1", "", "b a"),
+        ("a b 1\nb a 2\na b 1", ":3", "a b again"),
+        ("a b nan", ":1", "nan"),
+        ("a b x", ":1", "'a b x'"),
+        ("a 0.5", ":1", "'a 0.5'"),
+        ("", "", "none"),
+    ],
+)
+def test_refuses_scores(path, lines, where, value):
+    path.write_text(lines)
+    trials = Trials(np.array([0, 1]), np.array([1, 0]), np.array([True, True]))
+    with pytest.raises(TrialError) as refusal:
+        read_scores(path, trials, ["a", "b"])
+    assert str(refusal.value).startswith(f"{path}{where}: expected ")
+    assert str(refusal.value).endswith(f" {value}")
 
 
 def test_a_failed_write_keeps_the_old_file(path, monkeypatch):
