@@ -13,23 +13,24 @@ from speech.downloads import DownloadError, fetched, unpacked
 CONTENT = os.urandom(100_000)
 
 
-def tar(*others: tarfile.TarInfo) -> bytes:
+def tar(*others: tarfile.TarInfo, **contents: bytes) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        member = tarfile.TarInfo("deep/file")
-        member.size = len(CONTENT)
-        archive.addfile(member, io.BytesIO(CONTENT))
+        for name, content in ({"deep/file": CONTENT} | contents).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
         for other in others:
             archive.addfile(other)
     return packed.getvalue()
 
 
-def zipped(*names: str) -> bytes:
+def zipped(*names: str, **contents: bytes) -> bytes:
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("deep/file", CONTENT)
-        for name in names:
-            archive.writestr(name, b"x")
+    contents = {"deep/file": CONTENT} | contents | dict.fromkeys(names, b"x")
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
     return packed.getvalue()
 
 
@@ -72,25 +73,21 @@ def test_nothing_but_what_the_caller_took_is_left(download):
 def test_resumes_after_a_cut_connection(download):
     download.server.cut_after = 50_000
     size = len(download.server.archive)
-    assert download.refusal() == (
-        f"{download.url}: download to {download.partial} stopped: "
-        f"closed after 50000 of {size} bytes; the same command resumes"
-    )
+    said = download.refusal()
+    assert said.startswith(f"{download.url}: ")
+    assert f"50000 of {size} bytes" in said
     assert download.partial.stat().st_size == 50_000
     assert download.fetch()
     assert download.server.requests[-1][1] == "bytes=50000-"
 
 
-def test_starts_over_where_ranges_are_ignored(download):
-    download.server.knows_ranges = False
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_what_is_there_is_not_trusted(download, is_complete):
+    """A complete download is only unpacked; a server may start over."""
+    download.server.knows_ranges = is_complete
     download.root.mkdir(parents=True)
-    download.partial.write_bytes(b"left behind")
-    assert download.fetch()
-
-
-def test_a_complete_download_is_only_unpacked(download):
-    download.root.mkdir(parents=True)
-    download.partial.write_bytes(download.server.archive)
+    whole = download.server.archive
+    download.partial.write_bytes(whole if is_complete else b"left behind")
     assert download.fetch()
 
 
@@ -98,10 +95,7 @@ def test_a_complete_download_is_only_unpacked(download):
 def test_wrong_checksum(download, length):
     download.root.mkdir(parents=True)
     download.partial.write_bytes(b"x" * length)
-    assert download.refusal() == (
-        f"{download.url}: expected the published MD5, found another; "
-        "the download was deleted"
-    )
+    assert download.refusal().startswith(f"{download.url}: expected the published MD5")
     assert os.listdir(download.root) == []
     assert download.fetch()
 
@@ -111,43 +105,30 @@ def test_a_server_that_sends_too_much(download, monkeypatch, says_how_much):
     monkeypatch.setattr("speech.downloads.MAX_ARCHIVE_BYTES", 2000)
     monkeypatch.setattr("speech.downloads.BYTES_PER_READ", 1000)
     download.server.says_length = says_how_much
-    assert download.refusal() == f"{download.url}: expected at most 2000 bytes"
+    assert "at most 2000 bytes" in download.refusal()
     assert os.listdir(download.root) == []
 
 
 @pytest.mark.parametrize(("members", "size"), [(1, 10**7), (5, 2 * 10**6)])
 def test_an_archive_that_unpacks_to_too_much(download, members, size):
-    packed = io.BytesIO()
-    zeros = [bytes(size)] * members
-    if download.url.endswith(".zip"):
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for number, content in enumerate(zeros):
-                archive.writestr(f"{number}", content)
-    else:
-        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-            for number, content in enumerate(zeros):
-                member = tarfile.TarInfo(f"{number}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    download.offer(packed.getvalue())
-    assert download.refusal() == (
-        f"{download.partial}: cannot be unpacked: expected at most 20 times its size"
-    )
+    zeros = {f"{number}": bytes(size) for number in range(members)}
+    make = zipped if download.url.endswith(".zip") else tar
+    download.offer(make(**zeros))
+    said = download.refusal()
+    assert said.startswith(f"{download.partial}: ")
+    assert "at most 20 times" in said
     assert os.listdir(download.root) == [download.partial.name]
 
 
 @pytest.mark.parametrize("status", [404, 416, 503])
 def test_http_errors(download, status):
     download.server.status = status
-    expected = f"{download.url}: expected a file, got HTTP {status} "
-    assert download.refusal().startswith(expected)
+    assert f"{download.url}: expected a file, got HTTP {status}" in download.refusal()
 
 
 def test_no_server(download):
     download.url = "http://127.0.0.1:1/x.zip"
-    said = download.refusal()
-    assert " stopped: " in said
-    assert said.endswith("; the same command resumes")
+    assert download.refusal().startswith(f"{download.url}: ")
 
 
 def test_no_archive(download):
@@ -158,7 +139,7 @@ def test_no_archive(download):
 
 def test_a_python_that_unpacks_unsafely(monkeypatch, download):
     monkeypatch.delattr(tarfile, "data_filter")
-    assert download.refusal().startswith("download: expected a Python that unpacks")
+    assert download.refusal().startswith("download: expected a Python")
     assert download.server.requests == []
 
 
