@@ -1,7 +1,6 @@
 """The criteria against hand-computed cases, the papers and other libraries."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch.nn.functional as F
 from pytorch_metric_learning import losses as reference
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.parameter_files import load_parameters
 from losses import (
     AngularMarginLoss,
     ArcFaceLoss,
@@ -23,21 +21,30 @@ from losses import (
 )
 
 B, E, S = 12, 8, 5
-ANGULAR = [(ArcFaceLoss, 0.2), (CosFaceLoss, 0.2), (SphereFaceLoss, 1.5)]
-NAMES = ["cross_entropy", "arcface", "cosface", "sphereface", "ge2e"]
 SPEAKERS = torch.arange(B) % 4
+KINDS = {
+    "cross_entropy": CrossEntropyLoss,
+    "arcface": ArcFaceLoss,
+    "cosface": CosFaceLoss,
+    "sphereface": SphereFaceLoss,
+    "ge2e": GE2ELoss,
+}
+MARGINS = {ArcFaceLoss: 0.2, CosFaceLoss: 0.2, SphereFaceLoss: 1.5}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(1)
+@pytest.fixture(params=KINDS)
+def criterion(request, shipped) -> torch.nn.Module:
+    return build_loss(shipped(f"loss.name={request.param}").loss, E, S)
 
 
-def build(name: str) -> torch.nn.Module:
-    parameters = load_parameters(
-        Path(__file__).parents[1] / "parameters.yml", overrides=[f"loss.name={name}"]
-    )
-    return build_loss(parameters.loss, E, S)
+@pytest.fixture(params=MARGINS, ids=lambda kind: kind.__name__)
+def angular(request) -> AngularMarginLoss:
+    return request.param(E, S, 30, MARGINS[request.param])
+
+
+@pytest.fixture
+def embeddings() -> torch.Tensor:
+    return torch.randn(B, E)
 
 
 def at_angles(angles: torch.Tensor) -> torch.Tensor:
@@ -56,44 +63,26 @@ def in_the_plane(kind: type, scale: float, margin: float) -> AngularMarginLoss:
 # What is built
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("cross_entropy", CrossEntropyLoss),
-        ("arcface", ArcFaceLoss),
-        ("cosface", CosFaceLoss),
-        ("sphereface", SphereFaceLoss),
-        ("ge2e", GE2ELoss),
-    ],
-)
-def test_parameters_choose_the_criterion(name, kind):
-    criterion = build(name)
-    assert type(criterion) is kind
+@pytest.mark.parametrize("name", KINDS)
+def test_parameters_choose_the_criterion(shipped, name):
+    criterion = build_loss(shipped(f"loss.name={name}").loss, E, S)
+    assert type(criterion) is KINDS[name]
     if isinstance(criterion, AngularMarginLoss):
-        assert criterion.scale == 30
-        margins = {"arcface": 0.3, "cosface": 0.2, "sphereface": 1.5}
-        assert criterion.margin == margins[name]
+        margin = {"arcface": 0.3, "cosface": 0.2, "sphereface": 1.5}[name]
+        assert (criterion.scale, criterion.margin) == (30, margin)
         assert list(criterion.state_dict()) == ["classifier.weight"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_output_shapes(name):
-    loss, predictions = build(name)(torch.randn(B, E), SPEAKERS)
-    assert loss.shape == ()
-    assert loss.dtype == torch.float32
-    assert predictions.shape == (B,)
-    assert predictions.dtype == torch.int64
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_never_waits_for_the_device(name):
+@pytest.mark.parametrize("name", KINDS)
+def test_never_waits_for_the_device(shipped, name):
+    p = shipped(f"loss.name={name}").loss
     with FakeTensorMode():  # tensors without values: looking at one raises
-        criterion = build(name)
+        criterion = build_loss(p, E, S)
         embeddings = torch.randn(B, E, requires_grad=True)
         loss, predictions = criterion(embeddings, torch.arange(B) % 4)
         loss.backward()
-    assert loss.shape == ()
-    assert predictions.shape == (B,)
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    assert (predictions.shape, predictions.dtype) == ((B,), torch.int64)
 
 
 # Values
@@ -120,9 +109,8 @@ def test_hand_computed_at_60_degrees(kind, margin, target):
     assert logits.tolist() == pytest.approx([5, 10 * other], rel=1e-12)
 
 
-def test_cross_entropy_is_that_of_torch():
+def test_cross_entropy_is_that_of_torch(embeddings):
     criterion = CrossEntropyLoss(E, S)
-    embeddings = torch.randn(B, E)
     loss, predictions = criterion(embeddings, SPEAKERS)
     weight, bias = criterion.classifier.weight, criterion.classifier.bias
     logits = embeddings @ weight.T + bias
@@ -214,7 +202,7 @@ def test_ge2e_defines_the_only_utterance_of_a_speaker():
 # The margin
 
 
-@pytest.mark.parametrize("kind", [ArcFaceLoss, CosFaceLoss, SphereFaceLoss])
+@pytest.mark.parametrize("kind", MARGINS)
 @pytest.mark.parametrize("margin", [0.0, 0.2, 0.5, 1.0, 1.5, 2.7, 4.0])
 def test_target_decreases_from_0_to_pi(kind, margin):
     angles = torch.linspace(0, math.pi, 100_001, dtype=torch.float64)
@@ -235,45 +223,37 @@ def test_continuation_meets_cosine_in_value_and_slope():
     assert slopes.max() < 0
 
 
-@pytest.mark.parametrize(("kind", "margin"), ANGULAR)
-def test_margin_share_scales_the_margin(kind, margin):
-    embeddings = torch.randn(B, E)
-    criterion = kind(E, S, 30, margin)
-    full = criterion(embeddings, SPEAKERS).loss
-    criterion.ramp = 1.0
-    criterion.schedule(0.5)
-    half = criterion(embeddings, SPEAKERS).loss
-    criterion.schedule(0)
-    none = criterion(embeddings, SPEAKERS).loss
-    assert criterion.eval()(embeddings, SPEAKERS).loss == full
+def test_margin_share_scales_the_margin(angular, embeddings):
+    full = angular(embeddings, SPEAKERS).loss
+    angular.ramp = 1.0
+    angular.schedule(0)
+    none = angular(embeddings, SPEAKERS).loss
+    angular.schedule(0.5)
+    half = angular(embeddings, SPEAKERS).loss
     assert none < half < full
-    plain = F.cross_entropy(criterion.logits(embeddings), SPEAKERS)
+    plain = F.cross_entropy(angular.logits(embeddings), SPEAKERS)
     torch.testing.assert_close(none, plain, rtol=1e-5, atol=1e-5)
-    halved = kind(E, S, 30, 1.25 if kind is SphereFaceLoss else margin / 2)
-    criterion.schedule(0.5)
-    assert criterion.scheduled() == {"margin": pytest.approx(halved.margin)}
-    halved.load_state_dict(criterion.state_dict())
+    least = 1.0 if isinstance(angular, SphereFaceLoss) else 0.0
+    halved = type(angular)(E, S, 30, (least + angular.margin) / 2)
+    assert angular.scheduled() == {"margin": pytest.approx(halved.margin)}
+    halved.load_state_dict(angular.state_dict())
     torch.testing.assert_close(half, halved(embeddings, SPEAKERS).loss)
+    assert angular.eval()(embeddings, SPEAKERS).loss == full
 
 
-@pytest.mark.parametrize(("kind", "margin"), ANGULAR)
-def test_lengths_do_not_matter(kind, margin):
-    criterion = kind(E, S, 30, margin)
-    embeddings = torch.randn(B, E)
-    loss = criterion(embeddings, SPEAKERS).loss
-    criterion.classifier.weight.data *= torch.rand(S, 1) * 9 + 0.1
-    scaled = criterion(embeddings * (torch.rand(B, 1) * 9 + 0.1), SPEAKERS).loss
+def test_lengths_do_not_matter(angular, embeddings):
+    loss = angular(embeddings, SPEAKERS).loss
+    angular.classifier.weight.data *= torch.rand(S, 1) * 9 + 0.1
+    scaled = angular(embeddings * (torch.rand(B, 1) * 9 + 0.1), SPEAKERS).loss
     torch.testing.assert_close(scaled, loss)
 
 
 # Gradients
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_those_of_finite_differences(name):
-    criterion = build(name).double()
-    embeddings = torch.randn(B, E, dtype=torch.float64, requires_grad=True)
-    weights = dict(criterion.named_parameters())
+def test_gradients_are_those_of_finite_differences(criterion, embeddings):
+    embeddings = embeddings.double().requires_grad_()
+    weights = dict(criterion.double().named_parameters())
 
     def loss(embeddings, *values):
         return torch.func.functional_call(
@@ -283,26 +263,22 @@ def test_gradients_are_those_of_finite_differences(name):
     assert torch.autograd.gradcheck(loss, (embeddings, *weights.values()))
 
 
-@pytest.mark.parametrize(("kind", "margin"), ANGULAR)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_are_bounded_at_and_near_0_and_pi(kind, margin, dtype):
-    criterion = kind(E, S, 30, margin).to(dtype)
-    own = criterion.classifier.weight.detach()[SPEAKERS]
-    for sign in (1, -1):
-        for distance in (0, 1e-12, 1e-7, 1e-4):
-            embeddings = F.normalize(sign * own + distance * torch.randn_like(own))
-            embeddings.requires_grad_()
-            criterion.zero_grad()
-            loss = criterion(embeddings, SPEAKERS).loss
-            loss.backward()
-            assert loss.isfinite()
-            assert embeddings.grad.norm(dim=1).max() < 30 * 2 * 1.5 / B
-            assert criterion.classifier.weight.grad.isfinite().all()
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("distance", [0, 1e-12, 1e-7, 1e-4])
+def test_gradients_are_bounded_at_and_near_0_and_pi(angular, dtype, sign, distance):
+    weight = angular.to(dtype).classifier.weight
+    targets = weight.detach()[SPEAKERS]
+    embeddings = F.normalize(sign * targets + distance * torch.randn_like(targets))
+    embeddings.requires_grad_()
+    loss = angular(embeddings, SPEAKERS).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert embeddings.grad.norm(dim=1).max() < 30 * 2 * 1.5 / B
+    assert weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_zero_and_equal_embeddings_are_finite(name):
-    criterion = build(name)
+def test_zero_and_equal_embeddings_are_finite(criterion):
     for embeddings in (torch.zeros(B, E), torch.ones(B, E)):
         embeddings.requires_grad_()
         loss = criterion(embeddings, SPEAKERS).loss
@@ -320,10 +296,7 @@ def test_angles_are_exact_where_arccos_is_not():
 # Laws
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_order_of_the_batch_does_not_matter(name):
-    criterion = build(name)
-    embeddings = torch.randn(B, E)
+def test_order_of_the_batch_does_not_matter(criterion, embeddings):
     order = torch.randperm(B)
     loss, predictions = criterion(embeddings, SPEAKERS)
     permuted, permuted_predictions = criterion(embeddings[order], SPEAKERS[order])
@@ -331,10 +304,8 @@ def test_order_of_the_batch_does_not_matter(name):
     assert torch.equal(permuted_predictions, predictions[order])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_float32_whatever_the_precision_around(name):
-    criterion = build(name)
-    embeddings = torch.randn(B, E).bfloat16()
+def test_float32_whatever_the_precision_around(criterion, embeddings):
+    embeddings = embeddings.bfloat16()
     expected, _ = criterion(embeddings.float(), SPEAKERS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = criterion(embeddings, SPEAKERS)
@@ -345,9 +316,7 @@ def test_float32_whatever_the_precision_around(name):
     assert torch.equal(loss, expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_learns_the_right_speakers(name):
-    criterion = build(name)
+def test_learns_the_right_speakers(criterion):
     speakers = torch.arange(B) % S
     means = torch.randn(S, E)
     encoder = torch.nn.Linear(E, E)
@@ -364,11 +333,11 @@ def test_learns_the_right_speakers(name):
     assert torch.equal(predictions, speakers)
 
 
-@pytest.mark.parametrize(("kind", "margin"), ANGULAR)
-def test_gradients_of_large_batches_are_the_same_every_time(kind, margin):
+@pytest.mark.parametrize("kind", MARGINS)
+def test_gradients_of_large_batches_are_the_same_every_time(kind):
     num_threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    criterion = kind(192, 20, 30.0, margin)
+    criterion = kind(192, 20, 30.0, MARGINS[kind])
     embeddings, speakers = torch.randn(260, 192), torch.randint(20, (260,))
     found = []
     for _ in range(50):
