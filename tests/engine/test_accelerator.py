@@ -15,34 +15,23 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import transforms
-from dataset import TrainingBatches, prepare
-from engine.optimizers import build_optimizer
-from runs.resuming import State
-from runs.speaker_model import build_model
+from conftest import CPU, Steps
 from speech.packs import SoundBank
-from speech.surroundings import load_surroundings
-from train import training_step
-from transforms import Augmentation
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-CHANGES = (
-    "augmentation.speed.probability=0.5",
-    "augmentation.reverberation.probability=0.5",
-    "augmentation.noise.probability=0.5",
-)
+CUDA = torch.device("cuda", 0)
+CHANGES = [
+    f"augmentation.{n}.probability=0.5" for n in ("speed", "reverberation", "noise")
+]
 
 
-def test_resident_clips_are_cut_like_those_in_memory():
+def test_resident_sounds_are_cut_like_those_in_memory():
     samples = torch.randint(-(2**15), 2**15, (1000,), dtype=torch.int16)
-    clips = SoundBank(samples, [0, 400, 450], [400, 50, 550], CPU)
-    chosen, places = np.array([2, 1, 0, 1]), np.array([0.99, 0.3, 0.5, 0.0])
-    found = {}
-    for clips.resident in (False, True):
-        found[clips.resident] = (
-            clips.cut(chosen, places, 120),
-            clips.whole(chosen, 120),
-        )
-    assert all(map(torch.equal, *found.values()))
+    bank = SoundBank(samples, [0, 400, 450], [400, 50, 550], CPU)
+    chosen, positions = np.array([2, 1, 0, 1]), np.array([0.99, 0.3, 0.5, 0.0])
+    pieces = []
+    for bank.resident in (False, True):
+        pieces.append((bank.cut(chosen, positions, 120), bank.whole(chosen, 120)))
+    assert all(map(torch.equal, *pieces))
 
 
 @pytest.fixture
@@ -59,14 +48,13 @@ def claims_to_be_on_a_gpu(monkeypatch) -> FakeTensorMode:
 
         return wrapped
 
-    real_numpy = torch.Tensor.numpy
     for place, name in (
         (torch, "rand"),
         (torch, "randint"),
         (transforms, "_draw_rows"),
+        (torch.Tensor, "numpy"),
     ):
         monkeypatch.setattr(place, name, really(getattr(place, name)))
-    monkeypatch.setattr(torch.Tensor, "numpy", really(real_numpy))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     return FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -75,26 +63,19 @@ def claims_to_be_on_a_gpu(monkeypatch) -> FakeTensorMode:
 def test_nothing_from_crop_to_loss_leaves_the_device(
     miniature, claims_to_be_on_a_gpu, loss
 ):
-    p = miniature(*CHANGES, f"loss.name={loss}")
-    splits = prepare(p.dataset, p.front_end)
-    model = build_model(p, splits.speakers, {"": "digest"}, CPU).train()
-    augmentation, batches = (
-        Augmentation(
-            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
-        ).to(CPU),
-        TrainingBatches(splits, p, CPU),
-    )
+    steps = Steps.of(miniature(*CHANGES, f"loss.name={loss}"))
+    model, augmentation, batches = steps.state.model, steps.augmentation, steps.batches
     with claims_to_be_on_a_gpu as mode:
         for module in (model, augmentation):
             module.to(CUDA)
         batches.device = CUDA
-        for clips in (
+        for bank in (
             batches.bank,
             augmentation.reverberation.responses,
             augmentation.noise.recordings,
         ):
-            clips.samples = mode.from_tensor(clips.samples).to(CUDA)
-            clips.device, clips.resident = CUDA, True
+            bank.samples = mode.from_tensor(bank.samples).to(CUDA)
+            bank.device, bank.resident = CUDA, True
         for batch in itertools.islice(batches.epoch(0), 2):
             waveforms = augmentation(batch.waveforms, batch.crop)
             features, _ = model.front_end(waveforms)
@@ -117,24 +98,12 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "muon"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_waits_for_nothing(miniature, optimizer, accumulation):
-    p = miniature(
-        *CHANGES,
-        f"training.optimizer.name={optimizer}",
-        f"training.accumulation={accumulation}",
-    )
-    splits = prepare(p.dataset, p.front_end)
-    model = build_model(p, splits.speakers, {"": "digest"}, CPU).train()
-    state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
-    augmentation, rows = (
-        Augmentation(
-            p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
-        ).to(CPU),
-        [],
-    )
-    batches = list(TrainingBatches(splits, p, CPU).epoch(0))[:2]
+    chosen = f"training.optimizer.name={optimizer}"
+    accumulated = f"training.accumulation={accumulation}"
+    steps = Steps.of(miniature(*CHANGES, chosen, accumulated))
+    batches = list(steps.batches.epoch(0))[:2]
     with NoWaiting():
-        for batch in batches:
-            rows.append(training_step(state, model.encoder, augmentation, batch, 10))
+        readings = [steps.take(batch) for batch in batches]
         with pytest.raises(AssertionError):
-            rows[0][0].item()  # so this would have been noticed
-    assert all(row.loss.isfinite() and row.gradient_norm.isfinite() for row in rows)
+            readings[0].loss.item()  # so this would have been noticed
+    assert all(r.loss.isfinite() and r.gradient_norm.isfinite() for r in readings)
