@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from verification.metrics import rates_at, threshold_for
 from verification.scoring import Calibration
@@ -25,6 +24,8 @@ def calibrate(
     Targets and non-targets have equal weight, and so have the corpora. The threshold is
     the lowest whose false-alarm rate, averaged over the corpora, is at most this.
     """
+    from sklearn.linear_model import LogisticRegression  # takes a second
+
     scores, targets = map(np.concatenate, zip(*corpora, strict=True))
     weights = np.concatenate(
         [np.where(t, 1 / t.sum(), 1 / (~t).sum()) for _, t in corpora]
