@@ -1,46 +1,48 @@
-"""Audio-seconds embedded per second: ours, and NeMo's batched call on the same model.
+"""Measure audio-seconds embedded per second, by ours and by NeMo's batched call.
 
     python benchmarks/embed.py [--against nemo] \
         dataset.name=librispeech dataset.root=DATA
 
 Both begin with the files of the test's utterances, whole, and end with an embedding of
-each. The model is TitaNet-S with fresh weights, which NeMo has from an exported `.nemo`
-file. Figures are medians of the rounds, each of which runs both.
+each. The model is TitaNet-S with fresh weights, which NeMo reads from an exported
+`.nemo` file. Figures are medians of the rounds, each of which runs both.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import soundfile
 import torch
+from timing import as_nemos, nemo_is_installed, take_turns
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from dataset import UtteranceBatches
 from engine.devices import choose_device, keep_freed_memory
 from engine.parameter_files import SHIPPED, load_parameters
-from errors import UserError
-from exchange.nemo_files import save_nemo
+from errors import run_command
 from runs.speaker_model import SpeakerModel, build_model, embed
 from speech.corpora import utterances
 from speech.packs import pack
 from speech.utterances import Utterance
 
-ROUNDS, NEMOS_BATCH = 7, 32  # utterances, NeMo's own choice
+ROUNDS = 7
+NEMOS_BATCH_SIZE = 32  # utterances, NeMo's own choice
 
 
 def our_way(
     model: SpeakerModel, corpus: list[Utterance], device: torch.device, folder: Path
 ) -> Callable[[], None]:
-    """Decode into a new pack, then embed in batches alike in length."""
+    """Return the call that decodes into a new pack, then embeds in batches of similar
+    length."""
     config = model.config
 
     def run() -> None:
@@ -48,8 +50,7 @@ def our_way(
             packed = pack(corpus, Path(new) / "pack", config.front_end.sample_rate)
             indices = range(len(packed.entries))
             seconds = config.evaluation.batch_seconds
-            batches = UtteranceBatches(packed, indices, seconds, device)
-            embed(model, batches)
+            embed(model, UtteranceBatches(packed, indices, seconds, device))
 
     return run
 
@@ -57,15 +58,8 @@ def our_way(
 def nemos_way(
     model: SpeakerModel, corpus: list[Utterance], device: torch.device, folder: Path
 ) -> Callable[[], None]:
-    """`batch_inference` over a manifest of the files."""
-    from nemo.collections.asr.models import EncDecSpeakerLabelModel
-    from nemo.utils import logging
-
-    logging.setLevel(logging.ERROR)
-    save_nemo(folder / "model.nemo", model)
-    nemo = EncDecSpeakerLabelModel.restore_from(
-        str(folder / "model.nemo"), map_location=device
-    )
+    """Return the call of `batch_inference` over a manifest of the files."""
+    nemo = as_nemos(model, device)
     manifest = folder / "manifest.json"
     lines = [
         json.dumps(
@@ -78,11 +72,40 @@ def nemos_way(
         for utterance in corpus
     ]
     manifest.write_text("\n".join(lines))
+    return lambda: nemo.batch_inference(
+        str(manifest), NEMOS_BATCH_SIZE, device=device.type
+    )
 
-    def run() -> None:
-        nemo.batch_inference(str(manifest), NEMOS_BATCH, device=device.type)
 
-    return run
+def measure(overrides: Sequence[str], against_nemo: bool) -> dict:
+    """Return the audio-seconds per second of each way, and what was embedded."""
+    parameters = load_parameters(SHIPPED, overrides=overrides)
+    device = choose_device(parameters.training, parameters.model)
+    corpus = [u for u in utterances(parameters.dataset) if u.split == "test"]
+    model = build_model(parameters, ["a", "b"], {"": "none"}, device).eval()
+    builders = {"ours": our_way}
+    if against_nemo and nemo_is_installed():
+        builders["nemo"] = nemos_way
+    with tempfile.TemporaryDirectory() as name, redirect_stderr(StringIO()):
+        folder = Path(name)
+        packed = pack(corpus, folder / "pack", parameters.front_end.sample_rate)
+        audio = len(packed.samples) / packed.sample_rate
+        ways = {
+            name: build(model, corpus, device, folder)
+            for name, build in builders.items()
+        }
+        _, times = take_turns(ways, ROUNDS)
+    report = {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "utterances": len(packed.entries),
+        "audio_seconds": audio,
+        "audio_seconds_per_second": {k: audio / median(v) for k, v in times.items()},
+    }
+    if "nemo" in times:
+        ratios = np.divide(times["nemo"], times["ours"])
+        report["times_nemos_speed"] = float(np.median(ratios))
+    return report
 
 
 def main() -> int:
@@ -92,51 +115,14 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
     keep_freed_memory()
-    builders = {"ours": our_way}
-    if options.against == "nemo":
-        try:
-            import nemo.collections.asr  # noqa: F401
 
-            builders["nemo"] = nemos_way
-        except ImportError:
-            print("NeMo is not installed here: without it")
-    try:
-        parameters = load_parameters(SHIPPED, overrides=options.overrides)
-        device = choose_device(parameters.training, parameters.model)
-        corpus = [u for u in utterances(parameters.dataset) if u.split == "test"]
-        model = build_model(parameters, ["a", "b"], {"": "none"}, device).eval()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    with tempfile.TemporaryDirectory() as name, redirect_stderr(StringIO()):
-        folder = Path(name)
-        packed = pack(corpus, folder / "pack", parameters.front_end.sample_rate)
-        audio = len(packed.samples) / packed.sample_rate
-        ways = {
-            name: build(model, corpus, device, folder)
-            for name, build in builders.items()
-        }
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(-1, ROUNDS):  # the first round warms up
-            for name, run in ways.items():
-                began = time.perf_counter()
-                run()
-                if number >= 0:
-                    times[name].append(time.perf_counter() - began)
-    report = {
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "utterances": len(packed.entries),
-        "audio_seconds": audio,
-        "audio_seconds_per_second": {k: audio / median(v) for k, v in times.items()},
-    }
-    if "nemo" in times:
-        pairs = zip(times["nemo"], times["ours"], strict=True)
-        report["times_nemos_speed"] = median(theirs / ours for theirs, ours in pairs)
-    for way, speed in report["audio_seconds_per_second"].items():
-        print(f"{way:8}{speed:8.0f} audio s/s")
-    print(json.dumps(report))
-    return 0
+    def command() -> None:
+        report = measure(options.overrides, options.against == "nemo")
+        for way, speed in report["audio_seconds_per_second"].items():
+            print(f"{way:8}{speed:8.0f} audio s/s")
+        print(json.dumps(report))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a GPU makes of training: audio seconds a second, shares of its peaks, a profile.
+"""Measure training on a GPU: audio-seconds per second, share of its peak, a profile.
 
     python benchmarks/gpu.py OUT [--sizes s m l] [--ways eager compiled]
         [--overrides key=value ...]
 
-On a corpus of the shape of LibriSpeech's 100 hours (251 speakers, 28,539 utterances),
-whose samples are noise made on the device: what is measured does not depend on them.
-Everything of a training step is included, from cutting the crops to the optimizer.
+The corpus has the shape of LibriSpeech's 100 hours (251 speakers, 28,539 utterances).
+Its samples are noise made on the device; the speed does not depend on them. Whole
+training steps are timed, from cutting the crops to the optimizer.
 Writes OUT/gpu.json after each measurement, and OUT/<size>-<way>.txt, a profile.
 """
 
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ from dataset import Splits, TrainingBatches
 from engine.devices import choose_device
 from engine.optimizers import build_optimizer
 from engine.parameter_files import SHIPPED, load_parameters
-from errors import UserError
+from errors import run_command
 from models import FLOP_PER_PRODUCT, build_encoder
 from parameters import Parameters
 from runs.resuming import State
@@ -53,13 +53,13 @@ WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all that the device has been given to do."""
+    """Wait until the device has done all that it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
 
 def make_corpus(parameters: Parameters, device: torch.device, scale: float) -> Splits:
-    """Utterances of equal length, all for training, `scale` times as many."""
+    """Return utterances of equal length, all for training, `scale` times as many."""
     count = round(NUM_UTTERANCES * scale)
     size = round(HOURS * 3600 / NUM_UTTERANCES * parameters.front_end.sample_rate)
     samples = torch.randint(
@@ -76,7 +76,7 @@ def make_corpus(parameters: Parameters, device: torch.device, scale: float) -> S
 
 
 def peaks(device: torch.device) -> dict[str, float]:
-    """What the device reaches: bfloat16 matrix products, and copies, read and write."""
+    """Return the rates of bfloat16 matrix products, and of copies, read and write."""
     size = 8192 if device.type == "cuda" else 512
     a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
     block = torch.empty(size * size * 16, dtype=torch.uint8, device=device)
@@ -99,11 +99,9 @@ def peaks(device: torch.device) -> dict[str, float]:
 
 
 def flop_per_second_of_audio(parameters: Parameters) -> float:
-    """Of the encoder's matrix products, forward and backward."""
-    encoder, frames = (
-        build_encoder(parameters.model, parameters.front_end.num_mels),
-        200,
-    )
+    """Return the operations of the encoder's matrix products, forward and backward."""
+    encoder = build_encoder(parameters.model, parameters.front_end.num_mels)
+    frames = 200
     flop = FLOP_PER_PRODUCT * encoder.products(frames)
     return flop / (frames * parameters.front_end.hop_seconds)
 
@@ -111,7 +109,7 @@ def flop_per_second_of_audio(parameters: Parameters) -> float:
 def measure(
     parameters: Parameters, splits: Splits, device: torch.device, way: str, path: Path
 ) -> dict[str, float]:
-    """The speed of whole training steps; their profile goes to `path`."""
+    """Return the speed of whole training steps; write their profile to `path`."""
     torch._dynamo.reset()
     model = build_model(parameters, splits.speakers, {"": "noise"}, device).train()
     optimizer_parameters = parameters.training.optimizer
@@ -128,7 +126,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
 
     def run(num_steps: int) -> tuple[float, float]:
-        """Seconds of audio and of the clock."""
+        """Return the seconds of audio and of the clock."""
         audio, began = 0.0, time.perf_counter()
         for batch in itertools.islice(stream, num_steps):
             training_step(state, encoder, augmentation, batch, 10**6)
@@ -165,6 +163,30 @@ def measure(
     }
 
 
+def measure_all(options: argparse.Namespace) -> None:
+    """Measure each size in each way."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = load_parameters(SHIPPED, overrides=options.overrides)
+    device = choose_device(base.training, base.model)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    report = {"device": name, "overrides": options.overrides, **peaks(device)}
+    print(report)
+    splits = make_corpus(base, device, options.scale)
+    crop_seconds = mean(base.model.crop_seconds)
+    for size, way in itertools.product(options.sizes, options.ways):
+        overrides = [*options.overrides, f"model.titanet.size={size}"]
+        parameters = load_parameters(SHIPPED, overrides=overrides)
+        path = options.out / f"{size}-{way}.txt"
+        one = measure(parameters, splits, device, way, path)
+        speed = one["audio_seconds_per_second"]
+        flop = flop_per_second_of_audio(parameters) * speed
+        one["share_of_matrix_peak"] = flop / report["matrix_flop_per_second"]
+        one["seconds_for_75_epochs"] = 75 * NUM_UTTERANCES * crop_seconds / speed
+        report[f"{size} {way}"] = one
+        print(f"{size} {way}", json.dumps(one), flush=True)
+        (options.out / "gpu.json").write_text(json.dumps(report, indent=2))
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -174,38 +196,7 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="of the corpus")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="key=value")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    try:
-        base = load_parameters(SHIPPED, overrides=options.overrides)
-        device = choose_device(base.training, base.model)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    report = {"device": name, "overrides": options.overrides, **peaks(device)}
-    print(report)
-    splits = make_corpus(base, device, options.scale)
-    for size, way in itertools.product(options.sizes, options.ways):
-        overrides = [*options.overrides, f"model.titanet.size={size}"]
-        parameters = load_parameters(SHIPPED, overrides=overrides)
-        one = measure(
-            parameters, splits, device, way, options.out / f"{size}-{way}.txt"
-        )
-        flop = flop_per_second_of_audio(parameters) * one["audio_seconds_per_second"]
-        one["share_of_matrix_peak"] = flop / report["matrix_flop_per_second"]
-        one["seconds_for_75_epochs"] = (
-            75
-            * NUM_UTTERANCES
-            * (
-                sum(parameters.model.crop_seconds)
-                / len(parameters.model.crop_seconds)
-                / one["audio_seconds_per_second"]
-            )
-        )
-        report[f"{size} {way}"] = one
-        print(f"{size} {way}", json.dumps(one), flush=True)
-        (options.out / "gpu.json").write_text(json.dumps(report, indent=2))
-    return 0
+    return run_command(lambda: measure_all(options))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ONNX file of the released encoder: its speed, and what sherpa-onnx makes of it.
+"""Measure the released encoder's ONNX file: its speed, and its use by sherpa-onnx.
 
     python benchmarks/onnx_file.py PEOPLE [assets/onnx.json]
 
@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -21,10 +21,12 @@ import onnxruntime
 import sherpa_onnx
 import torch
 from numpy.typing import NDArray
+from timing import take_turns
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from errors import UserError
+from errors import run_command
 from exchange.onnx_files import INPUTS, OUTPUTS, save_onnx
 from recognition.people import read_people
 from runs.speaker_model import SpeakerModel
@@ -38,7 +40,8 @@ SHAPES = ((1, 1.0), (1, 3.0), (1, 10.0), (16, 3.0))  # utterances, seconds
 
 
 def speed(file: Path, model: SpeakerModel) -> dict[str, dict[str, float]]:
-    """Seconds of a pass by each program, and onnxruntime's share of torch's."""
+    """Return the seconds of a pass by each program, and onnxruntime's share of
+    torch's."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options)
@@ -48,23 +51,24 @@ def speed(file: Path, model: SpeakerModel) -> dict[str, dict[str, float]]:
         features = torch.randn(batch_size, model.config.front_end.num_mels, count)
         frames = torch.full((batch_size,), count)
         inputs = dict(zip(INPUTS, (features.numpy(), frames.numpy()), strict=True))
-        times: dict[str, list[float]] = {"torch": [], "onnxruntime": []}
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
+
+        def by_torch(features: Tensor = features, frames: Tensor = frames) -> None:
             with torch.inference_mode():
                 model.encoder(model.front_end.normalise(features, frames), frames)
-            between = time.perf_counter()
-            session.run(OUTPUTS, inputs)
-            times["torch"].append(between - began)
-            times["onnxruntime"].append(time.perf_counter() - between)
+
+        ways = {
+            "torch": by_torch,
+            "onnxruntime": lambda inputs=inputs: session.run(OUTPUTS, inputs),
+        }
+        _, times = take_turns(ways, ROUNDS)
         ratios = np.divide(times["onnxruntime"], times["torch"])
-        seconds = {name: median(of) for name, of in times.items()}
+        seconds = {name: median(of_way) for name, of_way in times.items()}
         speeds[f"{batch_size} x {duration:g} s"] = seconds | {"ratio": median(ratios)}
     return speeds
 
 
 def by_sherpa(file: Path, clips: list[NDArray[np.float32]], rate: int) -> NDArray:
-    """Unit vectors of clips by sherpa-onnx, [U, E]."""
+    """Return unit vectors [U, E] of clips by sherpa-onnx."""
     config = sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(file))
     extractor = sherpa_onnx.SpeakerEmbeddingExtractor(config)
     vectors = []
@@ -76,51 +80,56 @@ def by_sherpa(file: Path, clips: list[NDArray[np.float32]], rate: int) -> NDArra
     return np.array(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def measure(people: Mapping[str, Sequence[Path]]) -> dict:
+    """Return differences and error rates on people's clips, and speeds."""
+    voices = Voices.load()
+    rate = voices.sample_rate
+    clips = [(name, file) for name, of in people.items() for file in of[:NUM_CLIPS]]
+    names, files = np.array([n for n, _ in clips]), [file for _, file in clips]
+    waveforms = [
+        load_recording(file, rate).samples.astype(np.float32) / FULL_SCALE
+        for file in files
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        speech = torch.from_numpy(np.concatenate(waveforms)[: 60 * rate])
+        agreement = save_onnx(file, voices.model, voices.digest, speech)
+        vectors = by_sherpa(file, waveforms, rate), voices.embed(files)
+        speeds = speed(file, voices.model)
+    first, second = np.triu_indices(len(files), 1)
+    targets = names[first] == names[second]
+    eers = [equal_error_rate((v @ v.T)[first, second], targets) for v in vectors]
+    cosines = (vectors[0] * vectors[1]).sum(1)
+    return {
+        "encoder": voices.digest,
+        "largest_difference": agreement.largest_difference,
+        "smallest_cosine": agreement.smallest_cosine,
+        "sherpa": {
+            "num_clips": len(files),
+            "mean_cosine": float(cosines.mean()),
+            "smallest_cosine": float(cosines.min()),
+            "eer": eers[0],
+            "own_eer": eers[1],
+        },
+        "threads": torch.get_num_threads(),
+        "speed": speeds,
+    }
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("people", type=Path, metavar="PEOPLE")
     parser.add_argument("out", type=Path, nargs="?", help="JSON; default: printed only")
     options = parser.parse_args()
-    try:
-        voices = Voices.load()
-        people = read_people([str(options.people)])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    rate = voices.sample_rate
-    files = [file for of in people.values() for file in of[:NUM_CLIPS]]
-    names = np.repeat(list(people), [len(of[:NUM_CLIPS]) for of in people.values()])
-    clips = [load_recording(f, rate).samples.astype(np.float32) for f in files]
-    clips = [samples / FULL_SCALE for samples in clips]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        speech = torch.from_numpy(np.concatenate(clips)[: 60 * rate])
-        agreement = save_onnx(file, voices.model, voices.digest, speech)
-        vectors = by_sherpa(file, clips, rate), voices.embed(files)
-        first, second = np.triu_indices(len(files), 1)
-        targets = names[first] == names[second]
-        eers = [equal_error_rate((v @ v.T)[first, second], targets) for v in vectors]
-        cosines = (vectors[0] * vectors[1]).sum(1)
-        report = {
-            "encoder": voices.digest,
-            "largest_difference": agreement.largest_difference,
-            "smallest_cosine": agreement.smallest_cosine,
-            "sherpa": {
-                "num_clips": len(files),
-                "mean_cosine": float(cosines.mean()),
-                "smallest_cosine": float(cosines.min()),
-                "eer": eers[0],
-                "own_eer": eers[1],
-            },
-            "threads": torch.get_num_threads(),
-            "speed": speed(file, voices.model),
-        }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
-    return 0
+
+    def command() -> None:
+        text = json.dumps(measure(read_people([str(options.people)])), indent=1)
+        print(text)
+        if options.out is not None:
+            options.out.write_text(text)
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

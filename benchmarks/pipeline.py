@@ -1,13 +1,12 @@
-"""From the packed corpus to normalised features: audio-seconds per second, plain and
-augmented, beside a loop over files.
+"""Measure audio-seconds per second from the pack to features, beside a loop over files.
 
     python benchmarks/pipeline.py dataset.name=librispeech dataset.root=DATA \
         augmentation.noise.root=DATA/noise augmentation.reverberation.root=DATA/rirs
 
-Augmented means speed, reverberation and noise at probability 0.5 each. The loop does
-for one file after the other what the batches do at once: it decodes the file and
-changes it by torchaudio's own functions. All three take turns within one process; the
-figures are medians of the rounds.
+Batches are read from the packed corpus, plain and augmented: speed, reverberation and
+noise at a probability of 0.5 each. The loop does the same to one file after the other,
+which it decodes and changes by torchaudio's own functions. All three take turns within
+one process. Figures are medians of the rounds.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from engine.parameter_files import (
     load_parameters,
     override_values,
 )
-from errors import UserError
+from errors import run_command
 from parameters import Parameters
 from speech.corpora import utterances
 from speech.surroundings import (
@@ -69,7 +68,7 @@ def batched(
     front_end: FrontEnd,
     epoch: int,
 ) -> tuple[float, Stopwatch]:
-    """Audio-seconds of an epoch, and where its time went."""
+    """Return the audio-seconds of an epoch, and where its time went."""
     audio, watch = 0.0, Stopwatch()
     for batch in batches.epoch(epoch):
         watch.lap("crops")
@@ -91,14 +90,14 @@ def batched(
 
 
 class FileLoop:
-    """One file after the other, as a data set's __getitem__ has it."""
+    """One file after the other, as in a data set's `__getitem__`."""
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
         augmentation = parameters.augmentation
         self.noise = [r.source for r in noise_recordings(augmentation.noise.root)]
         rooms = response_recordings(augmentation.reverberation.root, download=False)
-        self.rooms = [r.source for r in rooms]
+        self.rooms = [r.source.path for r in rooms]
         self.files = [
             u.source for u in utterances(parameters.dataset) if u.split != "test"
         ]
@@ -114,10 +113,11 @@ class FileLoop:
         )
 
     def _read(self, path: Path) -> torch.Tensor:
-        return torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None]
+        samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
+        return torch.from_numpy(samples[:, :1].T)  # the first channel, [1, N]
 
     def run(self, count: int, seed: int) -> float:
-        """Audio-seconds of so many files."""
+        """Decode and augment `count` files; return their audio-seconds."""
         augmentation, rng = self.parameters.augmentation, random.Random(seed)
         rate, audio = self.parameters.front_end.sample_rate, 0.0
         for path in rng.sample(self.files, count):
@@ -144,26 +144,20 @@ class FileLoop:
 
 
 def measure(parameters: Parameters, rounds: int, loop_files: int) -> dict:
-    """Audio-seconds per second of each way, and the parts' shares of the augmented."""
+    """Return audio-seconds per second of each way, and the shares of the augmented
+    batches' time."""
     kinds = ("speed", "reverberation", "noise")
-    splits, front_end = (
-        prepare(parameters.dataset, parameters.front_end),
-        FrontEnd(parameters.front_end).train(),
-    )
+    splits = prepare(parameters.dataset, parameters.front_end)
+    front_end = FrontEnd(parameters.front_end).train()
+    sample_rate = parameters.front_end.sample_rate
     ways = {}
     for name, probability in (("plain", 0), ("augmented", 0.5)):
         changes = [f"augmentation.{k}.probability={probability}" for k in kinds]
-        overridden = check_parameters(override_values(parameters.as_dict(), changes))
-        ways[name] = (
-            TrainingBatches(splits, overridden, CPU),
-            Augmentation(
-                overridden.augmentation,
-                overridden.front_end.sample_rate,
-                load_surroundings(overridden, CPU),
-            ).to(CPU),
-            front_end,
-        )
-    loop = FileLoop(overridden)
+        config = check_parameters(override_values(parameters.as_dict(), changes))
+        surroundings = load_surroundings(config, CPU)
+        augmentation = Augmentation(config.augmentation, sample_rate, surroundings)
+        ways[name] = TrainingBatches(splits, config, CPU), augmentation, front_end
+    loop = FileLoop(config)
     speeds, parts = defaultdict(list), defaultdict(float)
     for number in range(-1, rounds):  # the first round warms up
         for name, way in ways.items():
@@ -193,19 +187,18 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(2)
     keep_freed_memory()
-    try:
+
+    def command() -> None:
         parameters = load_parameters(SHIPPED, overrides=options.overrides)
         report = measure(parameters, rounds=7, loop_files=200)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for name, speed in report["audio_seconds_per_second"].items():
-        ratio = report["ratio_to_file_by_file"][name]
-        print(f"{name:14}{speed:8.0f} audio s/s{ratio:7.1f} times file by file")
-    for part, share in report["shares"].items():
-        print(f"  {part:14}{share:6.1%} of the augmented")
-    print(json.dumps(report))
-    return 0
+        for name, speed in report["audio_seconds_per_second"].items():
+            ratio = report["ratio_to_file_by_file"][name]
+            print(f"{name:14}{speed:8.0f} audio s/s{ratio:7.1f} times file by file")
+        for part, share in report["shares"].items():
+            print(f"  {part:14}{share:6.1%} of the augmented")
+        print(json.dumps(report))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":
