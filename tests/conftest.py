@@ -13,16 +13,18 @@ import pytest
 import soundfile
 import torch
 
-from dataset import TrainingBatches, prepare
+from dataset import Splits, TrainingBatches, prepare
 from engine.optimizers import build_optimizer
 from engine.parameter_files import SHIPPED, load_parameters
 from parameters import Parameters, SyntheticParameters
-from runs.checkpoints import load_model
+from runs.checkpoints import load_model, save_checkpoint
 from runs.resuming import State
 from runs.speaker_model import build_model
 from speech import surroundings
 from speech.synthetic import synthetic_utterances
 from transforms import Augmentation
+from verification.scoring import Backend, Calibration
+from voices import Voices
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -171,9 +173,11 @@ class Steps:
     augmentation: Augmentation
 
     @classmethod
-    def of(cls, p: Parameters, device: torch.device = CPU) -> "Steps":
+    def of(
+        cls, p: Parameters, device: torch.device = CPU, splits: Splits | None = None
+    ) -> "Steps":
         """Before the first step."""
-        splits = prepare(p.dataset, p.front_end)
+        splits = splits or prepare(p.dataset, p.front_end)
         model = build_model(p, splits.speakers, splits.pack.digests, device).train()
         optimizer = build_optimizer(model.parameters(), p.training.optimizer)
         rooms_and_noise = surroundings.load_surroundings(p, device)
@@ -205,6 +209,39 @@ def equal_weights(one: Path, other: Path) -> bool:
 def untimed(rows: list[dict]) -> list[dict]:
     """Metrics that depend on nothing but the seed."""
     return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+
+
+CALIBRATION = Calibration(40.0, -36.0, 1.5, 0.1, 0.01, 3.0)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, miniature) -> Callable[..., Path]:
+    """A file of an untrained model, with a calibration unless told otherwise."""
+
+    def build(*overrides: str, calibration=CALIBRATION):
+        model = build_model(miniature(*overrides), ["a", "b"], {"": "digest"}, CPU)
+        if calibration is not None:
+            cohort = torch.eye(model.encoder.embedding_size)[:2]
+            calibrations = {"trained": calibration}
+            model.backend = Backend(cohort, calibrations, ["development"])
+        save_checkpoint(tmp_path / "model.pt", model)
+        return tmp_path / "model.pt"
+
+    return build
+
+
+@pytest.fixture
+def voices(checkpoint) -> Voices:
+    return Voices.load(checkpoint())
+
+
+@pytest.fixture
+def people(tmp_path) -> Path:
+    """Folders of ann, ben and cy with three recordings each."""
+    for speaker, name in enumerate(("ann", "ben", "cy")):
+        for index in range(3):
+            write(tmp_path / "people" / name / f"{index}.wav", said(speaker, index))
+    return tmp_path / "people"
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
 """Files that lie: sound ones, changed by chance, are read or refused in one line.
 
-    python tests/hostile.py COUNT SEED FOLDER      prints what `fuzz` found as JSON
+    python tests/reliability/hostile.py COUNT SEED FOLDER    prints `fuzz`'s JSON
 
 Every input depends on (seed, kind, number) alone. None may raise anything but the
 refusal of its kind in one line, take longer than `MAX_SECONDS`, or let the process grow
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # as a command
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import MINIATURE, RATE, noise, write
-from engine.parameter_files import SHIPPED, load_parameters
+from conftest import CPU, MINIATURE, RATE, noise, write
+from engine.parameter_files import SHIPPED, dump_yaml, load_parameters
 from errors import MAX_MESSAGE
 from exchange.nemo_files import CONFIG, WEIGHTS, NemoError, load_nemo, save_nemo
 from parameters import ParameterError
@@ -47,7 +47,6 @@ from verification.trials import (
 
 MAX_SECONDS = 10.0  # of a core for one input, a lot more than any has taken
 MAX_GROWTH = 2**29  # bytes of resident memory, over all inputs
-CPU = torch.device("cpu")
 SPEAKERS = ["ann", "ben", "王", "d e"]
 
 Random = np.random.Generator
@@ -180,8 +179,7 @@ def _overrides(folder: Path) -> Kind:
         b"dataset:\n  name: folder\n  root: recordings\nloss:\n  name: arcface\n",
         b"loss:\n  arcface: &a {scale: 30.0, margin: 0.2}\n  cosface: *a\n",
     ]
-    shipped = load_parameters(SHIPPED).as_yaml()
-    (folder / "shipped.yml").write_text(shipped)
+    (folder / "shipped.yml").write_text(dump_yaml(load_parameters(SHIPPED).as_dict()))
 
     def read(path: Path, _: Random) -> None:
         load_parameters(folder / "shipped.yml", path)

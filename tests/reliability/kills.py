@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 
-from conftest import MINIATURE, REPOSITORY
+from conftest import MINIATURE, REPOSITORY, untimed
 
 EPOCHS = 4
-TIMED = ("train/audio_seconds_per_second", "spent/seconds")
 
 
 def start(folder: Path, name: str) -> subprocess.Popen:
-    """The command of a run, or the one that goes on with it."""
+    """Start a run, or resume it if it has a checkpoint."""
     run = folder / "runs" / name
     arguments = ["--resume", str(run)]
     if not (run / "last.pt").exists():
@@ -42,7 +41,7 @@ def start(folder: Path, name: str) -> subprocess.Popen:
 
 
 def moments(folder: Path, name: str, chance: random.Random) -> dict[str, Callable]:
-    """What to wait for before a kill, by its name: the moment's own condition."""
+    """The moments to kill at, by name, each with the condition to wait for."""
     run, packs = folder / "runs" / name, folder / f"packs-{name}"
     line = chance.randint(0, EPOCHS - 1)
 
@@ -59,13 +58,13 @@ def moments(folder: Path, name: str, chance: random.Random) -> dict[str, Callabl
 
 
 def result(run: Path) -> dict:
-    """All that a run leaves but for times."""
+    """Everything that a run leaves, except times."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     state = torch.load(run / "last.pt", weights_only=True)
     best = torch.load(run / "best.pt", weights_only=True)
     kept = ("front_end", "encoder", "criterion", "optimizer", "step", "backend")
     return {
-        "metrics": [{k: v for k, v in row.items() if k not in TIMED} for row in rows],
+        "metrics": untimed(rows),
         "last": {name: state[name] for name in kept},
         "best": {name: best[name] for name in kept},
         "files": {
@@ -87,10 +86,10 @@ def same(one: object, other: object) -> bool:
 
 
 def kill_and_go_on(count: int, seed: int, folder: Path) -> dict[str, int]:
-    """Kill trainings `count` times at random moments, each run as often as its chance
-    has it, and go on until it ends as an unbroken one does; kills by moment.
+    """Kill trainings `count` times at random moments, each run two to four times, and
+    resume them to the end; return the number of kills by moment.
 
-    Raises AssertionError, naming the seed, where one ends otherwise.
+    Raises AssertionError, naming the seed, if one ends unlike an unbroken run.
     """
     whole = start(folder, "unbroken")
     _, errors = whole.communicate()

@@ -1,10 +1,10 @@
-"""What long recordings and large corpora take of memory.
+"""The memory that long recordings and large corpora take.
 
-    python tests/large.py hours|recording|utterances FOLDER
+    python tests/reliability/large.py hours|recording|utterances FOLDER
 
-Prints the largest anonymous memory seen in bytes, how many samples, rows or entries
-there were, and the seconds it took. A sparse file holds the samples: reading them is
-real, the disk that they would take is not.
+Prints the peak of anonymous memory in bytes, the number of samples, rows or entries,
+and the run time in seconds. A sparse file holds the samples: they are really read, but
+take no room on the disk.
 """
 
 import json
@@ -15,24 +15,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # as a command
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import MINIATURE, RATE
-from dataset import Batch, TrainingBatches, UtteranceBatches, split
+from conftest import CPU, MINIATURE, RATE, Steps
+from dataset import TrainingBatches, UtteranceBatches, split
 from engine.devices import keep_freed_memory
-from engine.optimizers import build_optimizer
 from engine.parameter_files import SHIPPED, load_parameters
-from parameters import Parameters
-from runs.resuming import State
 from runs.speaker_model import build_model, embed
 from speech.packs import Pack, open_pack
-from speech.surroundings import load_surroundings
-from train import training_step
-from transforms import Augmentation
-
-CPU = torch.device("cpu")
 
 
 def anonymous_bytes(process: int | str = "self") -> int:
@@ -42,7 +33,7 @@ def anonymous_bytes(process: int | str = "self") -> int:
 
 
 def largest_while(work: Callable[[], int]) -> tuple[int, int]:
-    """The most that this process had during the work, and what that returns."""
+    """Return the most memory that this process had during the work, and its result."""
     seen, done = [], threading.Event()
 
     def watch() -> None:
@@ -59,8 +50,8 @@ def largest_while(work: Callable[[], int]) -> tuple[int, int]:
     return max(seen), returned
 
 
-def write_pack(folder: Path, speakers: int, each: int, seconds: int) -> None:
-    """A pack of silence, of so many utterances of each speaker."""
+def silence(folder: Path, speakers: int, each: int, seconds: int) -> Pack:
+    """A pack of silence with so many utterances of each speaker."""
     samples = seconds * RATE
     entries = [
         [f"{n}", f"{n // each}", None, None, None, n * samples, samples]
@@ -70,25 +61,16 @@ def write_pack(folder: Path, speakers: int, each: int, seconds: int) -> None:
     (folder / "index.json").write_text(json.dumps(index | {"entries": entries}))
     with open(folder / "samples.int16", "wb") as file:
         file.truncate(2 * samples * len(entries))
-
-
-def opened(folder: Path, p: Parameters) -> tuple[Pack, TrainingBatches]:
-    packed = open_pack(folder)
-    return packed, TrainingBatches(split(packed, p.dataset), p, CPU)
+    return open_pack(folder)
 
 
 def hours(folder: Path) -> int:
     """Some steps of TitaNet-S in twenty hours."""
     p = load_parameters(SHIPPED)
-    write_pack(folder, speakers=100, each=72, seconds=10)
-    packed, batches = opened(folder, p)
-    model = build_model(p, batches.splits.speakers, {}, CPU).train()
-    state = State(model, build_optimizer(model.parameters(), p.training.optimizer))
-    augmentation = Augmentation(
-        p.augmentation, p.front_end.sample_rate, load_surroundings(p, CPU)
-    ).to(CPU)
-    for _, batch in zip(range(6), batches.epoch(0), strict=False):
-        training_step(state, model.encoder, augmentation, batch, 100)
+    packed = silence(folder, speakers=100, each=72, seconds=10)
+    steps = Steps.of(p, splits=split(packed, p.dataset))
+    for _, batch in zip(range(6), steps.batches.epoch(0), strict=False):
+        steps.take(batch, num_steps=100)
     return len(packed.samples)
 
 
@@ -96,8 +78,7 @@ def recording(folder: Path) -> int:
     """One embedding of three hours, by a small model of which only the length is
     large."""
     p = load_parameters(SHIPPED, overrides=MINIATURE)
-    write_pack(folder, speakers=1, each=1, seconds=3 * 3600)
-    packed = open_pack(folder)
+    packed = silence(folder, speakers=1, each=1, seconds=3 * 3600)
     model = build_model(p, ["a", "b"], {}, CPU).train(False)
     batches = UtteranceBatches(packed, [0], p.evaluation.batch_seconds, CPU)
     return len(embed(model, batches))
@@ -105,9 +86,10 @@ def recording(folder: Path) -> int:
 
 def utterances(folder: Path) -> int:
     """The first batch of 200,000 utterances."""
-    write_pack(folder, speakers=1000, each=200, seconds=12)
-    packed, batches = opened(folder, load_parameters(SHIPPED))
-    first: Batch = next(batches.epoch(0))
+    p = load_parameters(SHIPPED)
+    packed = silence(folder, speakers=1000, each=200, seconds=12)
+    batches = TrainingBatches(split(packed, p.dataset), p, CPU)
+    first = next(batches.epoch(0))
     assert first.waveforms.isfinite().all()
     return len(packed.entries)
 

@@ -5,19 +5,17 @@ import os
 import subprocess
 import sys
 
+import hostile
 import numpy as np
 import pytest
 from hostile import KINDS, damaged, fuzz
-
-from conftest import REPOSITORY
 
 
 @pytest.mark.reliability
 def test_damaged_files_are_read_or_refused(tmp_path):
     # In a process of its own: a crash has a status, a hang an end, memory a peak.
-    script = REPOSITORY / "tests" / "hostile.py"
     done = subprocess.run(
-        [sys.executable, script, "2000", "1", tmp_path / "inputs"],
+        [sys.executable, hostile.__file__, "2000", "1", tmp_path / "inputs"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -26,7 +26,7 @@ pytestmark = [
 )
 def test_memory_is_bounded(tmp_path, kind, count, most):
     ran = subprocess.run(
-        [sys.executable, "tests/large.py", kind, str(tmp_path)],
+        [sys.executable, "tests/reliability/large.py", kind, str(tmp_path)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
