@@ -2,9 +2,9 @@
 
 utterances -> `pack` -> `Pack` -> `split` -> `Splits` -> batches(epoch) -> `Batch`
 
-B utterances in a batch, N samples, S training speakers, U training utterances. Decoding
-happens once; afterwards a batch is a gather of slices of one memory-mapped array, and
-batch k of epoch e is a function of (seed, e, k) alone.
+B utterances in a batch, N samples, U training utterances. Decoding happens once;
+afterwards a batch is a gather of slices of one memory-mapped array, and batch k of
+epoch e is a function of (seed, e, k) alone.
 """
 
 import hashlib
@@ -110,8 +110,7 @@ class Splits:
         return [class_of[speaker] for speaker in self.speakers_of(indices)]
 
     def summary(self) -> str:
-        """Return a line for each split that is not empty, then the files with a
-        fault."""
+        """Return a line for each split that is not empty, then the warnings."""
         entries_of = {
             name: [self.pack.entries[i] for i in indices]
             for split in SPLIT_NAMES
@@ -125,18 +124,16 @@ class Splits:
                 f"{name:{width}}{num_speakers:6} speakers {len(entries):7} utterances"
                 f"{minutes:9.1f} min"
             )
-        faults = self.pack.warnings
-        if faults:
+        if faults := self.pack.warnings:
             lines.append(f"{len(faults)} warnings:")
             lines += [f"  {line}" for line in faults[:MAX_WARNINGS]]
-        if len(faults) > MAX_WARNINGS:
-            lines.append("  ...")
+            if len(faults) > MAX_WARNINGS:
+                lines.append("  ...")
         return "\n".join(lines)
 
 
 def prepare(dataset: DatasetParameters, front_end: FrontEndParameters) -> Splits:
-    """Scan, pack and split the corpora that the parameters name; raise
-    `CorpusError`."""
+    """Scan, pack and split the corpora of the parameters; raise `CorpusError`."""
     digest = hashlib.sha256(json.dumps(pack_key(dataset)).encode()).hexdigest()[:12]
     directory = dataset.packs / f"{dataset.name}-{digest}"
     rate, min_seconds = front_end.sample_rate, front_end.min_seconds
@@ -186,8 +183,8 @@ def _split_corpus(
         if "validation" in assigned:
             num_validation = sum(entries[i].split == "validation" for i in of_speaker)
         elif parameters.validation_fraction > 0:
-            wanted = round(parameters.validation_fraction * len(of_speaker))
-            num_validation = max(1, wanted)
+            wanted = parameters.validation_fraction * len(of_speaker)
+            num_validation = max(1, round(wanted))
         num_validation = min(num_validation, len(of_speaker) - 1)
         shuffled = rng.permutation(of_speaker).tolist()
         shuffled.sort(key=lambda i: entries[i].split != "validation")
@@ -202,11 +199,10 @@ def _draw_speakers(
     parameters: DatasetParameters,
     rng: np.random.Generator,
 ) -> dict[str, str]:
-    """Draw who is trained on, for development and for test, of the speakers that the
-    corpus assigns to neither of the last two."""
-    speakers = sorted(
-        {e.speaker for e in entries if e.split not in ("development", "test")}
-    )
+    """Draw the split of each speaker that the corpus leaves open: train, or development
+    and test where the corpus names nobody for them."""
+    named = ("development", "test")
+    speakers = sorted({e.speaker for e in entries if e.split not in named})
     shuffled = [speakers[i] for i in rng.permutation(len(speakers))]
     split_of = dict.fromkeys(shuffled, "train")
     num_drawn = 0
@@ -240,7 +236,7 @@ class TrainingBatches:
         self.splits, self.parameters, self.device = splits, parameters, device
         self.sample_rate = splits.pack.sample_rate
         self.bank = SoundBank.of(splits.pack, splits.train, device)
-        self.classes = np.array(splits.classes_of(splits.train))  # [U], below S
+        self.classes = np.array(splits.classes_of(splits.train), np.int64)  # [U]
         self.labels = np.array([splits.pack.entries[i].corpus for i in splits.train])
         batches = self._plan(0)
         self.num_batches = len(batches)  # the same in every epoch
@@ -397,8 +393,7 @@ class UtteranceBatches:
 
 
 def windows(entry: Entry, sample_rate: int) -> list[tuple[int, int]]:
-    """Return begin and end, in the pack, of an utterance or of each window of a long
-    one."""
+    """Return begin and end in the pack, of an utterance or of a long one's windows."""
     size = entry.samples
     if size <= MAX_UNCUT_SECONDS * sample_rate:
         return [(entry.offset, entry.offset + size)]

@@ -87,9 +87,8 @@ def load_recording(
     check_length(len(waveform), sample_rate, min_seconds)
     if not waveform.isfinite().all():
         raise AudioError("expected finite samples, found NaN or infinity")
-    samples = (
-        waveform.mul_(32768).round_().clamp_(-32768, 32767)
-    )  # in place: hours are long
+    # In place, since hours of samples are gigabytes.
+    samples = waveform.mul_(32768).round_().clamp_(-32768, 32767)
     return Recording(samples.to(torch.int16).numpy(), rate, warning)
 
 

@@ -358,9 +358,8 @@ class SoundBank:
         """Copy stretches of at most `size` samples, repeated or with zeros after
         them."""
         if self.resident:
-            begin, length = to_device(
-                torch.from_numpy(np.stack([begins, lengths])[..., None]), self.device
-            )  # [B, 1] each
+            both = torch.from_numpy(np.stack([begins, lengths])[..., None])
+            begin, length = to_device(both, self.device)  # [B, 1] each
             positions = torch.arange(size, device=self.device)
             rows = self.samples[begin + positions % length].float() / FULL_SCALE
             return rows if repeat else rows * (positions < length)
