@@ -1,11 +1,11 @@
-"""Files that lie: sound ones, changed by chance, are read or refused in one line.
+"""Damaged files: sound ones, changed at random, are read or refused in one line.
 
     python tests/reliability/hostile.py COUNT SEED FOLDER    prints `fuzz`'s JSON
 
-Every input depends on (seed, kind, number) alone. None may raise anything but the
-refusal of its kind in one line, take longer than `MAX_SECONDS`, or let the process grow
-by more than `MAX_GROWTH`. Beginning with a sound file, damage is done to its bytes or,
-of an archive, to what is inside under sums that are right.
+Every input depends only on (seed, kind, number). None may raise anything but the
+refusal of its kind, in one line, take longer than `MAX_SECONDS`, or make the process
+grow by more than `MAX_GROWTH`. The bytes of a sound file are damaged or, in an archive,
+those of a member, with correct checksums.
 """
 
 import io
@@ -45,8 +45,8 @@ from verification.trials import (
     write_trials,
 )
 
-MAX_SECONDS = 10.0  # of a core for one input, a lot more than any has taken
-MAX_GROWTH = 2**29  # bytes of resident memory, over all inputs
+MAX_SECONDS = 10.0  # of a core, for one input; none has taken nearly as long
+MAX_GROWTH = 2**29  # bytes of resident memory, over all inputs of a kind
 SPEAKERS = ["ann", "ben", "王", "d e"]
 
 Random = np.random.Generator
@@ -54,15 +54,15 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class Kind:
-    """Sound files of one kind, how they are read, and who refuses."""
+    """Sound files of one kind, and how they are read and refused."""
 
     files: Sequence[bytes]
-    fragments: Sequence[bytes]  # that its readers may stumble over
+    fragments: Sequence[bytes]  # hard to read, to be inserted
     read: Callable[[Path, Random], object]
     refusal: type[Exception]
-    share: int  # of the inputs, the less the longer one takes
+    share: int  # of the inputs; small where reading is slow
     names_file: bool = True  # in a refusal; audio is named by its id, parameters by key
-    rewrap: Callable[[bytes, Random], bytes] | None = None  # damage inside
+    rewrap: Callable[[bytes, Random], bytes] | None = None  # damages a member
 
 
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
@@ -95,7 +95,7 @@ JSON = (
 
 
 def damaged(content: bytes, kind: Kind, random: Random) -> bytes:
-    """One to three changes."""
+    """Change a file in one to three places."""
     for _ in range(random.integers(1, 4)):
         size = len(content)
         near = random.random() < 0.5  # headers stand at the beginning or the end
@@ -162,14 +162,10 @@ def _audio(folder: Path) -> Kind:
 
 
 def _parameters(folder: Path) -> Kind:
-    return Kind(
-        [SHIPPED.read_bytes()],
-        YAML,
-        lambda path, _: load_parameters(path),
-        ParameterError,
-        2,
-        names_file=False,
-    )
+    def read(path: Path, _: Random) -> None:
+        load_parameters(path)
+
+    return Kind([SHIPPED.read_bytes()], YAML, read, ParameterError, 2, names_file=False)
 
 
 def _overrides(folder: Path) -> Kind:
@@ -253,7 +249,7 @@ def _built(*overrides: str):
 
 
 def _inside_zip(content: bytes, kind: Kind, random: Random) -> bytes:
-    """Damage to the pickle or a tensor, under a sound zip."""
+    """Damage the pickle or a tensor in a sound zip."""
     file = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,
@@ -265,9 +261,9 @@ def _inside_zip(content: bytes, kind: Kind, random: Random) -> bytes:
             chosen = names[random.integers(len(names))]
         for name in names:
             member = old.read(name)
-            new.writestr(
-                name, damaged(member, kind, random) if name == chosen else member
-            )
+            if name == chosen:
+                member = damaged(member, kind, random)
+            new.writestr(name, member)
     return file.getvalue()
 
 
@@ -289,14 +285,11 @@ def _checkpoint(folder: Path) -> Kind:
         load_model(path, CPU)
 
     inner = Kind([b"\x80\x02."], PICKLE, read, RunError, 1)
-    return Kind(
-        files,
-        PICKLE,
-        read,
-        RunError,
-        2,
-        rewrap=lambda content, random: _inside_zip(content, inner, random),
-    )
+
+    def rewrap(content: bytes, random: Random) -> bytes:
+        return _inside_zip(content, inner, random)
+
+    return Kind(files, PICKLE, read, RunError, 2, rewrap=rewrap)
 
 
 def _nemo(folder: Path) -> Kind:
@@ -368,50 +361,58 @@ def fuzz(count: int, seed: int, folder: Path) -> dict:
         for content in kinds[name].files:
             _read(kinds[name], folder / name, content, [seed])  # warm, and sound
     shares = sum(kind.share for kind in kinds.values())
-    before, found = signal.signal(signal.SIGPROF, _stop), {}
+    before = signal.signal(signal.SIGPROF, _stop)
     try:
-        for place, (name, kind) in enumerate(kinds.items()):
-            tried, refused, slowest = -(-count * kind.share // shares), 0, 0.0
-            start = _peak()
-            for number in range(tried):
-                key = [seed, place, number]
-                random = np.random.default_rng(key)
-                content = kind.files[random.integers(len(kind.files))]
-                rewrap = kind.rewrap if random.random() < 0.5 else None
-                if rewrap:
-                    content = rewrap(content, random)
-                else:
-                    content = damaged(content, kind, random)
-                signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
-                began = time.process_time()
-                try:
-                    _read(kind, folder / name, content, key)
-                except kind.refusal as error:
-                    refused += 1
-                    breach = _breach(kind, folder / name, str(error))
-                except (Exception, HangError) as error:
-                    breach = f"{type(error).__name__}: {error}"
-                else:
-                    breach = ""
-                finally:
-                    signal.setitimer(signal.ITIMER_PROF, 0)
-                seconds, growth = time.process_time() - began, _peak() - start
-                slowest = max(slowest, seconds)
-                if growth > MAX_GROWTH:
-                    breach = f"{growth} bytes of memory"
-                if seconds > MAX_SECONDS:
-                    breach = f"{seconds:.1f} s"
-                assert not breach, f"{name}, seed {seed}, number {number}: {breach}"
-            found[name] = {
-                "tried": tried,
-                "read": tried - refused,
-                "refused": refused,
-                "slowest_seconds": round(slowest, 3),
-                "growth_bytes": _peak() - start,
-            }
+        return {
+            name: _fuzz_kind(
+                kind, -(-count * kind.share // shares), [seed, place], folder / name
+            )
+            for place, (name, kind) in enumerate(kinds.items())
+        }
     finally:
         signal.signal(signal.SIGPROF, before)
-    return found
+
+
+def _fuzz_kind(kind: Kind, count: int, key: Sequence[int], folder: Path) -> dict:
+    num_refused, slowest, start = 0, 0.0, _peak()
+    for number in range(count):
+        random = np.random.default_rng([*key, number])
+        content = kind.files[random.integers(len(kind.files))]
+        rewrap = kind.rewrap if random.random() < 0.5 else None
+        content = rewrap(content, random) if rewrap else damaged(content, kind, random)
+        began = time.process_time()
+        refused, breach = _outcome(kind, folder, content, [*key, number])
+        num_refused += refused
+        seconds, growth = time.process_time() - began, _peak() - start
+        slowest = max(slowest, seconds)
+        if growth > MAX_GROWTH:
+            breach = f"{growth} bytes of memory"
+        if seconds > MAX_SECONDS:
+            breach = f"{seconds:.1f} s"
+        assert not breach, f"{folder.name}, seed {key[0]}, number {number}: {breach}"
+    return {
+        "tried": count,
+        "read": count - num_refused,
+        "refused": num_refused,
+        "slowest_seconds": round(slowest, 3),
+        "growth_bytes": _peak() - start,
+    }
+
+
+def _outcome(
+    kind: Kind, folder: Path, content: bytes, key: Sequence[int]
+) -> tuple[bool, str]:
+    """Read an input; return whether it was refused, and what is wrong with that."""
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    try:
+        _read(kind, folder, content, key)
+    except kind.refusal as error:
+        return True, _breach(kind, folder, str(error))
+    except (Exception, HangError) as error:
+        return False, f"{type(error).__name__}: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return False, ""
 
 
 def _read(kind: Kind, folder: Path, content: bytes, key: Sequence[int]) -> None:
@@ -421,7 +422,7 @@ def _read(kind: Kind, folder: Path, content: bytes, key: Sequence[int]) -> None:
 
 
 def _breach(kind: Kind, folder: Path, message: str) -> str:
-    """What is wrong with a refusal."""
+    """Return what is wrong with a refusal."""
     if not message.isprintable():
         return f"more than a line: {message!r}"
     if len(message) > 2 * MAX_MESSAGE:
