@@ -9,11 +9,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+from cells import interval, percent, spread, table
 from house import imports_by_room
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
@@ -29,50 +29,13 @@ CORPORA = ("speechocean762", "commonvoice")
 Figures = Mapping[str, Any]  # as `documents.read_figures` returns them
 
 
-# Cells
-
-
-def table(*rows: Sequence[str]) -> str:
-    """Return rows as Markdown, the first naming the columns."""
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share in percent without the sign, or nothing for None."""
-    return "" if share is None else f"{100 * share:.{digits}f}"
-
-
-def interval(
-    report: Mapping[str, Any], metric: str, scale: float = 100, digits: int = 1
-) -> str:
-    """Return a metric with its 95 % interval, where it has one."""
-    text = f"{scale * report[metric]:.{digits}f}"
-    if bounds := report[f"{metric}_interval"]:
-        ends = bounds.values() if isinstance(bounds, dict) else bounds
-        low, high = (f"{scale * end:.{digits}f}" for end in ends)
-        text += f" [{low}, {high}]"
-    return text
-
-
-def spread(values: Sequence[float], scale: float, digits: int) -> str:
-    """Return the mean, with its standard error if the values differ."""
-    text = f"{scale * mean(values):.{digits}f}"
-    if len(set(values)) > 1:
-        error = scale * stdev(values) / sqrt(len(values))
-        text += f" ± {error:.{digits}f}"
-    return text
-
-
 # README.md and docs/voices.md
 
 
 def released(figures: Figures) -> str:
     """The released encoder beside systems that learned nothing."""
     rows = [["test set (speakers)", "released encoder", "untrained", "mean spectrum"]]
-    tests = figures["released"].values()
-    for test, systems in zip(TESTS.values(), tests, strict=True):
+    for test, systems in figures["released"].items():
         names = "trained", "untrained", "mean log-mel"
         eers = [interval(systems[name], "eer") for name in names]
         rows.append([f"{test} ({systems['trained']['num_speakers']})", *eers])
@@ -82,8 +45,7 @@ def released(figures: Figures) -> str:
 def thresholds(figures: Figures) -> str:
     """Both rates at the released encoder's threshold."""
     rows = [["test speakers", "misses %", "false alarms %"]]
-    tests = figures["released"].values()
-    for test, systems in zip(TESTS.values(), tests, strict=True):
+    for test, systems in figures["released"].items():
         rates = systems["trained"]["miss"], systems["trained"]["false_alarm"]
         rows.append([test, *map(percent, rates)])
     return table(*rows)
@@ -120,27 +82,33 @@ def identifications(figures: Figures) -> str:
 
 def turns(figures: Figures) -> str:
     """To whom `who` gives speech."""
-    kinds = ("right", "the right person"), ("other", "another person")
-    kinds = (*kinds, ("unknown", "`unknown`"), ("nobody", "nobody"))
-    rows = [["", "of enrolled people's speech, %", "of strangers' speech, %"]]
-    for kind, given in kinds:
-        shares = [figures["turns"][of].get(kind) for of in ("enrolled", "stranger")]
-        rows.append([given, *((s and interval(s, "share")) or "" for s in shares)])
+    enrolled, stranger = figures["turns"]["enrolled"], figures["turns"]["stranger"]
+    rows = [["given to", "of enrolled people's speech, %", "of strangers' speech, %"]]
+    for kind, shown in (
+        ("right", "the right person"),
+        ("other", "another person"),
+        ("unknown", "`unknown`"),
+        ("nobody", "nobody"),
+    ):
+        reports = [speech[kind] for speech in (enrolled, stranger) if kind in speech]
+        shares = [interval(report, "share") for report in reports]
+        rows.append([shown, *shares, *[""] * (2 - len(shares))])
     return table(*rows)
 
 
 def identification(figures: Figures) -> str:
     """How many clips of enrolled people are identified, and what strangers meet."""
-    heads = "identified %", "strangers taken for somebody %"
-    rows = [["enrolled with", *heads, "identified %, if 5 % of strangers are accepted"]]
+    lenient_head = "identified %, with 5 % of strangers' recordings accepted"
+    heads = "identified %", "strangers' recordings accepted %", lenient_head
+    rows = [["enrolled with", *heads]]
     systems = figures["open_set"]["identification"]["systems"]
     for shown, name in (
         ("one recording", "one clip"),
         ("three recordings", "three clips, mean direction"),
     ):
         rates, lenient = systems[name]["identify"], systems[name]["0.05"]
-        of_known = interval(rates, "identified"), interval(rates, "false_alarm")
-        rows.append([shown, *of_known, interval(lenient, "identified")])
+        shares = [interval(rates, of) for of in ("identified", "false_alarm")]
+        rows.append([shown, *shares, interval(lenient, "identified")])
     return table(*rows)
 
 
@@ -160,8 +128,7 @@ def card_systems(figures: Figures) -> str:
     """Every system on every test."""
     names = {"trained": "this encoder", "trained, AS-norm": "this encoder, AS-norm"}
     rows = [["test", "system", "EER %", "minDCF", "misses %", "false alarms %"]]
-    tests = figures["released"].values()
-    for test, systems in zip(TESTS.values(), tests, strict=True):
+    for test, systems in figures["released"].items():
         for system, report in systems.items():
             rates = [percent(report[rate], 2) for rate in ("miss", "false_alarm")]
             eer, dcf = (
@@ -206,8 +173,9 @@ def study(figures: Figures) -> str:
         model: {test: [run["tests"][test]["trained"] for run in runs] for test in TESTS}
         for model, runs in runs_by_model.items()
     }
-    tests = zip(TESTS, figures["released"].values(), strict=True)
-    reports["released encoder"] = {test: [s["trained"]] for test, s in tests}
+    reports["released encoder"] = {
+        test: [figures["released"][shown]["trained"]] for test, shown in TESTS.items()
+    }
     arcface = runs_by_model["TitaNet, ArcFace"]
     for shown, system, runs in (
         ("TitaNet, untrained", "untrained", arcface),

@@ -7,6 +7,7 @@ import pytest
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "experiments"))
+import cells
 import documents
 import tables
 
@@ -40,13 +41,13 @@ def test_a_block_is_replaced(monkeypatch):
 
 
 def test_cells():
-    assert tables.spread([0.25], 100, 1) == "25.0"
-    assert tables.spread([1.0, 3.0], 1, 2) == "2.00 ± 1.00"
+    assert cells.spread([0.25], 100, 1) == "25.0"
+    assert cells.spread([1.0, 3.0], 1, 2) == "2.00 ± 1.00"
     report = {"eer": 0.05, "eer_interval": {"low": 0.04, "high": 0.07}}
-    assert tables.interval(report, "eer") == "5.0 [4.0, 7.0]"
-    assert tables.interval({"eer": 0.05, "eer_interval": None}, "eer") == "5.0"
+    assert cells.interval(report, "eer") == "5.0 [4.0, 7.0]"
+    assert cells.interval({"eer": 0.05, "eer_interval": None}, "eer") == "5.0"
     assert (
-        tables.table(["a", "b"], ["1", "2"]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+        cells.table(["a", "b"], ["1", "2"]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     )
 
 
