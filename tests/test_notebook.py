@@ -35,40 +35,33 @@ def code(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_cells_are_short_and_define_nothing(notebook):
+def test_cells_are_short_finished_and_define_nothing(notebook):
+    for cell in notebook.cells:
+        assert not re.search("@@|TODO|XXX", cell.source)
     for cell in code(notebook):
         assert len(cell.source.splitlines()) <= 12
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)
 
 
-def test_committed_copy_was_run_in_order(notebook):
+def test_committed_copy_was_run_in_order_and_without_a_warning(notebook):
     counts = [cell.execution_count for cell in code(notebook)]
     assert counts == list(range(1, len(counts) + 1))
     for cell in code(notebook):
         for output in cell.outputs:
+            kinds = output.get("data", {})
             assert output.output_type != "error"
             assert output.get("name") != "stderr"
             assert "warning" not in str(output.get("text", "")).lower()
-            assert not any("widget" in kind for kind in output.get("data", {}))
+            assert not any("widget" in kind for kind in kinds)
+            # A picture has a text for those who do not see it.
+            assert "alt" in cell.metadata or "image/png" not in kinds
 
 
 def test_committed_copy_can_be_passed_on():
     text = (REPOSITORY / "titanet.ipynb").read_text()
     assert len(text) < 3_000_000
     assert not re.findall(r"/(?:home|root|tmp|work|Users|mnt)/\w+", text)
-
-
-def test_no_text_is_still_to_be_written(notebook):
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            assert not re.search("@@|TODO|XXX", cell.source)
-
-
-def test_pictures_have_a_text_for_those_who_do_not_see_them(notebook):
-    for cell in code(notebook):
-        kinds = [kind for output in cell.outputs for kind in output.get("data", {})]
-        assert "alt" in cell.metadata or "image/png" not in kinds
 
 
 def cell_of_studies(notebook):
