@@ -211,10 +211,7 @@ class TestVoxCeleb1:
         found = utterances(dataset("voxceleb1", root))
         assert [u.id for u in found] == [u.id for u in merged]
         assert found[0].source == root / "dev" / "wav" / self.DEV[0]
-
-    def test_the_test_speakers_alone(self, root):
-        for speaker in ("id10001", "id10002"):
-            shutil.rmtree(root / "wav" / speaker)
+        shutil.rmtree(root / "dev")
         assert splits(utterances(dataset("voxceleb1", root))) == {"test": 4}
 
     def test_official_trials_name_utterances(self, root):
@@ -390,36 +387,21 @@ class TestDownload:
         return server
 
     @pytest.mark.parametrize(
-        ("name", "options", "genders", "members"),
-        [
-            (
-                "librispeech",
-                {"train": ("dev-clean",)},
-                {"1-7-0000": "f", "2-7-0000": "m"},
-                "LibriSpeech/SPEAKERS.TXT LibriSpeech/dev-clean",
-            ),
-            (
-                "vctk",
-                {},
-                {"p225_001_mic2": "f", "p315_001_mic2": "m"},
-                "VCTK-Corpus-0.92/speaker-info.txt VCTK-Corpus-0.92/txt "
-                "VCTK-Corpus-0.92/wav48_silence_trimmed",
-            ),
-        ],
+        ("name", "options", "num_files"),
+        [("librispeech", {"train": ("dev-clean",)}, 3), ("vctk", {}, 4)],
     )
-    def test_fresh(self, server, tmp_path, name, options, genders, members):
+    def test_fresh(self, server, tmp_path, name, options, num_files):
         root = tmp_path / "deep" / "data"
         parameters = dataset(name, root, download=True, **options)
         refuse(parameters, server.url, "SHA256")
         assert not list(root.glob("*/*"))
         server.archive, server.requests = server.archives[name], []
         found = utterances(parameters)
-        assert {u.id: u.gender for u in found} == genders
+        assert [u.gender for u in found] == ["f", "m"]
         decoded = load_recording(found[0].source, RATE).samples
         np.testing.assert_array_equal(decoded, noise())
-        assert len(os.listdir(root)) == 1
-        contents = [path.relative_to(root).as_posix() for path in root.glob("*/*")]
-        assert sorted(contents) == members.split()
+        (home,) = root.iterdir()
+        assert sum(path.is_file() for path in home.rglob("*")) == num_files
         (root / "made").mkdir()
         modes = {path.stat().st_mode for path in root.iterdir()}
         assert len(modes) == 1  # readable by whoever may read other folders
