@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from conftest import MINIATURE
+from conftest import CPU, MINIATURE
 from errors import UserError
 from eval import main as eval_main
 from exchange.nemo_files import CONFIG, WEIGHTS, NemoError, load_nemo, save_nemo
@@ -23,7 +23,6 @@ from runs.checkpoints import load_model, save_checkpoint
 from runs.speaker_model import build_model
 from train import train
 
-CPU = torch.device("cpu")
 SPEAKERS = ["ann", "bob", "eve"]
 TINY = "reference/nemo/titanet-tiny"
 
@@ -82,7 +81,10 @@ def assert_same(model, other) -> None:
     mine, theirs = model.config, other.config
     assert theirs.front_end == mine.front_end
     assert theirs.model.titanet == mine.model.titanet
-    assert theirs.loss.name == mine.loss.name
+    assert (theirs.loss.name, theirs.loss.arcface) == (
+        mine.loss.name,
+        mine.loss.arcface,
+    )
     mine, theirs = model.state_dict(), other.state_dict()
     assert list(mine) == list(theirs)
     for key, tensor in mine.items():
@@ -90,36 +92,23 @@ def assert_same(model, other) -> None:
         assert torch.equal(tensor, theirs[key]), key
 
 
+FULL = ("model.titanet.channels=null", "model.titanet.epilog_channels=null")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("model.titanet.channels=16", "model.titanet.epilog_channels=32"),
+        (),
         ("loss.name=cross_entropy", "front_end.dither=0.0"),
         ("loss.arcface.scale=20.0", "loss.arcface.margin=0.3"),
+        (*FULL, "model.titanet.size=s"),
+        (*FULL, "model.titanet.size=s", "model.titanet.epilog_channels=3072"),
+        (*FULL, "model.titanet.size=m"),
+        (*FULL, "model.titanet.size=l"),
     ],
 )
 def test_import_of_an_export_is_the_identity(tmp_path, build, overrides):
     model = build(*overrides)
-    save_nemo(tmp_path / "x.nemo", model)
-    loaded = load_nemo(tmp_path / "x.nemo")
-    assert_same(model, loaded)
-    arcface = loaded.config.loss.arcface
-    assert arcface.scale == model.config.loss.arcface.scale
-    assert arcface.margin == model.config.loss.arcface.margin
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("model.titanet.size=s",),
-        ("model.titanet.size=s", "model.titanet.epilog_channels=3072"),
-        ("model.titanet.size=m",),
-        ("model.titanet.size=l",),
-    ],
-)
-def test_full_sizes_come_back(tmp_path, shipped, overrides):
-    speakers = [f"speaker {number}" for number in range(1211)]
-    model = build_model(shipped(*overrides), speakers, {"": "digest"}, CPU)
     save_nemo(tmp_path / "x.nemo", model)
     assert_same(model, load_nemo(tmp_path / "x.nemo"))
 
@@ -160,17 +149,18 @@ def test_gzipped_archives_are_read(tmp_path, build):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    "override",
     [
-        ("model.name=dvector", "model.name: expected titanet"),
-        ("front_end.normalization=mean", "front_end.normalization: expected per_f"),
-        ("loss.name=cosface", "loss.name: expected arcface or cross_entropy"),
-        ("loss.name=ge2e", "loss.name: expected arcface or cross_entropy"),
+        "model.name=dvector",
+        "front_end.normalization=mean",
+        "loss.name=cosface",
+        "loss.name=ge2e",
     ],
 )
-def test_what_nemo_lacks_is_not_exported(tmp_path, build, overrides, message):
-    with pytest.raises(NemoError, match=message):
-        save_nemo(tmp_path / "x.nemo", build(overrides))
+def test_what_nemo_lacks_is_not_exported(tmp_path, build, override):
+    key, _, value = override.partition("=")
+    with pytest.raises(NemoError, match=f"^{key}: expected .*, got {value}$"):
+        save_nemo(tmp_path / "x.nemo", build(override))
     assert not os.listdir(tmp_path)
 
 
@@ -197,17 +187,13 @@ def weights_of(state) -> bytes:
     return file.getvalue()
 
 
-def member(name: str, content: bytes = b"", **attributes) -> tuple:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    for attribute, value in attributes.items():
-        setattr(info, attribute, value)
-    return info, content
-
-
-def write(path, *members) -> None:
+def write(path, *members: tuple[str, bytes, dict]) -> None:
+    """A tar of names, contents and other attributes, true or not."""
     with open(path, "wb") as file:
-        for info, content in members:
+        for name, content, attributes in members:
+            info = tarfile.TarInfo(name)
+            for attribute, value in ({"size": len(content)} | attributes).items():
+                setattr(info, attribute, value)
             padding = -len(content) % tarfile.BLOCKSIZE
             file.write(info.tobuf(tarfile.GNU_FORMAT) + content + bytes(padding))
         file.write(bytes(2 * tarfile.BLOCKSIZE))
@@ -215,7 +201,7 @@ def write(path, *members) -> None:
 
 def write_parts(path, config, state) -> None:
     text = yaml.safe_dump(config).encode()
-    write(path, member(CONFIG, text), member(WEIGHTS, weights_of(state)))
+    write(path, (CONFIG, text, {}), (WEIGHTS, weights_of(state), {}))
 
 
 def refusal(path) -> str:
@@ -227,54 +213,48 @@ def refusal(path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value"),
     [
-        ("target", "nemo.models.EncDecCTCModel", "target: expected 'EncDecSpeaker"),
-        ("preprocessor.window", "hamming", "window: expected 'hann', got 'hamming'"),
-        ("preprocessor.normalize", "all_features", "expected 'per_feature', got 'all"),
-        ("preprocessor.n_fft", 1024, "n_fft: expected 512, got 1024"),
-        ("preprocessor.features", 64, "features: expected 80, got 64"),
-        ("preprocessor.log_zero_guard_type", "clamp", "expected 'add', got 'clamp'"),
-        ("preprocessor.mag_power", 1.0, "mag_power: expected 2.0, got 1.0"),
-        ("preprocessor.window_size", 0.02506, "window_size: expected whole samples"),
-        ("preprocessor.window_stride", "fast", "window_stride: expected seconds"),
-        ("preprocessor.window_size", 0.02, r"window: expected the shape \[320\]"),
-        ("preprocessor.sample_rate", 10**9, "sample_rate: expected at most"),
-        ("preprocessor.preemph", 2.0, "front_end.preemphasis: expected"),
-        ("preprocessor.beamforming", True, "beamforming: expected no such key"),
-        ("preprocessor", [], r"preprocessor: expected a section, got \[\]"),
-        ("encoder._target_", "x.ConformerEncoder", "_target_: expected 'ConvASREnc"),
-        ("encoder.activation", "swish", "activation: expected 'relu', got 'swish'"),
-        ("encoder.conv_mask", False, "conv_mask: expected True, got False"),
-        ("encoder.jasper", [], "encoder.jasper: expected 5 blocks"),
-        ("encoder.jasper.1.dilation", [2], r"dilation: expected \[1\], got"),
-        ("encoder.jasper.0.stride", [2], r"stride: expected \[1\], got \[2\]"),
-        (
-            "encoder.jasper.2.kernel",
-            [9],
-            r"2.kernel: expected \[11\], got \[9\]",
-        ),
-        ("encoder.jasper.2.filters", 17, "jasper.2.filters: expected 16, got 17"),
-        ("encoder.jasper.3.repeat", 5, "jasper.3.repeat: expected 3, got 5"),
-        ("encoder.jasper.3.residual", False, "jasper.3.residual: expected True"),
-        ("encoder.jasper.3.dropout", 0.5, "jasper.3.dropout: expected 0.1, got 0.5"),
-        ("encoder.jasper.1.dropout", "much", "model.titanet.dropout: expected a num"),
-        ("encoder.jasper.4.se_context_size", 256, "se_context_size: expected -1"),
-        ("encoder.jasper.4.separable", False, "separable: expected True, got False"),
-        ("decoder.pool_mode", "xvector", "pool_mode: expected 'attention'"),
-        ("loss._target_", "a.CircleLoss", "loss._target_: expected AngularSoftmaxLoss"),
-        ("loss.scale", -1, "loss.arcface.scale: expected above 0"),
-        ("loss._target_", BOMB, "loss._target_: expected AngularSoftmaxLoss"),
-        ("preprocessor._target_", BOMB, "_target_: expected 'AudioToMel"),
-        ("preprocessor.dither", BOMB, r"front_end.dither: expected"),
-        ("train_ds.labels", ["ann", "bob", BOMB], "labels: expected 3 different names"),
-        ("train_ds.labels", ["ann", "bob"], "labels: expected 3 different names"),
-        ("train_ds.labels", ["ann", "bob", "bob"], "expected 3 different names"),
+        ("target", "nemo.models.EncDecCTCModel"),
+        ("preprocessor", []),
+        ("preprocessor._target_", BOMB),
+        ("preprocessor.window", "hamming"),
+        ("preprocessor.normalize", "all_features"),
+        ("preprocessor.n_fft", 1024),
+        ("preprocessor.features", 64),
+        ("preprocessor.log_zero_guard_type", "clamp"),
+        ("preprocessor.mag_power", 1.0),
+        ("preprocessor.window_size", 0.02506),
+        ("preprocessor.window_stride", "fast"),
+        ("preprocessor.sample_rate", 10**9),
+        ("preprocessor.preemph", 2.0),
+        ("preprocessor.dither", BOMB),
+        ("preprocessor.beamforming", True),
+        ("encoder._target_", "x.ConformerEncoder"),
+        ("encoder.activation", "swish"),
+        ("encoder.conv_mask", False),
+        ("encoder.jasper", []),
+        ("encoder.jasper.0.stride", [2]),
+        ("encoder.jasper.1.dilation", [2]),
+        ("encoder.jasper.1.dropout", "much"),
+        ("encoder.jasper.2.kernel", [9]),
+        ("encoder.jasper.2.filters", 17),
+        ("encoder.jasper.3.repeat", 5),
+        ("encoder.jasper.3.residual", False),
+        ("encoder.jasper.3.dropout", 0.5),
+        ("encoder.jasper.4.se_context_size", 256),
+        ("encoder.jasper.4.separable", False),
+        ("decoder.pool_mode", "xvector"),
+        ("loss", ["arcface"]),
+        ("loss._target_", "a.CircleLoss"),
+        ("loss._target_", BOMB),
+        ("loss.scale", -1),
+        ("train_ds.labels", ["ann", "bob", BOMB]),
+        ("train_ds.labels", ["ann", "bob"]),
+        ("train_ds.labels", ["ann", "bob", "bob"]),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(
-    tmp_path, parts, key, value, message
-):
+def test_what_cannot_be_honoured_is_refused_by_name(tmp_path, parts, key, value):
     config, state = parts
     *path, last = (int(p) if p.isdigit() else p for p in key.split("."))
     section = config
@@ -282,8 +262,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(
         section = section[name]
     section[last] = value
     write_parts(tmp_path / "x.nemo", config, state)
-    said = refusal(tmp_path / "x.nemo")
-    assert re.search(message, said), said
+    # What the parameters refuse has their name, such as `front_end.preemphasis`.
+    assert re.search(rf"\b{last}\w*: expected ", refusal(tmp_path / "x.nemo"))
 
 
 def test_older_ways_to_say_the_same_are_read(tmp_path, parts, build):
@@ -306,65 +286,30 @@ def test_unnamed_speakers_are_numbered(tmp_path, parts):
     assert speakers == ["class 0", "class 1", "class 2"]
 
 
-def expanded(state) -> None:
-    key = "decoder.final.weight"
-    state[key] = torch.zeros(1).expand(10**6, 10**6)
-
-
-WRONG_TENSORS = {
-    "missing": (
-        lambda s: s.pop("decoder.emb_layers.0.0.bias"),
-        "decoder.emb_layers.0.0.bias: expected this tensor, but it is missing",
-    ),
-    "size not to be read": (
-        lambda s: s.pop("decoder.final.weight"),
-        "decoder.final.weight: expected this tensor, but it is missing",
-    ),
-    "extra": (
-        lambda s: s.update({"encoder.encoder.5.mconv.0.conv.weight": torch.ones(1)}),
-        "encoder.encoder.5.mconv.0.conv.weight: expected no such tensor",
-    ),
-    "bias under an angular loss": (
-        lambda s: s.update({"decoder.final.bias": torch.ones(3)}),
-        "decoder.final.bias: expected no such tensor",
-    ),
-    "shape": (
-        lambda s: s.update({"decoder.emb_layers.0.0.bias": torch.ones(63)}),
-        "decoder.emb_layers.0.0.bias: expected the shape [64], got [63]",
-    ),
-    "kernel": (
-        lambda s: s.update(
-            {"encoder.encoder.1.mconv.0.conv.weight": torch.ones(16, 1, 9)}
-        ),
-        "expected the shape [16, 1, 7], got [16, 1, 9]",
-    ),
-    "axes": (
-        lambda s: s.update({"preprocessor.featurizer.fb": torch.ones(80, 257)}),
-        "preprocessor.featurizer.fb: expected 3 axes, got [80, 257]",
-    ),
-    "not finite": (
-        lambda s: s["decoder.final.weight"].fill_(torch.nan),
-        "decoder.final.weight: expected finite values",
-    ),
-    "not a tensor": (
-        lambda s: s.update({"decoder.final.weight": [1.0]}),
-        "decoder.final.weight: expected a tensor, got list",
-    ),
-    "sparse": (
-        lambda s: s.update({"decoder.final.weight": torch.eye(3).to_sparse()}),
-        "decoder.final.weight: expected a dense tensor",
-    ),
-    "larger than the file": (expanded, "expected no more values than the file holds"),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG_TENSORS)
-def test_wrong_tensors_are_refused_by_name(tmp_path, parts, kind):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("decoder.emb_layers.0.0.bias", None),  # missing
+        ("decoder.final.weight", None),
+        ("encoder.encoder.5.mconv.0.conv.weight", torch.ones(1)),  # one too many
+        ("decoder.final.bias", torch.ones(3)),  # which an angular loss does not have
+        ("decoder.emb_layers.0.0.bias", torch.ones(63)),
+        ("encoder.encoder.1.mconv.0.conv.weight", torch.ones(16, 1, 9)),
+        ("preprocessor.featurizer.window", torch.ones(320)),
+        ("preprocessor.featurizer.fb", torch.ones(80, 257)),
+        ("decoder.final.weight", torch.full((3, 24), torch.nan)),
+        ("decoder.final.weight", [1.0]),
+        ("decoder.final.weight", torch.eye(3).to_sparse()),
+        ("decoder.final.weight", torch.zeros(1).expand(10**6, 10**6)),  # 4 TB, it says
+    ],
+)
+def test_wrong_tensors_are_refused_by_name(tmp_path, parts, key, value):
     config, state = parts
-    change, message = WRONG_TENSORS[kind]
-    change(state)
+    state[key] = value
+    if value is None:
+        del state[key]
     write_parts(tmp_path / "x.nemo", config, state)
-    assert message in refusal(tmp_path / "x.nemo")
+    assert refusal(tmp_path / "x.nemo").startswith(f"{key}: expected ")
 
 
 # Hostile archives
@@ -390,93 +335,56 @@ def deflated(content: bytes) -> bytes:
     return packed.getvalue()
 
 
-def huge_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> tuple:
-    info = tarfile.TarInfo(name)
-    info.type = kind
-    info.size = size
-    return info, b""
+def special(kind: bytes, name: str = "x", **attributes) -> tuple:
+    return name, b"", {"type": kind, **attributes}
+
+
+def huge(name: str, size: int) -> tuple:
+    return name, b"", {"size": size}
 
 
 @pytest.mark.parametrize(
-    ("members", "message"),
+    ("members", "named"),
     [
-        (lambda c, w: [], f"expected a member {CONFIG}"),
-        (lambda c, w: [member(CONFIG, c)], f"expected a member {WEIGHTS}"),
-        (lambda c, w: [member(WEIGHTS, w)], f"expected a member {CONFIG}"),
-        (
-            lambda c, w: [member(CONFIG, c), member(f"./{CONFIG}", c)],
-            "expected once, given twice",
-        ),
-        (lambda c, w: [member("/etc/passwd", b"x")], "expected members inside"),
-        (lambda c, w: [member("a/../../x", b"x")], "expected members inside"),
-        (
-            lambda c, w: [
-                member(WEIGHTS, type=tarfile.SYMTYPE, linkname="/etc/passwd")
-            ],
-            "expected a plain file",
-        ),
-        (
-            lambda c, w: [member(CONFIG, type=tarfile.LNKTYPE, linkname="x")],
-            "expected a plain file",
-        ),
-        (lambda c, w: [member("d", type=tarfile.CHRTYPE)], "expected a plain file"),
-        (lambda c, w: [member("p", type=tarfile.FIFOTYPE)], "expected a plain file"),
-        (lambda c, w: [huge_header(WEIGHTS, 2**40)], "expected at most"),
-        (lambda c, w: [huge_header(CONFIG, 2**23)], "expected at most"),
-        (lambda c, w: [huge_header(WEIGHTS, -512)], "expected at most"),
-        (lambda c, w: [huge_header("x", 2**40, tarfile.XHDTYPE)], "expected at most"),
-        (lambda c, w: [huge_header("x", -512, tarfile.XHDTYPE)], "expected at most"),
-        (
-            lambda c, w: [huge_header("x", 2**62, tarfile.GNUTYPE_LONGNAME)],
-            "expected at most",
-        ),
-        (lambda c, w: [member(f"f{i}") for i in range(101)], "expected at most 100"),
-        (lambda c, w: [member(CONFIG, c), member(WEIGHTS, b"")], "not a readable"),
-        (lambda c, w: [member(CONFIG, c), member(WEIGHTS, w[:-99])], "not a readable"),
-        (
-            lambda c, w: [member(CONFIG, c), member(WEIGHTS, deflated(w))],
-            "expected at most",
-        ),
-        (
-            lambda c, w: [
-                member(CONFIG, c),
-                member(WEIGHTS, weights_of({"a": Intruder()})),
-            ],
-            "not a readable checkpoint",
-        ),
-        (
-            lambda c, w: [member(CONFIG, c), member(WEIGHTS, weights_of([1, 2]))],
-            "expected named tensors",
-        ),
-        (
-            lambda c, w: [member(CONFIG, b"a: [1"), member(WEIGHTS, w)],
-            f"{CONFIG}:1: ",
-        ),
-        (
-            lambda c, w: [
-                member(CONFIG, b"!!python/name:os.mkdir"),
-                member(WEIGHTS, w),
-            ],
-            "could not determine a constructor",
-        ),
-        (lambda c, w: [member(CONFIG, b"\xff"), member(WEIGHTS, w)], "can't decode"),
-        (
-            lambda c, w: [member(CONFIG, b"- 1"), member(WEIGHTS, w)],
-            "expected sections",
-        ),
-        (lambda c, w: [member(CONFIG, b"a: 1"), member(WEIGHTS, w)], "expected '"),
+        (lambda c, w: [], CONFIG),
+        (lambda c, w: [(CONFIG, c)], WEIGHTS),
+        (lambda c, w: [(WEIGHTS, w)], CONFIG),
+        (lambda c, w: [(CONFIG, c), (f"./{CONFIG}", c)], CONFIG),
+        (lambda c, w: [("/etc/passwd", b"x")], "/etc/passwd"),
+        (lambda c, w: [("a/../../x", b"x")], "a/../../x"),
+        (lambda c, w: [special(tarfile.SYMTYPE, WEIGHTS, linkname="/x")], WEIGHTS),
+        (lambda c, w: [special(tarfile.LNKTYPE, CONFIG, linkname="x")], CONFIG),
+        (lambda c, w: [special(tarfile.CHRTYPE, "device")], "device"),
+        (lambda c, w: [special(tarfile.FIFOTYPE, "pipe")], "pipe"),
+        (lambda c, w: [huge(WEIGHTS, 2**40)], WEIGHTS),
+        (lambda c, w: [huge(CONFIG, 2**23)], CONFIG),
+        (lambda c, w: [huge(WEIGHTS, -512)], "-512"),
+        (lambda c, w: [special(tarfile.XHDTYPE, size=2**40)], str(2**40)),
+        (lambda c, w: [special(tarfile.XHDTYPE, size=-512)], "-"),
+        (lambda c, w: [special(tarfile.GNUTYPE_LONGNAME, size=2**62)], str(2**62)),
+        (lambda c, w: [(f"f{i}", b"") for i in range(101)], "100"),
+        (lambda c, w: [(CONFIG, c), (WEIGHTS, b"")], "archive"),
+        (lambda c, w: [(CONFIG, c), (WEIGHTS, w[:-99])], "archive"),
+        (lambda c, w: [(CONFIG, c), (WEIGHTS, deflated(w))], "bytes"),
+        (lambda c, w: [(CONFIG, c), (WEIGHTS, weights_of({"a": Intruder()}))], WEIGHTS),
+        (lambda c, w: [(CONFIG, c), (WEIGHTS, weights_of([1, 2]))], WEIGHTS),
+        (lambda c, w: [(CONFIG, b"a: [1"), (WEIGHTS, w)], f"{CONFIG}:1: "),
+        (lambda c, w: [(CONFIG, b"!!python/name:os.mkdir"), (WEIGHTS, w)], CONFIG),
+        (lambda c, w: [(CONFIG, b"\xff"), (WEIGHTS, w)], "0xff"),
+        (lambda c, w: [(CONFIG, b"- 1"), (WEIGHTS, w)], CONFIG),
+        (lambda c, w: [(CONFIG, b"a: 1"), (WEIGHTS, w)], "target"),
     ],
 )
-def test_hostile_archives_are_refused(tmp_path, monkeypatch, parts, members, message):
+def test_hostile_archives_are_refused(tmp_path, monkeypatch, parts, members, named):
     config, state = parts
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    content = yaml.safe_dump(config).encode(), weights_of(state)
-    write(tmp_path / "x.nemo", *members(*content))
-    assert message in refusal(tmp_path / "x.nemo")
-    zipped = gzip.compress((tmp_path / "x.nemo").read_bytes())
-    (tmp_path / "x.nemo").write_bytes(zipped)
-    assert message in refusal(tmp_path / "x.nemo")
+    sound = yaml.safe_dump(config).encode(), weights_of(state)
+    path = tmp_path / "x.nemo"
+    write(path, *((*member, {})[:3] for member in members(*sound)))
+    assert named in refusal(path)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert named in refusal(path)
     assert not os.listdir(tmp_path / "empty")  # nothing ran, nothing was unpacked
 
 
@@ -493,9 +401,9 @@ def test_cut_files_are_refused(tmp_path, build, cut, zipped):
 
 
 def test_no_such_file(tmp_path):
-    assert refusal(tmp_path / "x.nemo") == "No such file or directory"
+    assert refusal(tmp_path / "x.nemo")
     (tmp_path / "x.nemo").mkdir()
-    assert refusal(tmp_path / "x.nemo") == "Is a directory"
+    assert refusal(tmp_path / "x.nemo")
 
 
 # Where a run is expected, a file does
@@ -510,8 +418,7 @@ def test_import_and_export_on_the_command_line(tmp_path, build, capsys):
     assert_same(model, load_model(tmp_path / "b.pt", CPU))
     assert f"{paths[2]}: 0.03 M weights, 3 speakers" in capsys.readouterr().out
     assert main(["import", paths[1], paths[2]]) == 2
-    said = f"error: {paths[2]}: expected a new file, this one exists\n"
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err.startswith(f"error: {paths[2]}: expected a new file")
     assert main(["export", paths[1], str(tmp_path / "c.nemo")]) == 2
 
 
@@ -519,10 +426,8 @@ def test_a_nemo_file_is_evaluated_like_a_run(tmp_path, miniature, capsys):
     run = train(miniature("run.name=mine"))
     assert main(["export", str(run), str(tmp_path / "x.nemo")]) == 0
     assert main(["import", str(tmp_path / "x.nemo"), str(tmp_path / "x.pt")]) == 0
-    corpus = (
-        *(f"dataset.packs={tmp_path / 'packs'}", "dataset.seed=7"),
-        *(value for value in MINIATURE if value.startswith("dataset.")),
-    )
+    corpus = [f"dataset.packs={tmp_path / 'packs'}", "dataset.seed=7"]
+    corpus += [value for value in MINIATURE if value.startswith("dataset.")]
     tables = []
     for checkpoint in (run, tmp_path / "x.nemo", tmp_path / "x.pt"):
         capsys.readouterr()
@@ -541,10 +446,9 @@ def test_fine_tuning_starts_from_the_encoder(tmp_path, miniature, kind):
     if kind == "nemo":
         save_nemo(tmp_path / "x.nemo", start)
         source = tmp_path / "x.nemo"
+    tiny = [f"training.optimizer.{rate}=1e-9" for rate in ("lr", "muon_lr")]
     other = ("dataset.seed=3", f"training.init_from={source}", "training.epochs=1")
-    of = "training.optimizer"
-    rates = (f"{of}.lr=1e-9", f"{of}.muon_lr=1e-9", f"{of}.warmup=0.0")
-    tuned = load_model(train(miniature("run.name=tuned", *other, *rates)), CPU)
+    tuned = load_model(train(miniature("run.name=tuned", *other, *tiny)), CPU)
     for mine, theirs in zip(
         tuned.encoder.parameters(), start.encoder.parameters(), strict=True
     ):
@@ -553,23 +457,25 @@ def test_fine_tuning_starts_from_the_encoder(tmp_path, miniature, kind):
     assert len(tuned.criterion.classifier.weight) == len(tuned.speakers)
 
 
-def test_fine_tuning_of_another_architecture(tmp_path, build, miniature):
+@pytest.mark.parametrize(
+    ("override", "has"),
+    [
+        ("model.titanet.channels=24", "16"),
+        ("model.name=dvector", "'titanet'"),
+        ("front_end.hop_seconds=0.0125", "0.01"),
+    ],
+)
+def test_fine_tuning_of_another_architecture(tmp_path, build, miniature, override, has):
     save_nemo(tmp_path / "x.nemo", build())
-    init = f"training.init_from={tmp_path / 'x.nemo'}"
-    with pytest.raises(ParameterError) as caught:
-        train(miniature(init, "model.titanet.channels=24"))
-    assert str(caught.value) == (
-        f"model.titanet.channels: expected 16, which {tmp_path / 'x.nemo'} has, got 24"
-    )
-    with pytest.raises(ParameterError, match=r"model.name: expected 'titanet'"):
-        train(miniature(init, "model.name=dvector"))
-    with pytest.raises(ParameterError, match=r"front_end.hop_seconds: expected 0.01"):
-        train(miniature(init, "front_end.hop_seconds=0.0125"))
+    key, _, value = override.partition("=")
+    p = miniature(f"training.init_from={tmp_path / 'x.nemo'}", override)
+    with pytest.raises(ParameterError, match=f"^{key}: expected {has}, .*{value}"):
+        train(p)
 
 
 def test_fine_tuning_never_tests_whom_the_encoder_has_heard(miniature):
     source = train(miniature("run.name=first", "dataset.test_fraction=0.5"))
     fewer = miniature(f"training.init_from={source}", "dataset.test_fraction=0.25")
     train(fewer)  # the same shuffle: its test speakers are among those of the first
-    with pytest.raises(UserError, match="expected to test speakers that the model was"):
+    with pytest.raises(UserError, match="test speakers"):
         train(miniature(f"training.init_from={source}", "dataset.test_fraction=0.75"))
