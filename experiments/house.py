@@ -75,6 +75,11 @@ def lines_by_room() -> list[list[str]]:
     return rows
 
 
+def is_entry_point(node: ast.stmt) -> bool:
+    """Return whether this is the part of a file that runs as a command."""
+    return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+
+
 def imports_by_room() -> str:
     """Which rooms each room imports from, as text."""
     sources = HOME / "src"
@@ -82,7 +87,9 @@ def imports_by_room() -> str:
     uses: dict[str, set[str]] = {room: set() for room in rooms}
     for path in sources.rglob("*.py"):
         room = Path(room_of(path, sources)).stem
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        tree.body = [node for node in tree.body if not is_entry_point(node)]
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 uses[room].add(node.module.partition(".")[0])
             elif isinstance(node, ast.Import):
@@ -101,12 +108,5 @@ def imports_by_room() -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Command line."""
-    for row in lines_by_room():
-        print("  ".join(cell.ljust(26) for cell in row).rstrip())
-    print(f"\n{imports_by_room()}")
-
-
 if __name__ == "__main__":
-    main()
+    print(f"{table(*lines_by_room())}\n{imports_by_room()}")
