@@ -11,6 +11,8 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
+from cells import table
+
 HOME = Path(__file__).parents[1]
 
 
