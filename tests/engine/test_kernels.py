@@ -30,10 +30,10 @@ for batch, frames, channels, taps in (
         x64.mT, weight64[:, None], padding=taps // 2, groups=channels
     ).mT
     expected.backward(gradient.double())
-    for found, right in (
+    for ours, right in (
         (y, expected), (x.grad, x64.grad), (weight.grad, weight64.grad)
     ):
-        assert (found - right).norm() < 1e-6 * right.norm()
+        assert (ours - right).norm() < 1e-6 * right.norm()
 torch.library.opcheck(depthwise, (x, weight))
 """
 
