@@ -17,7 +17,7 @@ import torch
 
 from engine.files import atomic_write
 from engine.parameter_files import check_parameters, migrate
-from errors import UserError
+from errors import UserError, first_line
 from parameters import ParameterError
 from runs.speaker_model import Heard, SpeakerModel, build_model
 from verification.scoring import Backend
@@ -70,7 +70,7 @@ def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
         reason = "damaged, or more than tensors and plain values"
         raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
     except Exception as error:  # which one torch raises depends on the damaged bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
 
 

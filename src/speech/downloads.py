@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from engine.files import file_digest
 from engine.parallel import progress_options
-from errors import UserError
+from errors import UserError, first_line
 
 TIMEOUT_SECONDS = 60  # without an answer from the server
 BYTES_PER_READ = 2**20
@@ -79,7 +79,7 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
                 with tarfile.open(partial, "r:gz") as archive:
                     archive.extractall(scratch, filter=bounded)
         except (tarfile.TarError, zipfile.BadZipFile) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise DownloadError(f"{partial}: cannot be unpacked: {reason}") from None
         yield scratch
     partial.unlink()
