@@ -69,15 +69,9 @@ RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
 NUM_NEAREST = 3  # people in an identification
 OWN_RECORDINGS = "own recordings"  # key of a user's calibration, beside "trained"
 SECONDS_IN_MEMORY = 600.0  # of sounds at once; the last may exceed it
-FRONT_END_KEYS = (  # what an embedding depends on
-    "sample_rate",
-    "window_size",
-    "hop_size",
-    "n_fft",
-    "num_mels",
-    "preemphasis",
-    "normalization",
-)
+# Of the front end's parameters, those that a vector depends on.
+FRONT_END_KEYS = ("sample_rate", "window_size", "hop_size", "n_fft", "num_mels")
+FRONT_END_KEYS += ("preemphasis", "normalization")
 Label = TypeVar("Label")
 
 

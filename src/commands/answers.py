@@ -1,8 +1,7 @@
 """What the page of `src/voices.py demo` answers, in words and pictures.
 
 recordings -> `hear` -> `Clip`s -> `judge`, `recognise` -> text
-name, recordings, `People` -> `enrol` -> `People`
-files from the page -> `Answers` -> what its boxes show
+what the page's boxes hold -> `Answers` -> what they show
 
 U clips, E embedding size.
 """
@@ -98,28 +97,6 @@ def explain(threshold: Threshold | None) -> str:
     )
 
 
-def enrol(
-    voices: Voices, name: str, files: Sequence[str], people: People | None
-) -> tuple[People, str]:
-    """Add recordings of one person; return the people, and a text with what may be
-    wrong."""
-    if not files:
-        raise VoiceError("expected recordings of the person, got none")
-    clips = hear(voices, [(Path(file).name, file) for file in files])
-    enrolled = voices.enrol({}, people).with_clips(name, clips)
-    faults = [fault for clip in clips for fault in clip.warnings]
-    faults += voices.disagreements(enrolled, np.unique(enrolled.names).tolist())
-    return enrolled, "\n".join([count_recordings(enrolled), *faults])
-
-
-def load_store(voices: Voices, file: str) -> People:
-    """Load the people of a store; raise `VoiceError` if another model heard them."""
-    try:
-        return voices.enrol({}, load_people(Path(file)))
-    except VoiceError as error:
-        raise VoiceError(str(error).replace(file, Path(file).name)) from None
-
-
 def count_recordings(people: People) -> str:
     """Return a line that names who is enrolled, with how many recordings."""
     names, counts = np.unique(people.names, return_counts=True)
@@ -162,13 +139,20 @@ class Answers:
         self,
         name: str,
         recorded: str | None,
-        files: list[str] | None,
+        files: Sequence[str] | None,
         people: People | None,
     ) -> tuple[str, People, None, None]:
-        """Enrol a person; return who is enrolled, the people, and two emptied boxes."""
+        """Enrol recordings of one person; return who is enrolled and what may be wrong,
+        the people, and two emptied boxes."""
         recordings = [*([recorded] if recorded else []), *(files or [])]
-        people, text = enrol(self.voices, name, recordings, people)
-        return text, people, None, None
+        if not recordings:
+            raise VoiceError("expected recordings of the person, got none")
+        clips = hear(self.voices, [(Path(file).name, file) for file in recordings])
+        people = self.voices.enrol({}, people).with_clips(name, clips)
+        faults = [fault for clip in clips for fault in clip.warnings]
+        names = np.unique(people.names).tolist()
+        faults += self.voices.disagreements(people, names)
+        return "\n".join([count_recordings(people), *faults]), people, None, None
 
     def save(self, people: People | None) -> tuple[str, Path]:
         """Return who is enrolled, and the file of a new store."""
@@ -179,7 +163,10 @@ class Answers:
 
     def load(self, file: str) -> tuple[str, People]:
         """Return who is enrolled in a store, and the people."""
-        people = load_store(self.voices, file)
+        try:
+            people = self.voices.enrol({}, load_people(Path(file)))
+        except VoiceError as error:
+            raise VoiceError(str(error).replace(file, Path(file).name)) from None
         return count_recordings(people), people
 
     def identify(self, file: str | None, people: People | None) -> str:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recognition.people import unit
 from recognition.verdicts import Turn
-from verification.scoring import Calibration
+from verification.scoring import Calibration, unit
 
 WINDOW_SECONDS, HOP_SECONDS = 1.5, 0.75  # the hop is a maximum
 SHORTEST_PAUSE = 1.0  # seconds; a shorter pause does not end a stretch of speech

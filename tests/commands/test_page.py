@@ -84,8 +84,7 @@ def test_results_are_told(voices, sounds):
     paragraphs = answers.judge(found).split("\n\n")
     assert paragraphs[:2] == ["The same person.", str(found)]
     assert [text.partition(": ")[2] for text in paragraphs[2:]] == [*found.warnings]
-    people, _ = answers.enrol(voices, "ann", [first, second], None)
-    found = voices.identify(third, people)
+    found = voices.identify(third, voices.enrol({"ann": [first, second]}))
     assert answers.recognise(found) == f"Ann.\n\n{found}"
     assert answers.recognise(replace(found, name=None)).startswith("Nobody")
     explained = answers.explain(voices.threshold)
@@ -95,10 +94,13 @@ def test_results_are_told(voices, sounds):
 
 
 def test_people_are_enrolled_one_after_another(voices, sounds, tmp_path):
-    ann, text = answers.enrol(voices, " Ann ", sounds[0][:1], None)
+    def add(name, recorded, files, people=None):
+        return answers.Answers(voices, tmp_path).add(name, recorded, files, people)[:2]
+
+    text, ann = add(" Ann ", sounds[0][0], None)
     assert text.endswith(": Ann (1).")
-    both, _ = answers.enrol(voices, "Ben", sounds[1][:2], ann)
-    again, text = answers.enrol(voices, "Ann", sounds[0][:2], both)
+    _, both = add("Ben", None, sounds[1][:2], ann)
+    text, again = add("Ann", None, sounds[0][:2], both)
     assert text.endswith(": Ann (2), Ben (2).")
     expected = voices.enrol({"Ann": sounds[0][:2], "Ben": sounds[1][:2]})
     for name in ("Ann", "Ben"):
@@ -107,26 +109,27 @@ def test_people_are_enrolled_one_after_another(voices, sounds, tmp_path):
         assert vectors == pytest.approx(wanted, abs=1e-5)
     # not where the page keeps its uploads
     assert set(again.clips) <= {Path(file).name for files in sounds for file in files}
-    other = str(write(tmp_path / "other.wav", noise()))
-    _, text = answers.enrol(voices, "Ann", [other], again)
+    text, _ = add("Ann", str(write(tmp_path / "other.wav", noise())), None, again)
     assert "other.wav: no speech was found" in text
     assert "Ann: other.wav does not sound like" in text
     for name, files in (("Ann", []), ("a/b", sounds[0])):
         with pytest.raises(VoiceError):
-            answers.enrol(voices, name, files, None)
+            add(name, None, files)
 
 
 def test_a_store_comes_back(voices, sounds, tmp_path):
-    people, text = answers.enrol(voices, "Ann", sounds[0][:2], None)
-    stores = {name: tmp_path / f"{name}.npz" for name in ("people", "other", "bad")}
-    people.save(stores["people"])
-    loaded = answers.load_store(voices, str(stores["people"]))
-    assert answers.count_recordings(loaded) == text
-    replace(people, digest="another").save(stores["other"])
-    stores["bad"].write_text("none")
-    for name, words in (("other", r"titanet.*another"), ("bad", r"^bad\.npz: ")):
+    page_answers = answers.Answers(voices, tmp_path)
+    people = voices.enrol({"Ann": sounds[0][:2]})
+    text, store = page_answers.save(people)
+    again, loaded = page_answers.load(str(store))
+    assert text == again
+    assert loaded.vectors.tolist() == people.vectors.tolist()
+    other, bad = tmp_path / "other.npz", tmp_path / "bad.npz"
+    replace(people, digest="another").save(other)
+    bad.write_text("none")
+    for store, words in ((other, r"titanet.*another"), (bad, r"^bad\.npz: ")):
         with pytest.raises(VoiceError, match=words):
-            answers.load_store(voices, str(stores[name]))
+            page_answers.load(str(store))
 
 
 def test_people_have_their_places(voices, sounds):
