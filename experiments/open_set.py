@@ -23,6 +23,7 @@ import argparse
 import json
 import math
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +50,14 @@ def vectors_of(voices: Voices, folder: Path) -> dict[str, NDArray[np.float64]]:
     people = read_people([str(folder)])
     vectors = voices.embed([file for files in people.values() for file in files])
     ends = np.cumsum([len(files) for files in people.values()])[:-1]
-    parts = np.split(vectors.astype(np.float64), ends)
-    return dict(zip(people, parts, strict=True))
+    return dict(zip(people, np.split(vectors.astype(np.float64), ends), strict=True))
 
 
 def deal(vectors: dict[str, NDArray]) -> tuple[list[str], list[str]]:
     """Return the names to enrol, those with clips to test first, and the strangers'."""
     rng = np.random.default_rng(SEED)
-    tested = [name for name, of in vectors.items() if len(of) > NUM_CLIPS]
-    others = [name for name, of in vectors.items() if len(of) == NUM_CLIPS]
+    tested = [name for name, clips in vectors.items() if len(clips) > NUM_CLIPS]
+    others = [name for name, clips in vectors.items() if len(clips) == NUM_CLIPS]
     ranked = [*rng.permutation(tested).tolist(), *rng.permutation(others).tolist()]
     enrolled = ranked[:NUM_ENROLLED]
     return enrolled, [name for name in vectors if name not in enrolled]
@@ -67,9 +67,9 @@ def scores(gallery: list[NDArray], clips: NDArray, mean: bool) -> NDArray:
     """Return cosines [clips, people] of clips with people, by a person's mean direction
     or best clip."""
     if mean:
-        means = np.stack([of_person.mean(0) for of_person in gallery])
+        means = np.stack([person.mean(0) for person in gallery])
         return clips @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
-    return np.stack([(clips @ of.T).max(1) for of in gallery], axis=1)
+    return np.stack([(clips @ person.T).max(1) for person in gallery], axis=1)
 
 
 def rates(
@@ -105,20 +105,22 @@ def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
     """Return detection and identification rates by what is enrolled and how it is
     scored."""
     enrolled, strangers = deal(vectors)
-    probes = {
-        n: vectors[n][NUM_CLIPS:] for n in enrolled if len(vectors[n]) > NUM_CLIPS
-    }
-    counts = [len(of) for of in probes.values()]
-    owners = np.repeat([enrolled.index(name) for name in probes], counts)
-    stranger_of = np.repeat(range(len(strangers)), [len(vectors[n]) for n in strangers])
-    known_clips = np.concatenate(list(probes.values()))
+    tested = [name for name in enrolled if len(vectors[name]) > NUM_CLIPS]
+    known_clips = np.concatenate([vectors[name][NUM_CLIPS:] for name in tested])
+    known_counts = [len(vectors[name]) - NUM_CLIPS for name in tested]
+    owners = np.repeat([enrolled.index(name) for name in tested], known_counts)
     unknown_clips = np.concatenate([vectors[name] for name in strangers])
+    unknown_counts = [len(vectors[name]) for name in strangers]
+    unknown_owners = np.repeat(range(len(strangers)), unknown_counts)
     calibration = voices.calibration
     among = voices.threshold.among(len(enrolled))
-    llr_thresholds = {
-        "identify": among.llr,
-        "identify, strict": among.strict,
-        "not raised for 60 people": calibration.threshold,
+    thresholds = {
+        name: (llr - calibration.offset) / calibration.scale  # of the cosine
+        for name, llr in (
+            ("identify", among.llr),
+            ("identify, strict", among.strict),
+            ("not raised for 60 people", calibration.threshold),
+        )
     }
     systems = {}
     for system, count, mean in (
@@ -128,43 +130,55 @@ def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
     ):
         gallery = [vectors[name][:count] for name in enrolled]
         known = scores(gallery, known_clips, mean)
-        right = known.argmax(1) == owners
-        best, unknown = known.max(1), scores(gallery, unknown_clips, mean).max(1)
-        report: dict = {"right, if a threshold were no matter": float(right.mean())}
-        cosine_of = {
-            name: (llr - calibration.offset) / calibration.scale
-            for name, llr in llr_thresholds.items()
+        right, best = known.argmax(1) == owners, known.max(1)
+        unknown = scores(gallery, unknown_clips, mean).max(1)
+        systems[system] = {
+            "right, if a threshold were no matter": float(right.mean()),
+            **rates_with_intervals(
+                right, best, unknown, thresholds, (owners, unknown_owners)
+            ),
         }
-        resamples: dict[str, list] = {}
-        rng = np.random.default_rng(SEED)
-        for _ in range(NUM_RESAMPLES):
-            rows = resampled(owners, rng)
-            columns = resampled(stranger_of, rng)
-            part = right[rows], best[rows], unknown[columns]
-            for rate in RATES:
-                threshold = threshold_at(rate, part[2])
-                resamples.setdefault(f"{rate:g}", []).append(rates(threshold, *part))
-            for name, threshold in cosine_of.items():
-                resamples.setdefault(name, []).append(rates(threshold, *part))
-        points = {f"{rate:g}": threshold_at(rate, unknown) for rate in RATES}
-        for name, threshold in (points | cosine_of).items():
-            identified, false_alarm = rates(threshold, right, best, unknown)
-            detections, false_alarms = zip(*resamples[name], strict=True)
-            report[name] = {
-                "identified": identified,
-                "identified_interval": interval(detections),
-                "false_alarm": false_alarm,
-                "false_alarm_interval": interval(false_alarms),
-            }
-        systems[system] = report
     return {
         "num_enrolled": len(enrolled),
-        "num_tested": len(probes),
+        "num_tested": len(tested),
         "num_clips": len(known_clips),
         "num_strangers": len(strangers),
         "num_clips_of_strangers": len(unknown_clips),
         "systems": systems,
     }
+
+
+def rates_with_intervals(
+    right: NDArray,
+    known: NDArray,
+    unknown: NDArray,
+    thresholds: dict[str, float],
+    owners: tuple[NDArray, NDArray],
+) -> dict[str, dict]:
+    """Return both rates by threshold: where `RATES` of the unknown clips are given to
+    somebody, and at the given ones. `owners` are of known and of unknown clips."""
+    resamples: dict[str, list] = defaultdict(list)
+    rng = np.random.default_rng(SEED)
+    for _ in range(NUM_RESAMPLES):
+        rows, columns = resampled(owners[0], rng), resampled(owners[1], rng)
+        resample = right[rows], known[rows], unknown[columns]
+        for rate in RATES:
+            threshold = threshold_at(rate, resample[2])
+            resamples[f"{rate:g}"].append(rates(threshold, *resample))
+        for name, threshold in thresholds.items():
+            resamples[name].append(rates(threshold, *resample))
+    points = {f"{rate:g}": threshold_at(rate, unknown) for rate in RATES}
+    report = {}
+    for name, threshold in (points | thresholds).items():
+        identified, false_alarm = rates(threshold, right, known, unknown)
+        detections, false_alarms = zip(*resamples[name], strict=True)
+        report[name] = {
+            "identified": identified,
+            "identified_interval": interval(detections),
+            "false_alarm": false_alarm,
+            "false_alarm_interval": interval(false_alarms),
+        }
+    return report
 
 
 def calibrate_on_half(voices: Voices, folder: Path) -> dict:
@@ -180,9 +194,9 @@ def calibrate_on_half(voices: Voices, folder: Path) -> dict:
     cosines = (vectors @ vectors.T)[first, second]
     targets = codes[first] == codes[second]
     report = {"num_people": len(half), "num_tested": len(others)}
-    encoders = voices.calibration
-    promised = voices.calibrate({name: people[name] for name in half})
-    for name, calibration in (("encoder", encoders), ("own", promised)):
+    encoders = voices.calibration  # `calibrate` replaces it
+    own = voices.calibrate({name: people[name] for name in half})
+    for name, calibration in (("encoder", encoders), ("own", own)):
         accepted = calibration.llrs(cosines) >= calibration.threshold
         miss, false_alarm = rates_at(1, accepted, targets)
         intervals = bootstrap_rates(
@@ -196,10 +210,10 @@ def calibrate_on_half(voices: Voices, folder: Path) -> dict:
             "false_alarm_interval": [intervals[1].low, intervals[1].high],
         }
     report["own"]["told"] = {
-        "miss": promised.miss,
-        "miss_interval": promised.miss_interval,
-        "false_alarm": promised.false_alarm,
-        "false_alarm_interval": promised.false_alarm_interval,
+        "miss": own.miss,
+        "miss_interval": own.miss_interval,
+        "false_alarm": own.false_alarm,
+        "false_alarm_interval": own.false_alarm_interval,
     }
     return report
 
