@@ -28,7 +28,7 @@ from errors import run_command
 from eval import evaluate_checkpoint
 from reports.tables import as_report
 from runs.checkpoints import load_model
-from train import train_once
+from teaching.studies import train_once
 
 HOME = SHIPPED.parent
 INIT = HOME / "init"

@@ -32,10 +32,11 @@ from tables import TESTS
 from dataset import Splits, UtteranceBatches, prepare
 from engine.parameter_files import SHIPPED, load_parameters
 from errors import run_command
-from eval import evaluate_checkpoint, fit_backend, verify
+from eval import evaluate_checkpoint, verify
 from reports.figures import draw_curves
 from reports.projections import draw_embeddings
 from reports.tables import as_report, as_table, print_table
+from runs.backend import fit_backend
 from runs.checkpoints import load_model, save_checkpoint
 from runs.run_directory import read_metrics
 from runs.speaker_model import embed

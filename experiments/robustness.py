@@ -24,8 +24,8 @@ from dataset import UtteranceBatches, prepare
 from engine.devices import choose_device
 from engine.parameter_files import check_parameters, override_values
 from errors import run_command
-from eval import make_split_trials
 from parameters import Parameters
+from runs.backend import make_split_trials
 from runs.checkpoints import load_model
 from runs.speaker_model import SpeakerModel, embed
 from speech.surroundings import load_noise, load_responses

@@ -37,7 +37,7 @@ from runs.run_directory import read_metrics
 from runs.speaker_model import SpeakerModel, embed
 from speech.corpora import without_label
 from speech.surroundings import load_surroundings
-from train import train_once
+from teaching.studies import train_once
 from transforms import Augmentation
 
 HOME = Path(__file__).parents[1]

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from errors import run_command
-from exchange.nemo_files import NemoError, load_nemo, save_nemo
+from exchange.nemo_archives import NemoError
+from exchange.nemo_files import load_nemo, save_nemo
 from runs.checkpoints import load_model, save_checkpoint
 
 

@@ -10,47 +10,47 @@ resumed run repeats an unbroken one. With several processes, each embeds its sha
 batch, and all compute the loss of the whole batch.
 """
 
-if __name__ == "__main__":  # --help is answered before torch is loaded
-    from command_lines import train_options
+import sys
 
-    train_options()
+from command_lines import train_options
+
+if __name__ == "__main__":
+    train_options()  # answers --help before torch is loaded
 
 import math
-import re
-import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from command_lines import train_options
 from dataset import Batch, Splits, TrainingBatches, prepare
 from engine.acceleration import fast_encoder, gradients_of_all_ranks
 from engine.devices import choose_device, keep_freed_memory, memory_for_batches
-from engine.optimizers import build_optimizer, set_learning_rate, step_where
+from engine.optimizers import (
+    block_norms,
+    build_optimizer,
+    clip_gradient,
+    set_learning_rate,
+    step_where,
+)
 from engine.parallel import first_rank_first, gather, progress_options, ranks
 from engine.parameter_files import check_parameters, load_parameters, override_values
 from engine.precision import bfloat16_where_fast
 from engine.signals import StopSignals
 from errors import StoppedError, run_command
-from eval import evaluate, fit_backend, identify, make_split_trials, refuse_heard
+from eval import evaluate, identify
 from exchange.nemo_files import load_any_model
 from parameters import Parameters
-from runs.checkpoints import RunError, load_checkpoint
-from runs.resuming import (
-    MAY_CHANGE,
-    State,
-    refuse_changes,
-    refuse_other_audio,
-    start_from,
-)
+from runs.backend import fit_backend, make_split_trials
+from runs.checkpoints import load_checkpoint
+from runs.heard import refuse_heard
+from runs.resuming import State, refuse_other_audio, start_from
 from runs.run_directory import Run
 from runs.speaker_model import build_model
-from runs.tally import SPENT, NotFiniteError, Readings, StepReading, Tally
+from runs.tally import SPENT, NotFiniteError, Readings, StepReading, Tally, epoch_line
 from speech.surroundings import load_surroundings, recording_digests
 from speech.utterances import CorpusError
 from transforms import Augmentation
@@ -75,6 +75,8 @@ def training_step(
     """
     model, training = state.model, state.model.config.training
     progress = (state.step + 1) / num_steps
+    # The rate rises over the first tenth of the steps, while the optimizer's momenta
+    # and the batch statistics have seen too little to be trusted, then falls.
     set_learning_rate(state.optimizer, training.optimizer, progress)
     model.criterion.schedule(progress)  # the margin grows
     torch.manual_seed(batch.seed)  # of augmentation and dropout
@@ -101,23 +103,13 @@ def training_step(
     norms = block_norms(model.encoder) if measures_blocks else {}
     # One bad batch must not throw the weights far: the direction stays, the length is
     # bounded.
-    norm = nn.utils.clip_grad_norm_(model.parameters(), training.optimizer.clip_norm)
+    norm = clip_gradient(state.optimizer, training.optimizer.clip_norm)
     finite = (loss + norm).isfinite()  # on the device: to ask it would wait for it
     step_where(state.optimizer, finite)
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(torch.where(finite, buffer, before))
     state.step += 1
     return StepReading(loss, norm, hits, norms)
-
-
-def block_norms(encoder: nn.Module) -> dict[str, Tensor]:
-    """The gradient norm [] of each block of an encoder. Names are those of checkpoints
-    with the dot replaced: `blocks.0` becomes `blocks_0`."""
-    gradients = defaultdict(list)
-    for name, weight in encoder.named_parameters():
-        block = re.match(r"\w+(\.\d+)?", name)[0].replace(".", "_")
-        gradients[block].append(weight.grad)
-    return {name: nn.utils.get_total_norm(group) for name, group in gradients.items()}
 
 
 def training_epoch(
@@ -194,16 +186,6 @@ def end_epoch(
         run.save(state, "best")
     print(epoch_line(metrics, state.model.config.training.epochs))
     return metrics
-
-
-def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
-    """An epoch's metrics in a line."""
-    line = f"epoch {metrics['epoch']}/{epochs}"
-    for split in ("train", "validation"):
-        if f"{split}/loss" in metrics:
-            loss, accuracy = metrics[f"{split}/loss"], metrics[f"{split}/accuracy"]
-            line += f"  {split} loss {loss:.3f} accuracy {accuracy:.1%}"
-    return f"{line}  {metrics['train/audio_seconds_per_second']:.0f} audio s/s"
 
 
 def train(
@@ -300,27 +282,6 @@ def train_epochs(state: State, splits: Splits, run: Run, watch: Watch | None) ->
                     f"stopped after step {state.step} of {num_steps}; "
                     f"go on with --resume {run.directory}"
                 )
-
-
-def train_once(parameters: Parameters, watch: Watch | None = None) -> Path:
-    """Return the run named `run.name`: reused if finished, resumed if stopped, else
-    trained. An existing run must have these parameters."""
-    name = parameters.run.name
-    if name is None or not (directory := parameters.run.directory / name).exists():
-        return train(parameters, watch=watch)
-    if not (directory / "last.pt").exists():
-        raise RunError(
-            f"{directory}: stopped before its first checkpoint; remove it to train anew"
-        )
-    old = load_checkpoint(directory / "last.pt")
-    refuse_changes(directory, old["parameters"], parameters.as_dict(), MAY_CHANGE)
-    if not (directory / "report.json").exists():
-        return train(parameters, directory, watch)
-    digests = prepare(parameters.dataset, parameters.front_end).pack.digests
-    refuse_other_audio(directory, old["digests"], digests)
-    recordings = recording_digests(parameters)
-    refuse_other_audio(directory, old.get("recordings", {}), recordings)
-    return directory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,20 +11,12 @@ import torch
 import eval as evaluation
 from conftest import MIXTURE
 from dataset import UtteranceBatches, prepare
-from eval import (
-    evaluate,
-    evaluate_checkpoint,
-    fit_backend,
-    identify,
-    main,
-    make_split_trials,
-    mean_log_mel,
-    refuse_heard,
-    verify,
-)
+from eval import evaluate, evaluate_checkpoint, identify, main, mean_log_mel, verify
 from parameters import ParameterError
 from reports.tables import as_report, as_summary
+from runs.backend import fit_backend, make_split_trials
 from runs.checkpoints import save_checkpoint
+from runs.heard import refuse_heard
 from runs.speaker_model import build_model, embed
 from speech import corpora
 from verification.metrics import OperatingPoint, cllr, min_dcf

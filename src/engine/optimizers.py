@@ -7,6 +7,7 @@ its steps matched to AdamW's as in arXiv 2502.16982.
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -109,16 +110,6 @@ def _suits_muon(weight: nn.Parameter) -> bool:
     return weight.ndim == 2 and getattr(weight, "muon", True)
 
 
-def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
-    """Take a step if `finite` [] is true, else leave weights and momenta unchanged.
-
-    The decision stays on the device, so nothing waits for it: torch's fused optimizers
-    and Muon here skip the step if their attribute `found_inf` is 1.
-    """
-    optimizer.found_inf = 1 - finite.float()
-    optimizer.step()
-
-
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, parameters: OptimizerParameters, progress: float
 ) -> None:
@@ -137,3 +128,31 @@ def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
     falling = (progress - parameters.warmup) / max(1 - parameters.warmup, 1e-9)
     share = (1 + math.cos(math.pi * falling)) / 2
     return parameters.final_lr + (parameters.lr - parameters.final_lr) * share
+
+
+def clip_gradient(optimizer: torch.optim.Optimizer, clip_norm: float) -> Tensor:
+    """Shorten the gradient of all weights to `clip_norm` at most; return its norm []
+    before."""
+    groups = optimizer.param_groups
+    weights = [weight for group in groups for weight in group["params"]]
+    return nn.utils.clip_grad_norm_(weights, clip_norm)
+
+
+def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Take a step if `finite` [] is true, else leave weights and momenta unchanged.
+
+    The decision stays on the device, so nothing waits for it: torch's fused optimizers
+    and Muon here skip the step if their attribute `found_inf` is 1.
+    """
+    optimizer.found_inf = 1 - finite.float()
+    optimizer.step()
+
+
+def block_norms(encoder: nn.Module) -> dict[str, Tensor]:
+    """Return the gradient norm [] of each block of an encoder. Names are those of
+    checkpoints with the dot replaced: `blocks.0` becomes `blocks_0`."""
+    gradients = defaultdict(list)
+    for name, weight in encoder.named_parameters():
+        block = re.match(r"\w+(\.\d+)?", name)[0].replace(".", "_")
+        gradients[block].append(weight.grad)
+    return {name: nn.utils.get_total_norm(group) for name, group in gradients.items()}

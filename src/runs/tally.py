@@ -144,3 +144,13 @@ class Readings:
         if self.tally.skipped_in_a_row == MAX_SKIPPED:
             raise NotFiniteError(f"{fault}; skipped {MAX_SKIPPED} steps in a row")
         tqdm.write(f"{fault}; skipped")
+
+
+def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:
+    """Return an epoch's metrics in a line."""
+    line = f"epoch {metrics['epoch']}/{epochs}"
+    for split in ("train", "validation"):
+        if f"{split}/loss" in metrics:
+            loss, accuracy = metrics[f"{split}/loss"], metrics[f"{split}/accuracy"]
+            line += f"  {split} loss {loss:.3f} accuracy {accuracy:.1%}"
+    return f"{line}  {metrics['train/audio_seconds_per_second']:.0f} audio s/s"

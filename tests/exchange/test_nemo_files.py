@@ -16,7 +16,8 @@ import yaml
 from conftest import CPU, MINIATURE
 from errors import UserError
 from eval import main as eval_main
-from exchange.nemo_files import CONFIG, WEIGHTS, NemoError, load_nemo, save_nemo
+from exchange.nemo_archives import CONFIG, WEIGHTS, NemoError
+from exchange.nemo_files import load_nemo, save_nemo
 from nemo_checkpoint import main
 from parameters import ParameterError
 from runs.checkpoints import load_model, save_checkpoint

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import CPU, MINIATURE, RATE, noise, write
 from engine.parameter_files import SHIPPED, dump_yaml, load_parameters
 from errors import MAX_MESSAGE
-from exchange.nemo_files import CONFIG, WEIGHTS, NemoError, load_nemo, save_nemo
+from exchange.nemo_archives import CONFIG, WEIGHTS, NemoError
+from exchange.nemo_files import load_nemo, save_nemo
 from parameters import ParameterError
 from runs.checkpoints import RunError, load_model, save_checkpoint
 from runs.speaker_model import build_model

@@ -32,7 +32,8 @@ from runs.checkpoints import RunError, load_checkpoint, load_model
 from runs.resuming import refuse_changes, start_from
 from runs.run_directory import Run, read_metrics
 from runs.speaker_model import build_model
-from train import main, train, train_once
+from teaching.studies import train_once
+from train import main, train
 
 # Resuming
 
