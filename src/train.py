@@ -36,7 +36,7 @@ from engine.optimizers import (
     set_learning_rate,
     step_where,
 )
-from engine.parallel import first_rank_first, gather, progress_options, ranks
+from engine.parallel import first_rank_first, gather, progress_options, rank, ranks
 from engine.parameter_files import check_parameters, load_parameters, override_values
 from engine.precision import bfloat16_where_fast
 from engine.signals import StopSignals
@@ -206,17 +206,18 @@ def train(
     refuse_splits(splits, parameters)
     if resume is None:
         state = begin(parameters, splits, device)
+        state.recordings = recordings
         run = Run.create(parameters)
         state.wandb_id = run.wandb_id
     else:
         state = State.restore(resume / "last.pt", parameters, device)
         refuse_other_audio(resume, state.model.digests, splits.pack.digests)
         refuse_other_audio(resume, state.recordings, recordings)
+        state.recordings = recordings
+        if rank() == 0:
+            state.save(resume / "last.pt")  # keeps these parameters if interrupted
         run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
-    state.recordings = recordings
     with run:
-        if resume is not None:
-            run.save(state, "last")  # keeps these parameters if interrupted
         train_epochs(state, splits, run, watch)
         best = State.restore(run.directory / "best.pt", parameters, device)
         best.model.backend = fit_backend(best.model, splits)
