@@ -4,10 +4,10 @@
     python src/train.py --resume runs/NAME [key=value ...]
     torchrun --nproc_per_node 2 src/train.py -p parameters.yml
 
-A step, an epoch, a run, in this order. B utterances, N samples, M mel bands, T frames,
-E embedding size. All randomness in a step derives from (seed, epoch, batch), so a
-resumed run repeats an unbroken one. With several processes, each embeds its share of a
-batch, and all compute the loss of the whole batch.
+The file reads from the top: a step, an epoch, a run. B utterances, N samples, M mel
+bands, T frames, E embedding size. All randomness in a step derives from (seed, epoch,
+batch), so a resumed run repeats an unbroken one. With several processes, or ranks, each
+embeds its share of a batch, and all compute the loss of the whole batch.
 """
 
 import sys
@@ -80,11 +80,11 @@ def training_step(
     set_learning_rate(state.optimizer, training.optimizer, progress)
     model.criterion.schedule(progress)  # the margin grows
     torch.manual_seed(batch.seed)  # of augmentation and dropout
-    # The forward pass updates batch statistics before anybody knows that the loss is
-    # finite, so they are kept to be put back.
+    # The forward pass updates batch statistics before the loss is known to be finite.
+    # These copies are put back if it is not.
     buffers = [buffer.clone() for buffer in model.buffers()]
     state.optimizer.zero_grad()
-    loss, hits = torch.zeros(2, device=batch.waveforms.device)
+    loss = hits = torch.zeros((), device=batch.waveforms.device)
     for number, part in enumerate(batch.parts(training.accumulation), 1):
         with gradients_of_all_ranks(encoder, last=number == training.accumulation):
             waveforms = augmentation(part.waveforms, part.crop)  # [B, N]
@@ -94,17 +94,16 @@ def training_step(
             with bfloat16_where_fast(features.device.type):
                 embeddings = encoder(features, frames)  # [B, E]
             output = model.criterion(gather(embeddings), speakers)
-            # A part's mean loss counts by its share of the batch, so accumulation
-            # gives the gradient of the whole batch.
+            # Each part counts by its share of the batch, so the gradients of the parts
+            # add up to that of the whole batch.
             part_loss = output.loss * (len(speakers) / batch.size)
             part_loss.backward()
-        loss += part_loss.detach()
-        hits += (output.predictions == speakers).sum()
+        loss = loss + part_loss.detach()
+        hits = hits + (output.predictions == speakers).sum()
     norms = block_norms(model.encoder) if measures_blocks else {}
-    # One bad batch must not throw the weights far: the direction stays, the length is
-    # bounded.
+    # A longer gradient is shortened, so that one bad batch cannot throw the weights far.
     norm = clip_gradient(state.optimizer, training.optimizer.clip_norm)
-    finite = (loss + norm).isfinite()  # on the device: to ask it would wait for it
+    finite = (loss + norm).isfinite()  # stays on the device, so nothing waits for it
     step_where(state.optimizer, finite)
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(torch.where(finite, buffer, before))
@@ -125,7 +124,7 @@ def training_epoch(
     model, training = state.model.train(), state.model.config.training
     skips = training.on_nonfinite == "skip"
     readings = Readings(state.tally, batches.splits.pack, model.flop, skips)
-    done = state.step - state.epoch * len(batches)  # steps, before the run stopped
+    done = state.step - state.epoch * len(batches)  # steps of a resumed epoch
     with tqdm(
         total=len(batches),
         initial=done,
@@ -136,20 +135,21 @@ def training_epoch(
     ) as progress:
         for number, batch in enumerate(batches.epoch(state.epoch, done), done + 1):
             last = number == len(batches)
-            # To read a loss waits until a GPU has computed it. Read rarely, and the GPU
-            # never waits for Python.
+            # Reading a loss waits for the GPU that computes it. Read rarely, so that
+            # the GPU always has steps to work on.
             reads = last or number % STEPS_PER_READING == 0
             reading = training_step(
                 state, encoder, augmentation, batch, num_steps, measures_blocks=reads
             )
             readings.add(reading, batch)
             progress.update()
+            # All ranks ask together, so that all stop after the same step.
             if stop.asked() or reads:
                 readings.read(state.step)
                 progress.set_postfix_str(str(state.tally))
-            if stop.agreed and not last:
+            if stop.agreed and not last:  # after the last, validate first
                 return None
-    rate = state.optimizer.param_groups[-1]["lr"]  # the first may be Muon's
+    rate = state.optimizer.param_groups[-1]["lr"]  # Muon's group is the first
     scheduled = model.criterion.scheduled()
     return {
         **state.tally.metrics(),
@@ -168,13 +168,13 @@ def end_epoch(
     state.epoch, state.tally = state.epoch + 1, Tally()
     spent = {f"spent/{name}": total for name, total in state.spent.items()}
     metrics = {"epoch": state.epoch, "step": state.step, **trained, **spent}
-    # Without validation utterances the last epoch is as good a choice as any.
+    # Without validation utterances each epoch counts as better than those before.
     loss = -state.epoch
     if identified := identify(state.model, splits):
         for name, report in identified.items():
             metrics[f"{name}/loss"] = report.loss
             metrics[f"{name}/accuracy"] = report.accuracy
-        # In a mixture each corpus counts the same, however large it is.
+        # In a mixture each corpus weighs the same, however large it is.
         reports = identified.values()
         metrics["validation/loss"] = loss = mean(r.loss for r in reports)
         metrics["validation/accuracy"] = mean(r.accuracy for r in reports)
@@ -193,13 +193,13 @@ def train(
 ) -> Path:
     """Train, evaluate with the best checkpoint, and return the run's directory.
 
-    `resume` is the directory of a run to resume. Its parameters must be these, except
-    for where it runs and for added epochs. `watch` is called with the metrics of each
-    epoch. Raises `UserError` for anything the user can fix.
+    `resume` is the directory of a run to resume. That run must have these parameters,
+    except for keys that do not affect the result and for more epochs. `watch` is called
+    with the metrics of each epoch. Raises `UserError` for anything the user can fix.
     """
     keep_freed_memory()
     device = choose_device(parameters.training, parameters.model)
-    with first_rank_first():  # it decodes the corpus, the others open the pack
+    with first_rank_first():  # it decodes the recordings; the others find them decoded
         splits = prepare(parameters.dataset, parameters.front_end)
         recordings = recording_digests(parameters)
     print(splits.summary())
@@ -213,9 +213,9 @@ def train(
         state = State.restore(resume / "last.pt", parameters, device)
         refuse_other_audio(resume, state.model.digests, splits.pack.digests)
         refuse_other_audio(resume, state.recordings, recordings)
-        state.recordings = recordings
-        if rank() == 0:
-            state.save(resume / "last.pt")  # keeps these parameters if interrupted
+        state.recordings = recordings  # runs of earlier versions have none
+        if rank() == 0:  # a stop from here on resumes with these parameters
+            state.save(resume / "last.pt")
         run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     with run:
         train_epochs(state, splits, run, watch)
@@ -228,8 +228,8 @@ def train(
 
 
 def refuse_splits(splits: Splits, parameters: Parameters) -> None:
-    """Raise `UserError` before hours of training that nothing could be trained or
-    tested on."""
+    """Raise `UserError` for too little to train or to test on, before hours of
+    training."""
     if len(splits.speakers) < 2:
         raise CorpusError(
             "dataset: expected at least two speakers to train on, got "
@@ -239,7 +239,7 @@ def refuse_splits(splits: Splits, parameters: Parameters) -> None:
 
 
 def begin(parameters: Parameters, splits: Splits, device: torch.device) -> State:
-    """The state before the first step: fresh weights, or those of
+    """Return the state before the first step: fresh weights, or those of
     `training.init_from`."""
     model = build_model(parameters, splits.speakers, splits.pack.digests, device)
     if (source := parameters.training.init_from) is not None:
@@ -266,8 +266,9 @@ def train_epochs(state: State, splits: Splits, run: Run, watch: Watch | None) ->
     )
     num_steps = epochs * len(batches)
     crops = (num_steps - state.step) * training.batch_size
-    hours = crops * mean(parameters.model.crop_seconds) / 3600
-    encoder = fast_encoder(state.model.encoder, device, training.compile, hours)
+    hours_of_crops = crops * mean(parameters.model.crop_seconds) / 3600
+    choice = training.compile
+    encoder = fast_encoder(state.model.encoder, device, choice, hours_of_crops)
     with StopSignals() as stop, memory_for_batches(training.batch_size):
         while state.epoch < epochs:
             trained = training_epoch(
