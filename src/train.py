@@ -101,7 +101,7 @@ def training_step(
         loss = loss + part_loss.detach()
         hits = hits + (output.predictions == speakers).sum()
     norms = block_norms(model.encoder) if measures_blocks else {}
-    # A longer gradient is shortened, so that one bad batch cannot throw the weights far.
+    # A long gradient is shortened, so that one bad batch cannot throw the weights far.
     norm = clip_gradient(state.optimizer, training.optimizer.clip_norm)
     finite = (loss + norm).isfinite()  # stays on the device, so nothing waits for it
     step_where(state.optimizer, finite)

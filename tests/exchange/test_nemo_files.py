@@ -25,72 +25,62 @@ from runs.speaker_model import build_model
 from train import train
 
 SPEAKERS = ["ann", "bob", "eve"]
+MEMBERS = CONFIG, WEIGHTS
 TINY = "reference/nemo/titanet-tiny"
 
 
-@pytest.fixture
-def reference(shared) -> dict[str, torch.Tensor]:
-    arrays = np.load(shared / f"{TINY}.npz")
-    return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
 @torch.inference_mode()
-@pytest.mark.parametrize("batched", [True, False])
-def test_numbers_are_nemos(shared, reference, batched):
+@pytest.mark.parametrize("rows", [[0, 1, 2], [0], [1], [2]])
+def test_numbers_are_nemos(shared, rows):
     model = load_nemo(shared / f"{TINY}.nemo")
+    arrays = np.load(shared / f"{TINY}.npz").items()
+    theirs = {name: torch.from_numpy(values[rows]) for name, values in arrays}
     encoded = []
-    model.encoder.blocks[-1].register_forward_hook(lambda *c: encoded.append(c[2]))
-    rows = [slice(0, 3)] if batched else [slice(i, i + 1) for i in range(3)]
-    for row in rows:
-        lengths = reference["lengths"][row]
-        waveforms = reference["waveforms"][row, : lengths.max()]
-        features, frames = model.front_end(waveforms, lengths)
-        embeddings = model.encoder(features, frames)
-        logits = F.normalize(embeddings) @ model.criterion.classifier.weight.T
-        assert torch.equal(frames, reference["feature_lengths"][row])
+    model.encoder.blocks[-1].register_forward_hook(lambda *c: encoded.append(c[2].mT))
+    lengths = theirs["lengths"]
+    waveforms = theirs["waveforms"][:, : lengths.max()]
+    features, frames = model.front_end(waveforms, lengths)
+    embeddings = model.encoder(features, frames)
+    logits = F.normalize(embeddings) @ model.criterion.classifier.weight.T
+    assert torch.equal(frames, theirs["feature_lengths"])
+    assert (embeddings - theirs["embeddings"]).abs().max() < 1e-5
+    assert (logits - theirs["logits"]).abs().max() < 1e-5
+    for row, length in enumerate(frames):
         for mine, name, tolerance in (
             (features, "features", 1e-4),
-            (encoded[-1].transpose(1, 2), "encoded", 1e-5),
+            (encoded[0], "encoded", 1e-5),
         ):
-            for i, length in enumerate(frames):
-                theirs = reference[name][row][i, :, :length]
-                assert (mine[i, :, :length] - theirs).abs().max() < tolerance
-        assert (embeddings - reference["embeddings"][row]).abs().max() < 1e-5
-        assert (logits - reference["logits"][row]).abs().max() < 1e-5
+            difference = mine[row, :, :length] - theirs[name][row, :, :length]
+            assert difference.abs().max() < tolerance
 
 
 @pytest.fixture
 def build(miniature):
-    def with_statistics(*overrides: str):
-        """A model with batch-norm statistics as after training, not as at birth."""
+    def build(*overrides: str):
         model = build_model(miniature(*overrides), SPEAKERS, {"": "digest"}, CPU)
         for name, tensor in model.encoder.state_dict().items():
-            if name.endswith("running_mean"):
-                tensor.normal_()
-            elif name.endswith("running_var"):
-                tensor.uniform_(0.5, 2)
-            elif name.endswith("tracked"):
-                tensor.fill_(17)
+            if name.endswith(("mean", "var", "tracked")):  # as after training
+                tensor.copy_(torch.rand(tensor.shape) + 2)
         model.front_end.filterbank.mul_(1.01)  # a file brings its own
         return model
 
-    return with_statistics
+    return build
 
 
-def assert_same(model, other) -> None:
-    assert other.speakers == model.speakers
-    mine, theirs = model.config, other.config
+def assert_same(one, other) -> None:
+    assert other.speakers == one.speakers
+    mine, theirs = one.config, other.config
     assert theirs.front_end == mine.front_end
     assert theirs.model.titanet == mine.model.titanet
-    assert (theirs.loss.name, theirs.loss.arcface) == (
-        mine.loss.name,
-        mine.loss.arcface,
-    )
-    mine, theirs = model.state_dict(), other.state_dict()
-    assert list(mine) == list(theirs)
-    for key, tensor in mine.items():
-        assert tensor.dtype == theirs[key].dtype
-        assert torch.equal(tensor, theirs[key]), key
+    assert theirs.loss.name == mine.loss.name
+    assert theirs.loss.arcface == mine.loss.arcface
+    torch.testing.assert_close(other.state_dict(), one.state_dict(), rtol=0, atol=0)
+
+
+def config_and_weights(path) -> tuple[dict, dict]:
+    with tarfile.open(path) as archive:
+        config, weights = (archive.extractfile(f"./{n}").read() for n in MEMBERS)
+    return yaml.safe_load(config), torch.load(io.BytesIO(weights), weights_only=True)
 
 
 FULL = ("model.titanet.channels=null", "model.titanet.epilog_channels=null")
@@ -109,9 +99,11 @@ FULL = ("model.titanet.channels=null", "model.titanet.epilog_channels=null")
     ],
 )
 def test_import_of_an_export_is_the_identity(tmp_path, build, overrides):
-    model = build(*overrides)
-    save_nemo(tmp_path / "x.nemo", model)
-    assert_same(model, load_nemo(tmp_path / "x.nemo"))
+    model, path = build(*overrides), tmp_path / "x.nemo"
+    save_nemo(path, model)
+    assert_same(model, load_nemo(path))
+    path.write_bytes(gzip.compress(path.read_bytes(), 1))
+    assert_same(model, load_nemo(path))
 
 
 @pytest.mark.parametrize(
@@ -128,9 +120,7 @@ def test_windows_and_hops_are_exported_in_whole_samples(
     settings = f"sample_rate={rate}", f"window_seconds={window}", f"hop_seconds={hop}"
     model = build("front_end.n_fft=2048", *(f"front_end.{s}" for s in settings))
     save_nemo(tmp_path / "x.nemo", model)
-    with tarfile.open(tmp_path / "x.nemo") as archive:
-        config = yaml.safe_load(archive.extractfile(f"./{CONFIG}"))
-    source = config["preprocessor"]
+    source = config_and_weights(tmp_path / "x.nemo")[0]["preprocessor"]
     # As NeMo computes them.
     assert int(source["window_size"] * rate) == model.front_end.window.numel()
     assert int(source["window_stride"] * rate) == model.front_end.hop
@@ -141,22 +131,9 @@ def test_windows_and_hops_are_exported_in_whole_samples(
     assert torch.equal(features, again)
 
 
-def test_gzipped_archives_are_read(tmp_path, build):
-    model = build()
-    save_nemo(tmp_path / "x.nemo", model)
-    zipped = gzip.compress((tmp_path / "x.nemo").read_bytes())
-    (tmp_path / "x.nemo").write_bytes(zipped)
-    assert_same(model, load_nemo(tmp_path / "x.nemo"))
-
-
 @pytest.mark.parametrize(
     "override",
-    [
-        "model.name=dvector",
-        "front_end.normalization=mean",
-        "loss.name=cosface",
-        "loss.name=ge2e",
-    ],
+    ["model.name=dvector", "front_end.normalization=mean", "loss.name=cosface"],
 )
 def test_what_nemo_lacks_is_not_exported(tmp_path, build, override):
     key, _, value = override.partition("=")
@@ -165,8 +142,6 @@ def test_what_nemo_lacks_is_not_exported(tmp_path, build, override):
     assert not os.listdir(tmp_path)
 
 
-# What a file says
-
 BOMB = ["x"] * 10  # written out, ten thousand million of them
 for _ in range(9):
     BOMB = [BOMB] * 10
@@ -174,12 +149,8 @@ for _ in range(9):
 
 @pytest.fixture
 def parts(tmp_path, build):
-    """The configuration and the tensors of a sound file."""
     save_nemo(tmp_path / "sound.nemo", build())
-    with tarfile.open(tmp_path / "sound.nemo") as archive:
-        config = yaml.safe_load(archive.extractfile(f"./{CONFIG}"))
-        weights = io.BytesIO(archive.extractfile(f"./{WEIGHTS}").read())
-    return config, torch.load(weights, weights_only=True)
+    return config_and_weights(tmp_path / "sound.nemo")
 
 
 def weights_of(state) -> bytes:
@@ -189,7 +160,7 @@ def weights_of(state) -> bytes:
 
 
 def write(path, *members: tuple[str, bytes, dict]) -> None:
-    """A tar of names, contents and other attributes, true or not."""
+    """Write a tar; the attributes of its members need not be true."""
     with open(path, "wb") as file:
         for name, content, attributes in members:
             info = tarfile.TarInfo(name)

@@ -1,5 +1,8 @@
-"""Corpora in miniature, and how they are asked for and refused."""
+"""Corpora in miniature, how they are asked for and refused, and archives of them."""
 
+import io
+import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +32,10 @@ def dataset(
     return DATASET.model_copy(update=changes)
 
 
+def scanned(*arguments, **options) -> list[Utterance]:
+    return utterances(dataset(*arguments, **options))
+
+
 def tree(root: Path, *names: str) -> Path:
     """Write a short tone under each name."""
     for name in names:
@@ -53,3 +60,19 @@ def details(found: list[Utterance]) -> list[tuple]:
 def splits(found: list[Utterance]) -> Counter:
     """How many utterances of each split."""
     return Counter(u.split for u in found)
+
+
+def archive(name: str, contents: dict[str, bytes], *others: tarfile.TarInfo) -> bytes:
+    """A zip or tar.gz file, by its name."""
+    packed = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for member, content in contents.items():
+                zipped.writestr(member, content)
+    else:
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            for member in (*map(tarfile.TarInfo, contents), *others):
+                content = contents.get(member.name, b"")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue()

@@ -26,27 +26,22 @@ def test_cosines_are_cosines():
 
 
 def test_unit_vectors_have_length_1_but_zeros_stay():
-    vectors = np.array([[3, 4], [0, 0]], np.float32)
-    assert np.allclose(unit(vectors), [[0.6, 0.8], [0, 0]])
+    assert np.allclose(unit(np.array([[3, 4], [0, 0]])), [[0.6, 0.8], [0, 0]])
 
 
 def test_as_norm_by_definition():
     embeddings, cohort, top = torch.randn(30, 8), torch.randn(12, 8), 5
     scores = cosine_scores(embeddings, TRIALS)
     normalised = as_norm(scores, embeddings, TRIALS, cohort, top)
+    cosines = F.cosine_similarity(embeddings[:, None], cohort, dim=2).numpy()
+    nearest = np.sort(cosines)[:, -top:]
     for k in (0, 17, 100):
-        z_scores = []
-        for side in (TRIALS.enrolment[k], TRIALS.test[k]):
-            cosines = F.cosine_similarity(embeddings[side][None], cohort).numpy()
-            nearest = np.sort(cosines)[-top:]
-            z_scores.append((scores[k] - nearest.mean()) / nearest.std())
-        assert normalised[k] == pytest.approx(sum(z_scores) / 2, rel=1e-4)
+        sides = [nearest[TRIALS.enrolment[k]], nearest[TRIALS.test[k]]]
+        z_scores = [(scores[k] - side.mean()) / side.std() for side in sides]
+        assert normalised[k] == pytest.approx(np.mean(z_scores), rel=1e-4)
     swapped = Trials(TRIALS.test, TRIALS.enrolment, TRIALS.targets)
-    for arguments in (
-        (embeddings, swapped, cohort),
-        (3 * embeddings, TRIALS, 7 * cohort),
-    ):
-        assert np.allclose(as_norm(scores, *arguments, top), normalised)
+    again = as_norm(scores, 3 * embeddings, swapped, 7 * cohort, top)
+    assert np.allclose(again, normalised)
     # A cohort smaller than `top` serves whole.
     whole, beyond = (as_norm(scores, embeddings, TRIALS, cohort, n) for n in (12, 99))
     assert np.array_equal(beyond, whole)
@@ -69,19 +64,17 @@ def test_backend_of_an_earlier_version_opens():
 
 
 def test_calibration_finds_gaussian_likelihood_ratios():
-    generator = np.random.default_rng(1)
     targets = np.arange(200_000) % 5 == 0
-    llrs = generator.normal(np.where(targets, 2.0, -2.0), 2.0)
+    llrs = np.random.default_rng(1).normal(np.where(targets, 2.0, -2.0), 2.0)
     calibration = calibrate([(llrs / 3 + 0.7, targets)], 0.01)
-    assert calibration.scale == pytest.approx(3, rel=0.02)
-    assert calibration.offset == pytest.approx(-2.1, rel=0.02)
+    assert astuple(calibration)[:2] == pytest.approx((3, -2.1), rel=0.02)
     calibrated = calibration.llrs(llrs / 3 + 0.7)
     assert cllr(calibrated, targets) == pytest.approx(min_cllr(llrs, targets), abs=2e-3)
     rates = calibration.miss, calibration.false_alarm
     assert rates_at(calibration.threshold, calibrated, targets) == pytest.approx(rates)
-    _, strict_false_alarm = rates_at(calibration.strict, calibrated, targets)
-    for false_alarm, most in ((rates[1], 0.01), (strict_false_alarm, 0.001)):
-        assert most - 1e-4 < false_alarm <= most
+    strict = rates_at(calibration.strict, calibrated, targets)
+    assert 0.01 - 1e-4 < rates[1] <= 0.01
+    assert 0.001 - 1e-4 < strict[1] <= 0.001
 
 
 def test_calibration_of_scores_that_separate_stays_finite():

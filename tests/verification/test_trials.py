@@ -2,6 +2,7 @@
 
 import os
 from itertools import combinations
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from verification.trials import (
 )
 
 SPEAKERS = ["anna", "ben", "anna", "carl", "ben", "anna", "carl"]
-IDS = [f"{speaker}/{i}.wav" for i, speaker in enumerate(SPEAKERS)]
+IDS = [f"{speaker}/{i}" for i, speaker in enumerate(SPEAKERS)]
 ALL_PAIRS = list(combinations(range(len(SPEAKERS)), 2))
 
 
@@ -40,9 +41,6 @@ def path(tmp_path):
     return tmp_path / "trials.txt"
 
 
-# Making
-
-
 @pytest.mark.parametrize("max_trials", [1, 5, 20, 21, 22, 1_000_000])
 def test_trials_are_all_pairs_or_an_ordered_subset(max_trials):
     trials = make_trials(SPEAKERS, max_trials, seed=1)
@@ -54,54 +52,39 @@ def test_trials_are_all_pairs_or_an_ordered_subset(max_trials):
     assert trials.targets.dtype == bool
 
 
-def test_a_sample_depends_on_its_seed_alone():
+def test_a_sample_is_uniform_and_depends_on_its_seed_alone():
     first, again, other = (make_trials(SPEAKERS, 10, seed) for seed in (1, 1, 2))
     assert_equal(first, again)
     assert pairs_of(first) != pairs_of(other)
-
-
-def test_a_sample_is_uniform():
     samples = [pairs_of(make_trials(SPEAKERS, 7, seed)) for seed in range(3000)]
     counts = [sum(pair in pairs for pairs in samples) for pair in ALL_PAIRS]
     deviation = (3000 * (1 / 3) * (2 / 3)) ** 0.5
     assert all(abs(count - 1000) < 4.5 * deviation for count in counts)
 
 
-def test_order_of_utterances_does_not_change_the_counts():
-    for speakers in (SPEAKERS, SPEAKERS[::-1]):
-        targets = make_trials(speakers, 99, 1).targets
-        assert (targets.sum(), len(targets)) == (5, 21)
-
-
 def test_many_utterances_are_sampled_without_all_their_pairs():
     speakers = [str(i % 1000) for i in range(200_000)]  # 2e10 pairs
     trials = make_trials(speakers, 20_000, seed=1)
     assert len(set(pairs_of(trials))) == 20_000
-    assert (trials.enrolment < trials.test).all()
-    assert trials.test.max() < 200_000
     assert trials.targets.mean() == pytest.approx(1e-3, rel=0.9)
 
 
-@pytest.mark.parametrize("num_utterances", [2, 3, 1000, 200_000, 3_000_000])
-def test_ranks_of_pairs_are_exact(num_utterances):
-    num_pairs = num_utterances * (num_utterances - 1) // 2
-    members = np.unique(np.geomspace(1, num_utterances - 1, 50).astype(int))
-    starts = [i * (2 * num_utterances - i - 1) // 2 for i in members.tolist()]
-    near = [start + step for start in starts for step in (-1, 0, 1)]
-    ranks = sorted({0, num_pairs - 1, *(r for r in near if 0 <= r < num_pairs)})
-    enrolment, test = _pairs(np.array(ranks), num_utterances)
+@pytest.mark.parametrize("n", [2, 3, 1000, 200_000, 3_000_000])
+def test_ranks_of_pairs_are_exact(n):
+    members = np.unique(np.geomspace(1, n - 1, 50).astype(int)).tolist()
+    starts = [i * (2 * n - i - 1) // 2 for i in members]
+    near = {start + step for start in starts for step in (-1, 0, 1)}
+    ranks = sorted({0, *(rank for rank in near if rank < n * (n - 1) // 2)})
+    enrolment, test = _pairs(np.array(ranks), n)
     for rank, i, j in zip(ranks, enrolment.tolist(), test.tolist(), strict=True):
-        assert 0 <= i < j < num_utterances
-        assert rank == i * (2 * num_utterances - i - 1) // 2 + j - i - 1
+        assert 0 <= i < j < n
+        assert rank == i * (2 * n - i - 1) // 2 + j - i - 1
 
 
 @pytest.mark.parametrize("speakers", [[], ["a"], ["a", "a"], ["a", "b", "c"]])
 def test_refuses_speakers_without_both_kinds_of_trial(speakers):
     with pytest.raises(TrialError, match=f"got {len(set(speakers))}"):
         make_trials(speakers, 100, seed=1)
-
-
-# Files
 
 
 def test_round_trip(path, tmp_path):
@@ -121,9 +104,8 @@ def test_round_trip(path, tmp_path):
 def test_the_format_is_that_of_voxceleb(path):
     trials = Trials(np.array([0, 0]), np.array([2, 1]), np.array([True, False]))
     write_trials(path, trials, IDS)
-    expected = b"1 anna/0.wav anna/2.wav\n0 anna/0.wav ben/1.wav\n"
-    assert path.read_bytes() == expected
-    path.write_bytes(b"1\tanna/0.wav  anna/2.wav\r\n0 anna/0.wav ben/1.wav")
+    assert path.read_bytes() == b"1 anna/0 anna/2\n0 anna/0 ben/1\n"
+    path.write_bytes(b"1\tanna/0  anna/2\r\n0 anna/0 ben/1")
     assert_equal(read_trials(path, IDS)[0], trials)
 
 
@@ -131,39 +113,24 @@ def test_the_format_is_that_of_voxceleb(path):
     ("line", "value"),
     [
         ("", "''"),
-        ("1 anna/0.wav", "'1 anna/0.wav'"),
+        ("1 anna/0", "'1 anna/0'"),
         ("1 a b c", "'1 a b c'"),
-        ("2 anna/0.wav ben/1.wav", "'2 anna/0.wav ben/1.wav'"),
-        ("target anna/0.wav ben/1.wav", "'target anna/0.wav ben/1.wav'"),
-        ("1 nobody ben/1.wav", "'nobody'"),
-        ("1 ben/1.wav nobody", "'nobody'"),
+        ("2 anna/0 ben/1", "'2 anna/0 ben/1'"),
+        ("target anna/0 ben/1", "'target anna/0 ben/1'"),
+        ("1 nobody ben/1", "'nobody'"),
+        ("1 ben/1 nobody", "'nobody'"),
+        ("1 anna/0 anna/0", "anna/0 and anna/0"),
+        ("0 anna/0 anna/0", "anna/0 and anna/0"),
+        ("1 anna/0 ben/1", "anna/0 and ben/1"),
+        ("0 anna/0 anna/2", "anna/0 and anna/2"),
     ],
 )
 def test_refuses_lines(path, line, value):
-    path.write_text(f"1 anna/0.wav anna/2.wav\n{line}\n0 anna/0.wav ben/1.wav\n")
-    with pytest.raises(TrialError) as refusal:
-        read_trials(path, IDS)
-    assert str(refusal.value).startswith(f"{path}:2: expected ")
-    assert str(refusal.value).endswith(f", got {value}")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "1 anna/0.wav anna/0.wav",
-        "0 anna/0.wav anna/0.wav",
-        "1 anna/0.wav ben/1.wav",
-        "0 anna/0.wav anna/2.wav",
-    ],
-)
-def test_refuses_what_the_speakers_contradict(path, line):
-    path.write_text(f"1 anna/0.wav anna/2.wav\n{line}\n0 anna/0.wav ben/1.wav\n")
-    with pytest.raises(TrialError) as refusal:
+    path.write_text(f"1 anna/0 anna/2\n{line}\n0 anna/0 ben/1\n")
+    with pytest.raises(TrialError, match=f"^{path}:2: expected .*, got {value}$"):
         read_trials(path, IDS, SPEAKERS)
-    _, first, second = line.split()
-    assert str(refusal.value).startswith(f"{path}:2: expected ")
-    assert str(refusal.value).endswith(f", got {first} and {second}")
-    assert len(read_trials(path, IDS)[0].targets) == 3  # nobody says who speaks
+    if " and " in value:  # which the speakers contradict, and nothing else
+        assert len(read_trials(path, IDS)[0].targets) == 3
 
 
 @pytest.mark.parametrize(
@@ -172,8 +139,8 @@ def test_refuses_what_the_speakers_contradict(path, line):
         (None, "No such file"),
         (b"", "got none"),
         (b"1 \xff\xfe a\n", "other bytes"),
-        (b"1 anna/0.wav anna/2.wav\n", "1 and 0"),
-        (b"0 anna/0.wav ben/1.wav\n", "0 and 1"),
+        (b"1 anna/0 anna/2\n", "1 and 0"),
+        (b"0 anna/0 ben/1\n", "0 and 1"),
     ],
 )
 def test_refuses_files(path, content, value):
@@ -199,10 +166,8 @@ def test_refuses_files(path, content, value):
 def test_refuses_scores(path, lines, where, value):
     path.write_text(lines)
     trials = Trials(np.array([0, 1]), np.array([1, 0]), np.array([True, True]))
-    with pytest.raises(TrialError) as refusal:
+    with pytest.raises(TrialError, match=f"^{path}{where}: expected .* {value}$"):
         read_scores(path, trials, ["a", "b"])
-    assert str(refusal.value).startswith(f"{path}{where}: expected ")
-    assert str(refusal.value).endswith(f" {value}")
 
 
 def test_a_failed_write_keeps_the_old_file(path, monkeypatch):
@@ -212,9 +177,7 @@ def test_a_failed_write_keeps_the_old_file(path, monkeypatch):
         with pytest.raises(TrialError, match=f"got {name!r}"):
             write_trials(path, trials, [name, "b", "c"])
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(FileError, match="No space left on device"):
         write_trials(path, trials, IDS)
@@ -222,15 +185,11 @@ def test_a_failed_write_keeps_the_old_file(path, monkeypatch):
     assert os.listdir(path.parent) == ["trials.txt"]
 
 
-# Kinds of trials
-
-
 def test_conditions_by_hand():
     trials = make_trials(["a", "a", "a", "b"], 100, seed=1)
     assert pairs_of(trials) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-    masks = conditions(
-        trials, ["f", "f", "f", None], ["x", "x", "y", "x"], [1.0, 2.0, 3.0, 9.0]
-    )
+    genders, sessions = ["f", "f", "f", None], ["x", "x", "y", "x"]
+    masks = conditions(trials, genders, sessions, [1.0, 2.0, 3.0, 9.0])
     assert {kind: mask.astype(int).tolist() for kind, mask in masks.items()} == {
         "same gender": [1, 1, 0, 1, 0, 0],
         "other session": [0, 1, 1, 1, 1, 1],
@@ -239,13 +198,12 @@ def test_conditions_by_hand():
         "over 4 s": [0, 0, 0, 0, 0, 0],
     }
     unknown = conditions(trials, [None] * 4, [None] * 4, [9.0] * 4)
-    assert not unknown["same gender"].any()
-    assert not unknown["other session"].any()
+    assert not (unknown["same gender"] | unknown["other session"]).any()
     assert unknown["over 4 s"].all()
 
 
 def hardest(order, count: int) -> list[list]:
-    speakers, ids = ["b", "a", "a", "b"], ["b/2", "a/1", "a/3", "b/1"]
+    speakers, ids = [*"baab"], ["b/2", "a/1", "a/3", "b/1"]
     trials = make_trials(speakers, 100, seed=1)
     scores = np.array([0.5, 0.9, 0.25, 0.25, 0.5, 0.5])
     trials = Trials(*(part[order] for part in vars(trials).values()))
