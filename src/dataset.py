@@ -268,8 +268,8 @@ class TrainingBatches:
             return _grouped_batches(self.classes, repeats, groups, rng)
         order = rng.permutation(np.arange(len(repeats)).repeat(repeats))
         batches = _even_parts(order, self.parameters.training.batch_size)
-        # Batches of another size would compile the encoder again: a few utterances fill
-        # all batches up to the first one's size.
+        # A batch of another size would compile the encoder again, so all have the size
+        # of the first: `resize` goes on from the beginning of the order at its end.
         return list(np.resize(order, (len(batches), len(batches[0]))))
 
     def _draw_repeats(self, rng: np.random.Generator) -> np.ndarray:

@@ -6,8 +6,8 @@
 
 The file reads from the top: a step, an epoch, a run. B utterances, N samples, M mel
 bands, T frames, E embedding size. All randomness in a step derives from (seed, epoch,
-batch), so a resumed run repeats an unbroken one. With several processes, or ranks, each
-embeds its share of a batch, and all compute the loss of the whole batch.
+batch, rank), so a resumed run repeats an unbroken one. With several processes, or
+ranks, each embeds its share of a batch, and all compute the loss of the whole batch.
 """
 
 import sys
@@ -79,7 +79,7 @@ def training_step(
     # and the batch statistics have seen too little to be trusted, then falls.
     set_learning_rate(state.optimizer, training.optimizer, progress)
     model.criterion.schedule(progress)  # the margin grows
-    torch.manual_seed(batch.seed)  # of augmentation and dropout
+    torch.manual_seed(batch.seed)  # for augmentation and dropout
     # The forward pass updates batch statistics before the loss is known to be finite.
     # These copies are put back if it is not.
     buffers = [buffer.clone() for buffer in model.buffers()]
@@ -95,7 +95,7 @@ def training_step(
                 embeddings = encoder(features, frames)  # [B, E]
             output = model.criterion(gather(embeddings), speakers)
             # Each part counts by its share of the batch, so the gradients of the parts
-            # add up to that of the whole batch.
+            # add up to that of the whole batch, but for batch norm's statistics.
             part_loss = output.loss * (len(speakers) / batch.size)
             part_loss.backward()
         loss = loss + part_loss.detach()
@@ -107,7 +107,7 @@ def training_step(
     step_where(state.optimizer, finite)
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(torch.where(finite, buffer, before))
-    state.step += 1
+    state.step += 1  # a skipped step counts too: the schedule goes on
     return StepReading(loss, norm, hits, norms)
 
 

@@ -19,7 +19,7 @@ from engine.parameter_files import SHIPPED, load_parameters
 from parameters import Parameters, SyntheticParameters
 from runs.checkpoints import load_model, save_checkpoint
 from runs.resuming import State
-from runs.speaker_model import build_model
+from runs.speaker_model import SpeakerModel, build_model
 from speech import surroundings
 from speech.synthetic import synthetic_utterances
 from transforms import Augmentation
@@ -228,6 +228,12 @@ def checkpoint(tmp_path, miniature) -> Callable[..., Path]:
         return tmp_path / "model.pt"
 
     return build
+
+
+@pytest.fixture
+def model(miniature) -> SpeakerModel:
+    """An untrained TitaNet."""
+    return build_model(miniature(), ["a", "b", "c"], {"": "digest"}, CPU)
 
 
 @pytest.fixture

