@@ -10,83 +10,57 @@ from recognition.people import People, checked_name, load_people, read_people
 from recognition.sounds import Clip, VoiceError
 
 
-def clip(name: str) -> Clip:
-    return Clip(name, np.eye(1, 4, dtype=np.float32)[0], 3.0, 2.0, name, ())
-
-
 @pytest.fixture
 def people() -> People:
-    texts = np.empty(0, "U1")
-    vectors = np.empty((0, 4), np.float32)
-    nobody = People(
-        "model.pt", "digest", "{}", texts, texts, texts, np.empty(0), vectors
-    )
-    return nobody.with_clips("ann", [clip("a"), clip("b")]).with_clips(
-        "ben", [clip("c")]
-    )
+    """Two clips of ann, one of ben."""
+    texts, vectors = np.empty(0, "U1"), np.empty((0, 4), np.float32)
+    columns = texts, texts, texts, np.empty(0), vectors
+    vector = np.eye(1, 4, dtype=np.float32)[0]
+    a, b, c = (Clip(name, vector, 3.0, 2.0, name, ()) for name in "abc")
+    ann = People("model.pt", "digest", "{}", *columns).with_clips("ann", [a, b])
+    assert ann.with_clips("ann", [b]) is ann
+    return ann.with_clips("ben", [c])
 
 
 def test_people_come_and_go(people, tmp_path):
-    people.save(tmp_path / "people.npz")
-    read = load_people(tmp_path / "people.npz")
-    assert [
-        key
-        for key, value in vars(people).items()
-        if np.any(value != getattr(read, key))
-    ] == []
-    assert people.with_clips("ann", [clip("b")]) is people
+    store = tmp_path / "people.npz"
+    people.save(store)
+    np.testing.assert_equal(vars(load_people(store)), vars(people))
     left = people.without("ann")
     assert left.names.tolist() == ["ben"]
     with pytest.raises(VoiceError, match=r"^ann: .*ben"):
         left.without("ann")
 
 
-DAMAGES = {
-    "half": lambda content: content[: len(content) // 2],
-    "empty": lambda content: b"",
-    "text": lambda content: b"people",
-    "flipped": lambda content: (
-        content[: len(content) // 2]
-        + bytes([content[len(content) // 2] ^ 1])
-        + content[len(content) // 2 + 1 :]
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_damaged_stores(people, tmp_path, kind):
-    store = tmp_path / "people.npz"
-    people.save(store)
-    store.write_bytes(DAMAGES[kind](store.read_bytes()))
-    with pytest.raises(VoiceError, match=f"^{store}: not a readable store of people"):
-        load_people(store)
+def change(store: Path, **arrays) -> None:
+    with np.load(store) as file:
+        np.savez(store, **(dict(file) | arrays))
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "spoil",
     [
-        {"names": lambda rows: rows["names"][:-1]},
-        {"names": lambda rows: rows["seconds"]},
-        {"vectors": lambda rows: rows["vectors"][0]},
-        {"vectors": lambda rows: np.full_like(rows["vectors"], np.nan)},
-        {"vectors": lambda rows: rows["names"]},
-        {"version": lambda rows: np.array([{}], object)},  # pickled
-        {"version": lambda rows: np.array(99)},
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"people"),
+        lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"a\0", b"b\0")),
+        lambda path: np.savez(path, version=1),
+        lambda path: change(path, version=99),
+        lambda path: change(path, version=np.array([{}], object)),  # pickled
+        lambda path: change(path, names=np.array(["ann", "ben"])),
+        lambda path: change(path, names=np.ones(3)),
+        lambda path: change(path, vectors=np.ones(3, np.float32)),
+        lambda path: change(path, vectors=np.full((3, 4), np.nan)),
+        lambda path: change(path, vectors=np.full((3, 4), "ann")),
     ],
 )
-def test_stores_with_other_arrays(people, tmp_path, changed):
+def test_bad_stores(people, tmp_path, spoil):
     store = tmp_path / "people.npz"
     people.save(store)
-    with np.load(store) as file:
-        rows = dict(file)
-    np.savez(store, **rows | {key: value(rows) for key, value in changed.items()})
-    with pytest.raises(VoiceError, match=f"^{store}: "):
+    spoil(store)
+    with pytest.raises(VoiceError, match=f"^{store}: .*store of people"):
         load_people(store)
-    np.savez(store, x=np.ones(3))
-    with pytest.raises(VoiceError, match=f"^{store}: "):
-        load_people(store)
-    with pytest.raises(VoiceError, match=r"none\.npz: .*found none"):
-        load_people(tmp_path / "none.npz")
 
 
 def test_names_are_compared_as_they_look():
@@ -105,28 +79,23 @@ def test_bad_names(name):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ("ann=FOLDER/ann/0.wav ann=FOLDER/ben/0.wav", "ann"),
-        ("FOLDER ben=FOLDER/ann/0.wav", "ben"),
-        ("FOLDER/ann", "FOLDER/ann"),
-        ("FOLDER/ann/0.wav", "FOLDER/ann/0.wav"),
-        ("FOLDER/nobody", "FOLDER/nobody"),
-        ("EMPTY", "EMPTY/dan"),
-        ("dan=", "dan"),
+        ("ann=people/ann/0.wav ann=people/ben/0.wav", "ann"),
+        ("people ben=people/ann/0.wav", "ben"),
+        ("people/ann", "people/ann"),
+        ("people/ann/0.wav", "people/ann/0.wav"),
+        ("people/nobody", "people/nobody"),
+        ("empty", "empty/dan"),
         ("dan=,", "dan"),
     ],
 )
-def test_bad_people(tmp_path, arguments, named):
-    folder, empty = tmp_path / "people", tmp_path / "empty"
+def test_bad_people(tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
     for name in ("ann", "ben"):
-        write(folder / name / "0.wav")
-    (empty / "dan").mkdir(parents=True)
-    (empty / "dan" / "notes.txt").write_text("none")
-
-    def filled(text: str) -> str:
-        return text.replace("FOLDER", str(folder)).replace("EMPTY", str(empty))
-
-    with pytest.raises(VoiceError, match=f"^{filled(named)}: "):
-        read_people(filled(arguments).split())
+        write(Path("people", name, "0.wav"))
+    Path("empty/dan").mkdir(parents=True)
+    Path("empty/dan/notes.txt").write_text("none")
+    with pytest.raises(VoiceError, match=f"^{named}: "):
+        read_people(arguments.split())
 
 
 def test_files_by_person(tmp_path):
