@@ -15,15 +15,10 @@ SPEAKERS = ["a", "b", "c"]
 
 
 @pytest.fixture
-def model(miniature):
-    return build_model(miniature(), SPEAKERS, {"": "digest"}, CPU)
-
-
-@pytest.fixture
 def path(tmp_path, model):
     """A sound checkpoint."""
-    save_checkpoint(tmp_path / "x.pt", model, epoch=1)
-    return tmp_path / "x.pt"
+    save_checkpoint(tmp_path / "best.pt", model, epoch=1)
+    return tmp_path / "best.pt"
 
 
 def refusal(path) -> str:
@@ -35,8 +30,9 @@ def refusal(path) -> str:
     return str(caught.value).removeprefix(f"{path}: ")
 
 
-def test_checkpoint_brings_the_model_back(path, model):
-    loaded = load_model(path, CPU)
+@pytest.mark.parametrize("of_the_run", [False, True])
+def test_checkpoint_brings_the_model_back(path, model, of_the_run):
+    loaded = load_model(path.parent if of_the_run else path, CPU)
     assert loaded.config == model.config
     assert loaded.speakers == SPEAKERS
     for key, tensor in model.state_dict().items():
@@ -44,25 +40,19 @@ def test_checkpoint_brings_the_model_back(path, model):
     assert load_checkpoint(path)["epoch"] == 1
 
 
-def test_weights_of_sixteen_bits_become_float32(tmp_path, model):
+def test_weights_of_sixteen_bits_become_float32(path, model):
     expected = {name: t.half() for name, t in model.encoder.state_dict().items()}
     model.encoder.half()
-    save_checkpoint(tmp_path / "x.pt", model)
-    for name, tensor in load_model(tmp_path / "x.pt", CPU).encoder.state_dict().items():
+    save_checkpoint(path, model)
+    for name, tensor in load_model(path, CPU).encoder.state_dict().items():
         if tensor.is_floating_point():
             assert tensor.dtype == torch.float32
             assert torch.equal(tensor, expected[name].float())
 
 
-def test_a_run_stands_for_its_best_checkpoint(path):
-    path.rename(path.with_name("best.pt"))
-    assert load_model(path.parent, CPU).speakers == SPEAKERS
-
-
 def test_seed_draws_the_weights(miniature, model):
     same, other = (
-        build_model(miniature(f"seed={seed}"), SPEAKERS, {"": "digest"}, CPU)
-        for seed in (1, 2)
+        build_model(miniature(f"seed={seed}"), SPEAKERS, {}, CPU) for seed in (1, 2)
     )
     first, *others = (next(m.encoder.parameters()) for m in (model, same, other))
     assert [torch.equal(first, weight) for weight in others] == [True, False]
@@ -98,10 +88,7 @@ def test_files_that_are_no_checkpoints_are_refused_unexecuted(
         ("version", 1, "not a checkpoint"),
         ("encoder", None, "lacks encoder"),  # left out
         ("speakers", SPEAKERS[:2], "does not fit"),
-        *(
-            ("speakers", value, "does not name its speakers")
-            for value in (None, 3, "abc", [1, 2, 3], {"a": 1})
-        ),
+        *(("speakers", value, "speakers") for value in (None, 3, "abc", [1], {"a": 1})),
         # It gets no memory for what it claims.
         ("parameters.model.titanet.channels", 10**7, "does not fit"),
         ("parameters.model.titanet.epilog_channels", 2**62, "does not fit"),
@@ -112,9 +99,8 @@ def test_files_that_are_no_checkpoints_are_refused_unexecuted(
     ],
 )
 def test_checkpoints_with_another_value_are_refused(path, key, value, named):
-    state = load_checkpoint(path)
+    section = state = load_checkpoint(path)
     *sections, last = key.split(".")
-    section = state
     for name in sections:
         section = section[name]
     section[last] = value
@@ -136,11 +122,8 @@ def test_every_flipped_bit_of_a_weight_is_noticed(path, model):
 
 
 def test_a_compressed_checkpoint_is_not_unpacked(path):
-    packed = path.with_name("y.pt")
-    with (
-        zipfile.ZipFile(path) as old,
-        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
-    ):
+    packed, deflated = path.with_name("y.pt"), zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", deflated) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
     assert "not a readable checkpoint" in refusal(packed)
@@ -159,4 +142,4 @@ def test_failing_save_keeps_the_last_checkpoint(path, model, monkeypatch):
     with pytest.raises(FileError, match=f"{path}: .*No space left on device"):
         save_checkpoint(path, model, epoch=2)
     assert load_checkpoint(path)["epoch"] == 1
-    assert os.listdir(path.parent) == ["x.pt"]
+    assert os.listdir(path.parent) == ["best.pt"]

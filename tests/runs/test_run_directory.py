@@ -9,25 +9,24 @@ from runs.checkpoints import RunError
 from runs.run_directory import Run, read_metrics
 
 
-def test_run_directory_holds_the_parameters(miniature):
+@pytest.fixture
+def run(miniature) -> Run:
+    return Run.create(miniature("run.name=mine"))
+
+
+def test_a_run_holds_its_parameters_and_is_never_overwritten(run, miniature):
     p = miniature("run.name=mine")
-    run = Run.create(p)
     assert run.directory == p.run.directory / "mine"
+    run.log_epoch({"epoch": 1})
+    with pytest.raises(RunError, match=f"{run.directory}: "):
+        Run.create(p)
     assert load_parameters(run.directory / "parameters.yml") == p
+    assert read_metrics(run.directory) == [{"epoch": 1}]
 
 
 def test_name_says_what_is_run(miniature):
     name = Run.create(miniature("model.name=dvector")).directory.name
     assert name.startswith("synthetic-dvector-arcface-")
-
-
-def test_existing_run_is_never_overwritten(miniature):
-    p = miniature("run.name=mine")
-    run = Run.create(p)
-    run.log_epoch({"epoch": 1})
-    with pytest.raises(RunError, match=f"{run.directory}: "):
-        Run.create(p)
-    assert read_metrics(run.directory) == [{"epoch": 1}]
 
 
 def test_directory_that_cannot_be_written(tmp_path, miniature):
@@ -36,21 +35,17 @@ def test_directory_that_cannot_be_written(tmp_path, miniature):
         Run.create(miniature("run.name=mine"))
 
 
-def test_reopened_run_forgets_unfinished_epochs(miniature):
-    p = miniature("run.name=mine")
-    run = Run.create(p)
+def test_reopened_run_forgets_unfinished_epochs(run, miniature):
     for epoch in (1, 2, 3):
         run.log_epoch({"epoch": epoch})
-    run = Run.reopen(run.directory, p, 2, run.wandb_id)
+    run = Run.reopen(run.directory, miniature(), 2, run.wandb_id)
     assert run.mirror.step == 3  # W&B has it already
     run.log_epoch({"epoch": 3, "again": True})
     expected = [{"epoch": 1}, {"epoch": 2}, {"epoch": 3, "again": True}]
     assert read_metrics(run.directory) == expected
 
 
-def test_a_run_that_cannot_be_reopened_opens_no_page(miniature, monkeypatch):
-    p = miniature("run.name=mine")
-    run = Run.create(p)
+def test_a_run_that_cannot_be_reopened_opens_no_page(run, miniature, monkeypatch):
     monkeypatch.setattr(run_directory, "Mirror", lambda *_: pytest.fail("opened"))
     with pytest.raises(RunError, match=r"metrics\.jsonl"):
-        Run.reopen(run.directory, p, 2, run.wandb_id)
+        Run.reopen(run.directory, miniature(), 2, run.wandb_id)
