@@ -18,11 +18,11 @@ import yaml
 from conftest import CPU, MINIATURE
 from errors import UserError
 from eval import main as eval_main
-from exchange.nemo_archives import CONFIG, WEIGHTS, NemoError
+from exchange.nemo_archives import CONFIG, MAX_BYTES, WEIGHTS, NemoError
 from exchange.nemo_files import load_nemo, save_nemo
 from nemo_checkpoint import main
 from parameters import ParameterError
-from runs.checkpoints import load_model, save_checkpoint
+from runs.checkpoints import load_model
 from runs.speaker_model import build_model
 from train import train
 
@@ -36,24 +36,16 @@ TINY = "reference/nemo/titanet-tiny"
 def test_numbers_are_nemos(shared, rows):
     model = load_nemo(shared / f"{TINY}.nemo")
     arrays = np.load(shared / f"{TINY}.npz").items()
-    theirs = {name: torch.from_numpy(values[rows]) for name, values in arrays}
-    encoded = []
-    model.encoder.blocks[-1].register_forward_hook(lambda *c: encoded.append(c[2].mT))
+    theirs = {k: torch.from_numpy(array[rows]) for k, array in arrays if array.ndim}
     lengths = theirs["lengths"]
-    waveforms = theirs["waveforms"][:, : lengths.max()]
-    features, frames = model.front_end(waveforms, lengths)
+    features, frames = model.front_end(theirs["waveforms"][:, : max(lengths)], lengths)
+    assert torch.equal(frames, theirs["feature_lengths"])
+    for mine, right, length in zip(features, theirs["features"], frames, strict=True):
+        assert (mine[:, :length] - right[:, :length]).abs().max() < 1e-4
     embeddings = model.encoder(features, frames)
     logits = F.normalize(embeddings) @ model.criterion.classifier.weight.T
-    assert torch.equal(frames, theirs["feature_lengths"])
     assert (embeddings - theirs["embeddings"]).abs().max() < 1e-5
     assert (logits - theirs["logits"]).abs().max() < 1e-5
-    for row, length in enumerate(frames):
-        for mine, name, tolerance in (
-            (features, "features", 1e-4),
-            (encoded[0], "encoded", 1e-5),
-        ):
-            difference = mine[row, :, :length] - theirs[name][row, :, :length]
-            assert difference.abs().max() < tolerance
 
 
 @pytest.fixture
@@ -113,11 +105,9 @@ def test_import_of_an_export_is_the_identity(tmp_path, build, overrides):
         (44_100, 1103 / 44_100, 15 / 44_100),  # 15 less a rounding error
     ],
 )
-def test_windows_and_hops_are_exported_in_whole_samples(
-    tmp_path, build, rate, window, hop
-):
-    settings = f"sample_rate={rate}", f"window_seconds={window}", f"hop_seconds={hop}"
-    model = build("front_end.n_fft=2048", *(f"front_end.{s}" for s in settings))
+def test_windows_and_hops_are_whole_samples(tmp_path, build, rate, window, hop):
+    sizes = f"window_seconds: {window}, hop_seconds: {hop}, n_fft: 2048"
+    model = build(f"front_end={{sample_rate: {rate}, {sizes}}}")
     save_nemo(tmp_path / "x.nemo", model)
     source = config_and_weights(tmp_path / "x.nemo")[0]["preprocessor"]
     # As NeMo computes them.
@@ -152,9 +142,6 @@ def parts(tmp_path, build):
     return config_and_weights(tmp_path / "sound.nemo")
 
 
-LONG_NAME = tarfile.GNUTYPE_LONGNAME
-
-
 def weights_of(state) -> bytes:
     file = io.BytesIO()
     torch.save(state, file)
@@ -163,15 +150,13 @@ def weights_of(state) -> bytes:
 
 def write(path, *members: tuple) -> None:
     """Write a tar; the attributes of its members need not be true."""
-    with open(path, "wb") as file:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for name, content, *attributes in members:
             info = tarfile.TarInfo(name)
-            info.size = len(content)
-            for attribute, value in dict(*attributes).items():
+            for attribute, value in {"size": len(content), **dict(*attributes)}.items():
                 setattr(info, attribute, value)
-            padding = -len(content) % tarfile.BLOCKSIZE
-            file.write(info.tobuf(tarfile.GNU_FORMAT) + content + bytes(padding))
-        file.write(bytes(2 * tarfile.BLOCKSIZE))
+            archive.addfile(info)
+            archive.fileobj.write(content + bytes(-len(content) % tarfile.BLOCKSIZE))
 
 
 def write_parts(path, config, state) -> None:
@@ -224,7 +209,7 @@ def test_what_cannot_be_honoured_is_refused(tmp_path, parts, section, key, value
     assert re.search(rf"\b{key}\w*: expected ", refusal(tmp_path / "x.nemo"))
 
 
-def test_older_ways_to_say_the_same_are_read(tmp_path, parts, build):
+def test_files_that_say_it_otherwise_or_say_less_are_read(tmp_path, parts, build):
     config, state = parts
     config["preprocessor"] |= {"stft_conv": False, "pad_to": 16, "lowfreq": 0}
     del config["preprocessor"]["preemph"]
@@ -234,10 +219,6 @@ def test_older_ways_to_say_the_same_are_read(tmp_path, parts, build):
         block |= {"kernel": block["kernel"][0], "stride": 1}
     write_parts(tmp_path / "x.nemo", config, state)
     assert_same(build(), load_nemo(tmp_path / "x.nemo"))
-
-
-def test_unnamed_speakers_are_numbered(tmp_path, parts):
-    config, state = parts
     config["train_ds"] = None
     write_parts(tmp_path / "x.nemo", config, state)
     speakers = load_nemo(tmp_path / "x.nemo").speakers
@@ -251,7 +232,6 @@ def test_unnamed_speakers_are_numbered(tmp_path, parts):
         ("decoder.final.weight", None),
         ("encoder.encoder.5.mconv.0.conv.weight", torch.ones(1)),  # one too many
         ("decoder.final.bias", torch.ones(3)),  # which an angular loss does not have
-        ("decoder.emb_layers.0.0.bias", torch.ones(63)),
         ("encoder.encoder.1.mconv.0.conv.weight", torch.ones(16, 1, 9)),
         ("preprocessor.featurizer.window", torch.ones(320)),
         ("preprocessor.featurizer.fb", torch.ones(80, 257)),
@@ -278,12 +258,8 @@ class Intruder:
 def with_bomb(content: bytes) -> bytes:
     """Add a record that unpacks to more than any memory should take."""
     packed = io.BytesIO(content)
-    with (
-        zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("archive/data/bomb", "w", force_zip64=True) as bomb,
-    ):
-        for _ in range(600):
-            bomb.write(bytes(2**20))
+    with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/bomb", bytes(MAX_BYTES))
     return packed.getvalue()
 
 
@@ -309,7 +285,7 @@ def header(name: str, **attributes) -> tuple:
         (lambda c, w: [header(WEIGHTS, size=-512)], "-512"),
         (lambda c, w: [header("x", type=tarfile.XHDTYPE, size=2**40)], str(2**40)),
         (lambda c, w: [header("x", type=tarfile.XHDTYPE, size=-512)], "-"),
-        (lambda c, w: [header("x", type=LONG_NAME, size=2**62)], str(2**62)),
+        (lambda c, w: [header("x", type=tarfile.GNUTYPE_LONGNAME, size=2**62)], "4611"),
         (lambda c, w: [(f"f{i}", b"") for i in range(101)], "100"),
         (lambda c, w: [(CONFIG, c), (WEIGHTS, b"")], "archive"),
         (lambda c, w: [(CONFIG, c), (WEIGHTS, w[:-99])], "archive"),
@@ -337,21 +313,18 @@ def test_hostile_archives_are_refused(tmp_path, monkeypatch, parts, members, nam
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 511, 513, 3000, -2000])
-@pytest.mark.parametrize("zipped", [False, True])
-def test_cut_files_are_refused(tmp_path, build, cut, zipped):
-    save_nemo(tmp_path / "x.nemo", build())
-    content = (tmp_path / "x.nemo").read_bytes()
-    if cut == -2000:
-        content = content.rstrip(b"\0")  # the end of the weights, not of the padding
-    content = (gzip.compress(content) if zipped else content)[:cut]
-    (tmp_path / "x.nemo").write_bytes(content)
-    assert refusal(tmp_path / "x.nemo")
-
-
-def test_no_such_file(tmp_path):
-    assert refusal(tmp_path / "x.nemo")
-    (tmp_path / "x.nemo").mkdir()
-    assert refusal(tmp_path / "x.nemo")
+def test_missing_and_cut_files_are_refused(tmp_path, build, cut):
+    path = tmp_path / "x.nemo"
+    assert refusal(path)
+    save_nemo(path, build())
+    # Without the padding, -2000 is in the weights.
+    content = path.read_bytes().rstrip(b"\0")
+    for form in (content, gzip.compress(content)):
+        path.write_bytes(form[:cut])
+        assert refusal(path)
+    path.unlink()
+    path.mkdir()
+    assert refusal(path)
 
 
 def test_the_command_line_exports_imports_and_evaluates(tmp_path, miniature, capsys):
@@ -370,7 +343,7 @@ def test_the_command_line_exports_imports_and_evaluates(tmp_path, miniature, cap
     for checkpoint in (str(run), nemo, imported):
         capsys.readouterr()
         assert eval_main(["--checkpoint", checkpoint, *corpus]) == 0
-        tables.append(re.findall(r" trained .*\d", capsys.readouterr().out))
+        tables.append(re.findall(r" trained +(.*\d)", capsys.readouterr().out))
     assert len(tables[0]) == 1
     assert tables[0] == tables[1] == tables[2]
 
