@@ -3,14 +3,17 @@
 import pytest
 import torch
 
+from conftest import RATE
 from speech import acoustics
 from speech.acoustics import SPEED_OF_SOUND, coloured_noise, simulate_rooms
-
-RATE = 16_000
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def rooms_of(rt60: float, count: int, seed: int = 0) -> torch.Tensor:
+    return simulate_rooms(torch.full((count,), rt60), RATE, RATE, generator(seed))
 
 
 def reverberation_time(response: torch.Tensor) -> float:
@@ -23,16 +26,14 @@ def reverberation_time(response: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("rt60", [0.2, 0.35, 0.5, 0.8])
 def test_rooms_decay_as_they_were_asked_to(rt60):
-    rooms = simulate_rooms(torch.full((25,), rt60), RATE, RATE, generator())
+    rooms = rooms_of(rt60, 25)
     for room in rooms:
         assert reverberation_time(room) == pytest.approx(rt60, rel=0.2)
-
-
-def test_direct_sound_comes_first_with_amplitude_one():
-    rooms = simulate_rooms(torch.full((50,), 0.3), RATE, RATE, generator())
-    # An early image may fall on the same sample.
+    # The direct sound comes first, of amplitude 1; an early image may fall on it.
     assert (rooms[:, 0] > 0.9999).all()
     assert (rooms[:, 0] < 1.5).all()
+    power = torch.fft.rfft(rooms).abs().square().mean(0)  # 1 Hz a bin
+    assert power[:5].mean() < 0.01 * power[200:4000].mean()  # no rumble
 
 
 def test_early_part_is_that_of_a_shoebox_by_hand(monkeypatch):
@@ -41,7 +42,7 @@ def test_early_part_is_that_of_a_shoebox_by_hand(monkeypatch):
     drawn = torch.rand(3, 1, 3, generator=generator(5))
     sizes = torch.tensor([3.0, 2.5, 2.3]) + drawn[0, 0] * torch.tensor([7.0, 5.5, 1.7])
     talker, microphone = 0.4 + drawn[1:, 0] * (sizes - 0.8)
-    room = simulate_rooms(torch.tensor([0.4]), RATE, RATE, generator(5))[0]
+    room = rooms_of(0.4, 1, seed=5)[0]
     surface = 2 * (sizes[0] * sizes[1] + sizes[1] * sizes[2] + sizes[0] * sizes[2])
     kept = torch.exp(-0.161 * sizes.prod() / (2 * surface * 0.4))
     direct = (talker - microphone).norm()
@@ -54,17 +55,8 @@ def test_early_part_is_that_of_a_shoebox_by_hand(monkeypatch):
             assert room[place] >= kept * direct / distance - 1e-5
 
 
-def test_rooms_do_not_rumble():
-    rooms = simulate_rooms(torch.full((20,), 0.5), RATE, RATE, generator())
-    power = torch.fft.rfft(rooms).abs().square().mean(0)  # 1 Hz a bin
-    assert power[:5].mean() < 0.01 * power[200:4000].mean()
-
-
 def test_rooms_are_those_of_their_seed():
-    rt60 = torch.full((3,), 0.3)
-    first, same, other = (
-        simulate_rooms(rt60, RATE, 4000, generator(seed)) for seed in (1, 1, 2)
-    )
+    first, same, other = (rooms_of(0.3, 3, seed) for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 

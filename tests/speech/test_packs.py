@@ -11,30 +11,32 @@ import pytest
 import soundfile
 import torch
 
-from conftest import RATE, noise, write
+from conftest import CPU, RATE, interrupt, noise, write
 from speech import packs
 from speech.audio import Segment
 from speech.packs import Pack, SoundBank, pack
 from speech.utterances import CorpusError, Utterance
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def corpus(tmp_path) -> list[Utterance]:
     """Three files of three speakers, of 4000, 4001 and 4002 samples."""
     made = []
-    for number, speaker in enumerate("abc"):
+    for number, name in enumerate("abc"):
         samples = noise()[number : 4000 + 2 * number]
-        path = write(tmp_path / "corpus" / speaker / "x.wav", samples)
-        details = None, "f", f"day {number}"
-        made.append(Utterance(f"{speaker}/x.wav", speaker, path, *details))
+        path = write(tmp_path / "corpus" / name / "x.wav", samples)
+        made.append(Utterance(f"{name}/x.wav", name, path, None, "f", f"day {number}"))
     return made
 
 
 @pytest.fixture
 def home(tmp_path):
     return tmp_path / "packs"
+
+
+@pytest.fixture
+def index(home):
+    return home / "x" / "index.json"
 
 
 @pytest.fixture
@@ -58,15 +60,9 @@ def test_every_sample_and_every_field(corpus, packed):
             assert getattr(entry, name) == getattr(utterance, name)
 
 
-def test_opened_not_made_again(corpus, packed, monkeypatch):
-    first = packed(corpus)
-    monkeypatch.setattr(packs, "load_recording", None)  # decoding would fail
-    again = packed(corpus)
-    assert again.entries == first.entries
-    assert torch.equal(again.samples, first.samples)
-
-
-def test_several_at_once_pack_one_after_another(corpus, packed, monkeypatch):
+def test_opened_not_made_again_and_packed_one_after_another(
+    corpus, packed, monkeypatch
+):
     decoded, load = [], packs.load_recording
 
     def noted(source, *options):
@@ -77,31 +73,22 @@ def test_several_at_once_pack_one_after_another(corpus, packed, monkeypatch):
     monkeypatch.setattr(packs, "load_recording", noted)
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(packed, [corpus] * 4))
+    made.append(packed(corpus))
     assert sorted(decoded) == sorted(u.source for u in corpus)  # once each
-    assert all(p.entries == made[0].entries for p in made)
+    for other in made[1:]:
+        assert other.entries == made[0].entries
+        assert torch.equal(other.samples, made[0].samples)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "content",
-        "time",
-        "fewer",
-        "rate",
-        "shortest",
-        "speaker",
-        "session",
-        "segment",
-        "offset",
-        "duration",
-    ],
-)
-def test_made_again_when_a_source_changes(home, corpus, packed, change):
+CHANGES = "content time fewer rate shortest speaker session segment offset duration"
+
+
+@pytest.mark.parametrize("change", CHANGES.split())
+def test_made_again_when_a_source_changes(corpus, packed, index, change):
     first = corpus[0].source
     if change in ("offset", "duration"):
         corpus = [replace(u, source=Segment(u.source, 0.05, 0.1)) for u in corpus]
-    before, options = packed(corpus), {}
-    made = (home / "x" / "index.json").stat().st_mtime_ns
+    before, options, made = packed(corpus), {}, index.stat().st_mtime_ns
     match change:
         case "content":
             write(first, np.zeros(5000, np.int16))
@@ -121,7 +108,7 @@ def test_made_again_when_a_source_changes(home, corpus, packed, change):
             source = replace(corpus[0].source, **{change: 0.04})
             corpus[0] = replace(corpus[0], source=source)
     after = packed(corpus, **options)
-    assert (home / "x" / "index.json").stat().st_mtime_ns != made
+    assert index.stat().st_mtime_ns != made
     assert (after.entries == before.entries) == (change in ("time", "offset"))
 
 
@@ -154,31 +141,27 @@ def test_digest_is_that_of_what_is_said(tmp_path, corpus, packed, segment):
     assert after.digest != made.digest
 
 
-def test_nothing_left_is_an_error_that_leaves_nothing(home, corpus, packed):
+@pytest.mark.parametrize(
+    ("labels", "bad", "said"),
+    [
+        (["", "", ""], "abc", "none of the 3 files"),
+        (["x", "x", "y"], "c", r"1 files of y .* skipped c/x\.wav"),
+    ],
+)
+def test_a_corpus_without_any_audio_leaves_nothing(
+    home, corpus, packed, labels, bad, said
+):
+    corpus = [replace(u, corpus=label) for u, label in zip(corpus, labels, strict=True)]
     for utterance in corpus:
-        utterance.source.write_bytes(b"")
-    with pytest.raises(CorpusError, match="none of the 3 files"):
+        if utterance.speaker in bad:
+            utterance.source.write_bytes(b"")
+    with pytest.raises(CorpusError, match=said):
         packed(corpus)
     assert os.listdir(home) == []
 
 
-def test_a_corpus_of_a_mixture_without_any_audio_is_named(home, corpus, packed):
-    corpus[2].source.write_bytes(b"no audio")
-    corpus = [replace(u, corpus=label) for u, label in zip(corpus, "xxy", strict=True)]
-    with pytest.raises(CorpusError, match=r"1 files of y .* skipped c/x\.wav"):
-        packed(corpus)
-    assert os.listdir(home) == []
-
-
-def test_interrupted_packing_leaves_nothing(home, corpus, packed, monkeypatch):
-    real = packs.load_recording
-
-    def interrupted(source, *others):
-        if source == corpus[2].source:
-            raise KeyboardInterrupt
-        return real(source, *others)
-
-    monkeypatch.setattr(packs, "load_recording", interrupted)
+def test_interrupted_packing_leaves_nothing(home, corpus, packed, strike):
+    strike(packs, "load_recording", interrupt, call=3)
     with pytest.raises(KeyboardInterrupt):
         packed(corpus)
     assert os.listdir(home) == []
@@ -195,17 +178,15 @@ def test_interrupted_packing_leaves_nothing(home, corpus, packed, monkeypatch):
         {"entries": None},
         {"entries": [["a/x.wav", "a", None, None, None, "0", 1]]},
         {"entries": {"a": 1}},
-        {"warnings": "missing"},
+        {"warnings": "gone"},
     ],
 )
-def test_a_damaged_pack_is_made_again(home, corpus, packed, damage):
+def test_a_damaged_pack_is_made_again(home, corpus, packed, index, damage):
     before = packed(corpus)
-    samples, path = before.samples.clone(), home / "x" / "index.json"
+    samples = before.samples.clone()
     if isinstance(damage, dict):
-        index = json.loads(path.read_text()) | damage
-        if index["warnings"] == "missing":
-            del index["warnings"]
-        path.write_text(json.dumps(index))
+        values = json.loads(index.read_text()) | damage
+        index.write_text(json.dumps({k: v for k, v in values.items() if v != "gone"}))
     else:
         damage(home / "x")
     again = packed(corpus)
@@ -219,15 +200,14 @@ def test_a_disk_that_refuses(home, corpus, packed):
         packed(corpus)
 
 
-def test_a_pack_from_before_there_were_mixtures_is_opened(home, corpus, packed):
-    made, path = packed(corpus), home / "x" / "index.json"
-    index = json.loads(path.read_text())
-    index["digest"] = index.pop("digests")[""]
-    index["entries"] = [row[:-1] for row in index["entries"]]
-    path.write_text(json.dumps(index))
+def test_a_pack_from_before_there_were_mixtures_is_opened(corpus, packed, index):
+    made, values = packed(corpus), json.loads(index.read_text())
+    values["digest"] = values.pop("digests")[""]
+    values["entries"] = [row[:-1] for row in values["entries"]]
+    index.write_text(json.dumps(values))
     opened = packed(corpus)
     assert (opened.entries, opened.digest) == (made.entries, made.digest)
-    assert json.loads(path.read_text()) == index
+    assert json.loads(index.read_text()) == values
 
 
 def test_pieces_are_cut_where_they_are_and_repeated_where_they_end():

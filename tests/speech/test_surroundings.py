@@ -1,20 +1,20 @@
 """Rooms and noise: recorded, held out by name, downloaded, or simulated."""
 
 import hashlib
-import io
-import zipfile
 
 import numpy as np
 import pytest
 import torch
+from layouts import archive
 
-from conftest import write
-from parameters import Parameters
+from conftest import CPU, write
 from speech import surroundings
+from speech.packs import SoundBank
 from speech.surroundings import load_noise, load_responses
 from speech.utterances import CorpusError
 
-CPU = torch.device("cpu")
+LOADERS = {"noise": load_noise, "reverberation": load_responses}
+of_both_kinds = pytest.mark.parametrize("kind", LOADERS)
 
 
 def write_sounds(root, *names: str, seconds=0.5, rate=16_000, channels=1):
@@ -24,82 +24,79 @@ def write_sounds(root, *names: str, seconds=0.5, rate=16_000, channels=1):
         write(root / name, 0.1 * rng.standard_normal(shape), rate)
 
 
-@pytest.mark.parametrize(
-    ("kind", "load"), [("noise", load_noise), ("reverberation", load_responses)]
-)
-class TestRecordings:
-    @pytest.fixture
-    def root(self, tmp_path):
-        return tmp_path / "sounds"
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "sounds"
 
-    @pytest.fixture
-    def parameters(self, miniature, root, kind):
-        def build(**changes: float) -> Parameters:
-            changes = {"root": root} | changes
-            return miniature(
-                *(f"augmentation.{kind}.{name}={changes[name]}" for name in changes)
-            )
 
-        return build
+@pytest.fixture
+def load(miniature, root):
+    """Load what a folder holds for training, or what it holds out."""
 
-    def test_any_rate_and_channels(self, root, parameters, load):
-        write_sounds(root, "a/1.wav", "2.flac", rate=44_100, channels=2)
-        assert load(parameters(), CPU).lengths.tolist() == [8000, 8000]
+    def run(kind: str, is_held_out: bool = False, **changes) -> SoundBank:
+        changes = {"root": root} | changes
+        keys = (f"augmentation.{kind}.{key}={value}" for key, value in changes.items())
+        return LOADERS[kind](miniature(*keys), CPU, is_held_out)
 
-    def test_some_are_held_out_by_name(self, root, parameters, load):
-        write_sounds(root, *(f"{number}.wav" for number in range(40)), seconds=0.05)
-        p = parameters(held_out=0.5)
-        trained_on, held_out = load(p, CPU), load(p, CPU, held_out=True)
-        assert len(trained_on) + len(held_out) == 40
-        assert not set(trained_on.offsets) & set(held_out.offsets)
-        assert 10 < len(trained_on) < 30
-        (root / "0.wav").unlink()
-        assert len(trained_on) - 1 <= len(load(p, CPU)) <= len(trained_on)
+    return run
 
-    @pytest.mark.parametrize(
-        ("make_folder", "said"),
-        [
-            (lambda root: None, "nothing"),
-            (lambda root: root.mkdir(), "wav"),
-            (lambda root: root.write_text("x"), "found a file"),
-            (
-                lambda root: (root.mkdir(), (root / "a.wav").write_text("no audio")),
-                "none of the 1 files of the corpus",
-            ),
-        ],
-    )
-    def test_unusable_folders(self, root, parameters, load, make_folder, said):
-        make_folder(root)
+
+@of_both_kinds
+def test_any_rate_and_channels(root, load, kind):
+    write_sounds(root, "a/1.wav", "2.flac", rate=44_100, channels=2)
+    assert load(kind).lengths.tolist() == [8000, 8000]
+
+
+@of_both_kinds
+def test_some_are_held_out_by_name(root, load, kind):
+    write_sounds(root, *(f"{number}.wav" for number in range(40)), seconds=0.05)
+    trained_on, held_out = (load(kind, side, held_out=0.5) for side in (False, True))
+    assert len(trained_on) + len(held_out) == 40
+    assert not set(trained_on.offsets) & set(held_out.offsets)
+    assert 10 < len(trained_on) < 30
+    (root / "0.wav").unlink()
+    assert 0 <= len(trained_on) - len(load(kind, held_out=0.5)) <= 1
+
+
+@of_both_kinds
+def test_unusable_folders(root, load, kind):
+    for make, said in (
+        (lambda: None, "nothing"),
+        (lambda: root.write_text("x"), "found a file"),
+        (lambda: (root.unlink(), root.mkdir()), "wav"),
+        (lambda: (root / "a.wav").write_text("no audio"), "none of the 1 files of the"),
+        (lambda: write_sounds(root, "a.wav"), f"^augmentation.{kind}.held_out: .* 1$"),
+    ):
+        make()
         with pytest.raises(CorpusError, match=said):
-            load(parameters(), CPU)
-
-    def test_nothing_left_to_train_with(self, root, parameters, kind, load):
-        write_sounds(root, "a.wav")
-        with pytest.raises(CorpusError, match=f"^augmentation.{kind}.held_out: .* 1$"):
-            load(parameters(held_out=0.999999), CPU)
-
-    def test_an_unreadable_file_among_others(self, root, parameters, load, capsys):
-        write_sounds(root, "a.wav", "b.wav")
-        (root / "a.wav").write_text("no audio")
-        assert len(load(parameters(), CPU)) == 1
-        assert "1 files skipped: skipped a.wav: " in capsys.readouterr().out
-
-    def test_simulated_where_there_is_no_folder(self, miniature, kind, load):
-        first, same = load(miniature(), CPU), load(miniature(), CPU)
-        assert torch.equal(first.samples, same.samples)
-        for p, held_out in ((miniature("seed=2"), False), (miniature(), True)):
-            assert not torch.equal(first.samples, load(p, CPU, held_out).samples)
+            load(kind, held_out=0.999999)
 
 
-def test_musans_speech_is_no_noise(tmp_path, miniature):
-    names = ("music/fma/a.wav", "noise/free-sound/b.wav", "speech/librivox/c.wav")
-    write_sounds(tmp_path / "musan", *names)
-    p = miniature(f"augmentation.noise.root={tmp_path / 'musan'}")
-    assert len(load_noise(p, CPU)) == 2
+@of_both_kinds
+def test_an_unreadable_file_among_others(root, load, kind, capsys):
+    write_sounds(root, "a.wav", "b.wav")
+    (root / "a.wav").write_text("no audio")
+    assert len(load(kind)) == 1
+    assert "1 files skipped: skipped a.wav: " in capsys.readouterr().out
 
 
-def test_noises_of_openslr_28_are_no_responses(tmp_path, miniature):
-    root = tmp_path / "data"
+@of_both_kinds
+def test_simulated_where_there_is_no_folder(miniature, kind):
+    first, same, other, held_out = (
+        LOADERS[kind](miniature(f"seed={seed}"), CPU, is_held_out).samples
+        for seed, is_held_out in ((1, False), (1, False), (2, False), (1, True))
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, held_out)
+
+
+def test_musans_speech_is_no_noise(root, load):
+    write_sounds(root, "music/fma/a.wav", "noise/free-sound/b.wav", "speech/lv/c.wav")
+    assert len(load("noise")) == 2
+
+
+def test_noises_of_openslr_28_are_no_responses(root, load):
     write_sounds(
         root / "RIRS_NOISES",
         "pointsource_noises/noise-free-sound-0000.wav",
@@ -108,32 +105,24 @@ def test_noises_of_openslr_28_are_no_responses(tmp_path, miniature):
         "real_rirs_isotropic_noises/air_type1_air_binaural_booth_0_0_1.wav",
         "simulated_rirs/smallroom/Room001/Room001-00001.wav",
     )
-    p = miniature(f"augmentation.reverberation.root={root}")
-    assert len(load_responses(p, CPU)) == 3
+    assert len(load("reverberation")) == 3
 
 
-def test_one_microphone_hears_a_room(tmp_path, miniature):
+def test_one_microphone_hears_a_room(root, load):
     channels = np.zeros((2000, 2), np.int16)
     channels[[100, 105], [0, 1]] = 9000  # the direct sound, later at the second
-    write(tmp_path / "rooms" / "a.wav", channels)
-    p = miniature(f"augmentation.reverberation.root={tmp_path / 'rooms'}")
-    response = load_responses(p, CPU).whole(np.array([0]), 2000)[0]
+    write(root / "a.wav", channels)
+    response = load("reverberation").whole(np.array([0]), 2000)[0]
     assert response.nonzero().flatten().tolist() == [100]
 
 
-def test_openslr_28_is_downloaded(tmp_path, miniature, monkeypatch, archive_server):
-    write_sounds(tmp_path / "RIRS_NOISES", "simulated_rirs/r/a.wav", "noise.wav")
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for path in (tmp_path / "RIRS_NOISES").rglob("*.wav"):
-            archive.write(path, path.relative_to(tmp_path))
-    archive_server.archive = packed.getvalue()
-    digest = hashlib.md5(packed.getvalue()).hexdigest()
+def test_openslr_28_is_downloaded(tmp_path, load, monkeypatch, archive_server):
+    names = ("simulated_rirs/r/a.wav", "noise.wav")
+    write_sounds(tmp_path, *names)
+    contents = {f"RIRS_NOISES/{n}": (tmp_path / n).read_bytes() for n in names}
+    archive_server.archive = archive("rirs.zip", contents)
+    digest = hashlib.md5(archive_server.archive).hexdigest()
     monkeypatch.setattr(surroundings, "OPENSLR28_URL", f"{archive_server.url}/rirs.zip")
     monkeypatch.setattr(surroundings, "OPENSLR28_MD5", digest)
-    p = miniature(
-        f"augmentation.reverberation.root={tmp_path / 'data'}",
-        "augmentation.reverberation.download=true",
-    )
-    assert len(load_responses(p, CPU)) == len(load_responses(p, CPU)) == 1
+    assert [len(load("reverberation", download="true")) for _ in range(2)] == [1, 1]
     assert len(archive_server.requests) == 1
