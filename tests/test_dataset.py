@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import dataset
-from conftest import MIXTURE, noise, write
+from conftest import CPU, MIXTURE, noise, write
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare, split
 from parameters import ParameterError, Parameters
 from speech import packs
@@ -21,16 +21,14 @@ from speech.packs import Entry, Pack
 from speech.utterances import CorpusError
 from transforms import FrontEnd
 
-CPU = torch.device("cpu")
-
 
 def pack_of(lengths: dict[str, int], rate: int = 16_000, **splits: str) -> Pack:
     """A pack of utterances named `<speaker>-<number>`; its sample values are their own
-    places, so that crops can be traced."""
+    places, so that crops can be traced. `splits` are of utterances or of speakers."""
     entries, offset = [], 0
     for name, samples in lengths.items():
         speaker = name.rpartition("-")[0]
-        chosen = splits.get(speaker)
+        chosen = splits.get(name) or splits.get(speaker)
         entries.append(Entry(name, speaker, chosen, None, None, offset, samples))
         offset += samples
     values = torch.arange(offset).remainder(30_000).to(torch.int16)
@@ -43,18 +41,21 @@ def made_up_pack(counts: dict[str, int], samples: int = 1000, **splits: str) -> 
     return pack_of(dict.fromkeys(names, samples), **splits)
 
 
-def folder_of(tmp_path, **others: float) -> list[str]:
-    """The parameters of a folder of speakers, none held out."""
-    return [
-        "dataset.name=folder",
-        f"dataset.root={tmp_path / 'corpus'}",
-        f"dataset.packs={tmp_path / 'packs'}",
-        "dataset.test_fraction=0",
-        *(f"front_end.{name}={value}" for name, value in others.items()),
-    ]
+@pytest.fixture
+def folder(tmp_path, shipped):
+    """Prepare a folder of speakers, none held out."""
 
+    def run(**front_end: float) -> tuple[Parameters, Pack]:
+        p = shipped(
+            "dataset.name=folder",
+            f"dataset.root={tmp_path / 'corpus'}",
+            f"dataset.packs={tmp_path / 'packs'}",
+            "dataset.test_fraction=0",
+            *(f"front_end.{name}={value}" for name, value in front_end.items()),
+        )
+        return p, prepare(p.dataset, p.front_end).pack
 
-# Packing what the parameters name
+    return run
 
 
 def test_each_corpus_is_packed_once(miniature, monkeypatch):
@@ -69,35 +70,34 @@ def test_each_corpus_is_packed_once(miniature, monkeypatch):
     assert len(json.loads(index.read_text())["entries"]) == 40
 
 
-@pytest.mark.parametrize("change", ["more", "renamed", "gone", "cut", "link"])
-def test_pack_follows_the_corpus_from_run_to_run(tmp_path, shipped, change):
-    root, p = tmp_path / "corpus", shipped(*folder_of(tmp_path))
-    first, second, _ = (
+def test_pack_follows_the_corpus_from_run_to_run(tmp_path, folder):
+    root = tmp_path / "corpus"
+    one, two, _ = (
         write(root / speaker / "x.wav", noise()[number : 4000 + number])
         for number, speaker in enumerate("abc")
     )
-    before = prepare(p.dataset, p.front_end).pack
-    match change:
-        case "more":
-            shutil.copy(first, first.with_name("y.wav"))
-        case "renamed":
-            first.rename(first.with_name("y.wav"))
-        case "cut":
-            os.truncate(first, 4000)
-        case _:
-            first.unlink()
-    if change == "link":
-        first.symlink_to(second)
-    after = prepare(p.dataset, p.front_end).pack
-    assert after.digest != before.digest
-    files = {path.relative_to(root).as_posix() for path in root.glob("*/*.wav")}
-    assert {entry.id for entry in after.entries} == files
-    assert len(os.listdir(tmp_path / "packs")) == 1
+    other, digests = one.with_name("y.wav"), []
+    for change in (
+        lambda: None,
+        lambda: shutil.copy(one, other),
+        lambda: one.unlink(),
+        lambda: other.rename(one),  # as at first
+        lambda: os.truncate(one, 4000),
+        lambda: (one.unlink(), one.symlink_to(two)),
+    ):
+        change()
+        _, packed = folder()
+        files = {path.relative_to(root).as_posix() for path in root.glob("*/*.wav")}
+        assert {entry.id for entry in packed.entries} == files
+        assert len(os.listdir(tmp_path / "packs")) == 1
+        digests.append(packed.digest)
+    assert digests[0] == digests[3]
+    assert len(set(digests)) == 5
 
 
 # One frame alone has no deviation, and a part of a hop is no frame.
 @pytest.mark.parametrize(
-    ("window", "hop", "shortest"),
+    ("window", "hop", "least"),
     [
         (0.025, 0.01, 400),
         (0.064, 0.032, 1024),
@@ -106,15 +106,13 @@ def test_pack_follows_the_corpus_from_run_to_run(tmp_path, shipped, change):
     ],
 )
 def test_utterances_too_short_for_the_front_end_are_skipped(
-    tmp_path, shipped, window, hop, shortest
+    tmp_path, folder, window, hop, least
 ):
-    for speaker, size in (("a", shortest), ("b", shortest), ("b", shortest - 1)):
+    for speaker, size in (("a", least), ("b", least), ("b", least - 1)):
         write(tmp_path / "corpus" / speaker / f"{size}.wav", noise()[:size])
-    sizes = {"window_seconds": window, "hop_seconds": hop, "n_fft": 2048}
-    p = shipped(*folder_of(tmp_path, **sizes))
-    packed = prepare(p.dataset, p.front_end).pack
-    assert [entry.samples for entry in packed.entries] == [shortest, shortest]
-    assert packed.warnings[0].startswith(f"skipped b/{shortest - 1}.wav: ")
+    p, packed = folder(window_seconds=window, hop_seconds=hop, n_fft=2048)
+    assert [entry.samples for entry in packed.entries] == [least, least]
+    assert packed.warnings[0].startswith(f"skipped b/{least - 1}.wav: ")
     batch = next(iter(UtteranceBatches(packed, range(2), 10, CPU)))
     features, frames = FrontEnd(p.front_end)(batch.waveforms, batch.lengths)
     assert frames.min() >= 2
@@ -123,18 +121,12 @@ def test_utterances_too_short_for_the_front_end_are_skipped(
 
 def test_synthetic_utterances_too_short_for_the_front_end_are_refused(miniature):
     p = miniature(
-        "dataset.synthetic.min_seconds=0.5",
-        "dataset.synthetic.max_seconds=0.6",
-        "front_end.window_seconds=0.7",
-        "front_end.hop_seconds=0.6",
-        "front_end.n_fft=16384",
+        "dataset.synthetic={min_seconds: 0.5, max_seconds: 0.6}",
+        "front_end={window_seconds: 0.7, hop_seconds: 0.6, n_fft: 16384}",
         "model.titanet.crop_seconds=[1.5]",
     )
     with pytest.raises(CorpusError, match=r"at least 1\.2 s, found 0\.5"):
         prepare(p.dataset, p.front_end)
-
-
-# Splits
 
 
 @pytest.fixture
@@ -158,6 +150,8 @@ def test_split_deals_speakers_and_utterances(split_pack):
     assert len(splits.speakers) == 14
     assert set(splits.speakers_of(splits.train)) == set(splits.speakers)
     assert sorted(splits.speakers_of(splits.validation)) == splits.speakers
+    classes = [splits.speakers.index(s) for s in splits.speakers_of(splits.train)]
+    assert splits.classes_of(splits.train) == classes
     dealt = splits.train + splits.validation + splits.development + splits.test
     assert sorted(dealt) == list(range(200))
     assert split_pack(packed, **fractions) == splits
@@ -165,23 +159,15 @@ def test_split_deals_speakers_and_utterances(split_pack):
     assert set(other.speakers).symmetric_difference(splits.speakers)
 
 
-def test_classes_are_places_in_the_list_of_speakers(split_pack):
-    splits = split_pack(made_up_pack({"b": 2, "a": 1}))
-    assert splits.speakers == ["a", "b"]
-    assert splits.classes_of([0, 2, 1, 0]) == [1, 0, 1, 1]
-
-
-def test_validation_is_a_tenth_at_least_one_of_two_or_more(split_pack):
-    splits = split_pack(made_up_pack({"one": 1, "two": 2, "thirty": 30}))
-    found = Counter(splits.speakers_of(splits.validation))
-    assert found == {"two": 1, "thirty": 3}
-
-
-@pytest.mark.parametrize(("fraction", "validated"), [(0, 0), (0.5, 2), (1, 3)])
+@pytest.mark.parametrize(
+    ("fraction", "validated"),
+    [(0, {}), (0.1, {"two": 1, "many": 3}), (1, {"two": 1, "many": 29})],
+)
 def test_validation_leaves_something_to_train_on(split_pack, fraction, validated):
-    splits = split_pack(made_up_pack({"a": 4, "b": 4}), validation_fraction=fraction)
-    assert len(splits.validation) == 2 * validated
-    assert set(splits.speakers_of(splits.train)) == {"a", "b"}
+    packed = made_up_pack({"one": 1, "two": 2, "many": 30})
+    splits = split_pack(packed, validation_fraction=fraction)
+    assert Counter(splits.speakers_of(splits.validation)) == validated
+    assert set(splits.speakers_of(splits.train)) == {"one", "two", "many"}
 
 
 def test_speakers_that_the_corpus_names_stay_where_they_are(split_pack):
@@ -193,48 +179,32 @@ def test_speakers_that_the_corpus_names_stay_where_they_are(split_pack):
     assert splits.speakers == [f"s{n}" for n in range(3, 10)]
 
 
-def named_for_validation(packed: Pack, *chosen: int) -> Pack:
-    entries = [
-        replace(entry, split="validation") if i in chosen else entry
-        for i, entry in enumerate(packed.entries)
-    ]
-    return replace(packed, entries=entries)
-
-
 @pytest.mark.parametrize("fraction", [0, 0.5])
 def test_utterances_that_the_corpus_names_are_the_validation(split_pack, fraction):
-    packed = made_up_pack({"a": 4, "b": 4, "c": 4, "d": 2}, c="test", d="test")
-    packed = named_for_validation(packed, 1, 2)
+    named = {"a-1": "validation", "a-2": "validation", "c": "test", "d": "test"}
+    packed = made_up_pack({"a": 4, "b": 4, "c": 4, "d": 2}, **named)
     splits = split_pack(packed, test_fraction=0.2, validation_fraction=fraction)
     assert sorted(splits.validation) == [1, 2]
     assert sorted(splits.train) == [0, 3, 4, 5, 6, 7]
     assert sorted(splits.test) == [8, 9, 10, 11, 12, 13]
 
 
-def test_a_speaker_named_for_validation_alone_keeps_something_to_train_on(split_pack):
-    packed = named_for_validation(made_up_pack({"a": 3, "b": 1, "c": 2}), 0, 1, 2, 3)
-    splits = split_pack(packed)
+def test_speakers_named_for_validation_are_trained_on_or_held_out(split_pack):
+    named = dict.fromkeys(("a-0", "a-1", "a-2", "b-0"), "validation")
+    splits = split_pack(made_up_pack({"a": 3, "b": 1, "c": 2}, **named))
     assert set(splits.speakers_of(splits.train)) == {"a", "b", "c"}
     assert len(splits.validation) == 2
-
-
-def test_speakers_held_out_are_held_out_whatever_is_named_for_validation(split_pack):
-    packed = made_up_pack(dict.fromkeys("abcdef", 2))
-    packed = named_for_validation(packed, *range(0, 12, 2))
+    named = {f"{speaker}-0": "validation" for speaker in "abcdef"}
+    packed = made_up_pack(dict.fromkeys("abcdef", 2), **named)
     splits = split_pack(packed, test_fraction=0.5)
-    assert len(splits.test) == 6
-    assert len(splits.validation) == len(splits.train) == 3
+    assert [len(splits.test), len(splits.validation), len(splits.train)] == [6, 3, 3]
 
 
 @pytest.mark.parametrize("name", ["development", "test"])
 def test_no_unseen_speaker_is_in_training(name):
-    packed = made_up_pack({"a": 2, "b": 2})
     indices = {"train": [0, 2], "validation": [1], "development": [], "test": []}
     with pytest.raises(CorpusError, match="training, but b are"):
-        Splits(packed, ["a", "b"], **{**indices, name: [3]})
-
-
-# Training batches
+        Splits(made_up_pack({"a": 2, "b": 2}), ["a", "b"], **{**indices, name: [3]})
 
 
 @pytest.fixture
@@ -259,30 +229,25 @@ def test_epoch_is_one_crop_of_every_training_utterance_in_equal_batches(batches)
 
 
 def test_crops_are_stretches_of_their_own_utterance(batches):
-    several = "model.titanet.crop_seconds=[1.5, 2.0, 3.0]"
-    b = batches({"a": 8, "b": 8}, 60_000, several)
+    b = batches({"a": 8, "b": 8}, 60_000, "model.titanet.crop_seconds=[1.5, 2.0, 3.0]")
     entries, durations = b.splits.pack.entries, set()
-    for epoch in range(10):
-        for batch in b.epoch(epoch):
-            assert batch.lengths is None
-            durations.add(batch.crop)
-            assert batch.waveforms.shape[1] == round(batch.crop * 1.05)
-            for waveform, index in zip(batch.waveforms, batch.indices, strict=True):
-                values = (waveform * 32768).int()
-                assert (values.diff().remainder(30_000) == 1).all()
-                offset = (values[0] - entries[index].offset).remainder(30_000)
-                assert offset + len(values) <= 60_000
+    for batch in (batch for epoch in range(10) for batch in b.epoch(epoch)):
+        assert batch.lengths is None
+        durations.add(batch.crop)
+        assert batch.waveforms.shape[1] == round(batch.crop * 1.05)
+        for waveform, index in zip(batch.waveforms, batch.indices, strict=True):
+            values = (waveform * 32768).int()
+            assert (values.diff().remainder(30_000) == 1).all()
+            offset = (values[0] - entries[index].offset).remainder(30_000)
+            assert offset + len(values) <= 60_000
     assert durations == {24_000, 32_000, 48_000}
 
 
-def test_crops_are_no_longer_than_needed_where_speed_stays(batches):
-    b = batches({"a": 8, "b": 8}, 60_000, "augmentation.speed.probability=0")
-    assert all(batch.waveforms.shape[1] == batch.crop for batch in b.epoch(0))
-
-
 def test_short_utterances_repeat_to_fill_a_crop_of_their_speaker(batches):
-    b = batches({"a": 8, "b": 8, "c": 8}, 1000)
+    """The crop is no longer than needed where speed stays."""
+    b = batches({"a": 8, "b": 8, "c": 8}, 1000, "augmentation.speed.probability=0")
     for batch in b.epoch(0):
+        assert batch.waveforms.shape[1] == batch.crop
         periods = batch.waveforms.unfold(1, 1000, 1000)
         assert torch.equal(periods, periods[:, :1].expand_as(periods))
         expected = b.splits.speakers_of(batch.indices)
@@ -291,8 +256,7 @@ def test_short_utterances_repeat_to_fill_a_crop_of_their_speaker(batches):
 
 def test_batches_are_a_function_of_seed_epoch_and_number(batches):
     counts = {"a": 20, "b": 20}
-    b, same = batches(counts, 60_000), batches(counts, 60_000)
-    other = batches(counts, 60_000, "seed=2")
+    b, same, other = (batches(counts, 60_000, f"seed={seed}") for seed in (1, 1, 2))
     list(b.epoch(0))  # what was drawn before must not matter
     first, second = list(b.epoch(3)), list(same.epoch(3))
     for one, two in zip(first, second, strict=True):
@@ -314,9 +278,8 @@ def test_no_batch_of_one(count, batch_size):
 
 
 def test_ge2e_batches_hold_several_utterances_of_each_speaker(batches):
-    groups = {"speakers_per_batch": 4, "utterances_per_speaker": 3}
-    chosen = [f"loss.ge2e.{name}={value}" for name, value in groups.items()]
-    b = batches({f"s{n}": 7 + n for n in range(9)}, 1000, "loss.name=ge2e", *chosen)
+    sizes = "loss.ge2e={speakers_per_batch: 4, utterances_per_speaker: 3}"
+    b = batches({f"s{n}": 7 + n for n in range(9)}, 1000, "loss.name=ge2e", sizes)
     seen = set()
     for batch in b.epoch(0):
         found = Counter(batch.speakers.tolist())
@@ -330,19 +293,15 @@ def test_ge2e_batches_hold_several_utterances_of_each_speaker(batches):
 @pytest.mark.parametrize("loss", ["arcface", "ge2e"])
 def test_an_epoch_is_planned_once(batches, monkeypatch, loss):
     b = batches({f"s{n}": 6 + n for n in range(4)}, 1000, f"loss.name={loss}")
-    plan, epochs = TrainingBatches._plan, []
-
-    def counted(self, epoch: int) -> list:
-        epochs.append(epoch)
-        return plan(self, epoch)
-
-    monkeypatch.setattr(TrainingBatches, "_plan", counted)
+    plan, epochs = b._plan, []
+    monkeypatch.setattr(b, "_plan", lambda epoch: epochs.append(epoch) or plan(epoch))
     lengths = [len(b) for _ in b.epoch(3)]
     assert lengths == [len(lengths)] * len(lengths)
     assert epochs == [3]
 
 
-# Whole utterances
+def rows_of(batch):
+    return zip(batch.waveforms * 32768, batch.lengths, batch.indices, strict=True)
 
 
 def test_whole_utterances_by_length():
@@ -351,12 +310,10 @@ def test_whole_utterances_by_length():
     seen = []
     for batch in UtteranceBatches(packed, range(5, 40), 10, CPU):
         assert batch.waveforms.numel() <= 160_000
-        for row, length, index in zip(
-            batch.waveforms, batch.lengths, batch.indices, strict=True
-        ):
+        for row, length, index in rows_of(batch):
             entry = packed.entries[index]
-            expected = packed.samples[entry.offset :][: entry.samples] / 32768
-            assert torch.equal(row[:length], expected)
+            expected = packed.samples[entry.offset :][: entry.samples]
+            assert torch.equal(row[:length], expected.float())
             assert not row[length:].any()
             seen.append(int(index))
     assert sorted(seen) == list(range(5, 40))
@@ -369,9 +326,7 @@ def test_windows_of_long_utterances_cover_them_and_overlap():
     begins = [[] for _ in durations]
     for batch in UtteranceBatches(packed, range(len(durations)), 130, CPU):
         assert batch.waveforms.numel() <= rate * 130
-        for row, length, index in zip(
-            batch.waveforms * 32768, batch.lengths, batch.indices, strict=True
-        ):
+        for row, length, index in rows_of(batch):
             assert torch.equal(row[:length], row[0] + torch.arange(length))
             assert length == rate * (60 if durations[index] > 120 else durations[index])
             begins[index].append(int(row[0]) - packed.entries[index].offset)
@@ -382,100 +337,82 @@ def test_windows_of_long_utterances_cover_them_and_overlap():
     assert gaps.max() <= rate * 50
 
 
-class TestMixture:
-    @pytest.fixture
-    def mixture(self, miniature):
-        """Parameters of a mixture, and of each of its corpora alone."""
+def test_each_corpus_is_packed_and_split_as_it_is_alone(miniature):
+    p = miniature(*MIXTURE)
+    splits = prepare(p.dataset, p.front_end)
+    entries, samples = splits.pack.entries, splits.pack.samples
+    assert len(os.listdir(p.dataset.packs)) == 1
+    assert {entry.corpus for entry in entries} == {"one", "two"}
+    ends = [0, *(entry.offset + entry.samples for entry in entries)]
+    assert ends == [*(entry.offset for entry in entries), len(samples)]
+    for label, corpus in p.dataset.corpora.items():
+        expected = prepare(corpus, p.front_end)
+        assert splits.pack.digests[label] == expected.pack.digest
+        labelled = [s for s in splits.speakers if s.startswith(f"{label}/")]
+        assert labelled == [f"{label}/{s}" for s in expected.speakers]
+        for name in ("train", "validation", "development", "test"):
+            indices = splits.by_corpus(name).get(f"{name}/{label}", [])
+            unlabelled = expected.by_corpus(name).get(name, [])
+            for i, j in zip(indices, unlabelled, strict=True):
+                a, b = entries[i], expected.pack.entries[j]
+                assert (a.id, a.speaker) == (f"{label}/{b.id}", f"{label}/{b.speaker}")
+                alone = expected.pack.samples[b.offset :][: b.samples]
+                assert torch.equal(samples[a.offset :][: a.samples], alone)
+    assert [*splits.by_corpus("development")] == ["development/two"]
+    assert [*splits.by_corpus("test")] == ["test/one", "test/two"]
+    assert "\ntest/two" in splits.summary()
 
-        def load(*overrides: str) -> tuple[Parameters, dict[str, Parameters]]:
-            whole = miniature(*MIXTURE, *overrides)
-            alone = {
-                label: whole.model_copy(update={"dataset": corpus})
-                for label, corpus in whole.dataset.corpora.items()
-            }
-            return whole, alone
 
-        return load
+def test_digest_changes_with_each_corpus(miniature):
+    digests = set()
+    for label, weight, seed in (("a", 1, 1), ("a", 2, 1), ("b", 1, 1), ("a", 1, 2)):
+        corpus = f"label: {label}, weight: {weight}, name: synthetic, seed: {seed}"
+        p = miniature(*MIXTURE, f"dataset.mixture=[{{{corpus}}}]")
+        digests.add(prepare(p.dataset, p.front_end).pack.digest)
+    assert len(digests) == 3  # the weight changes nothing
 
-    def test_each_corpus_is_packed_and_split_as_it_is_alone(self, mixture):
-        whole, alone = mixture()
-        splits = prepare(whole.dataset, whole.front_end)
-        entries, samples = splits.pack.entries, splits.pack.samples
-        assert len(os.listdir(whole.dataset.packs)) == 1
-        assert {entry.corpus for entry in entries} == {"one", "two"}
-        ends = [0, *(entry.offset + entry.samples for entry in entries)]
-        assert ends == [*(entry.offset for entry in entries), len(samples)]
-        for label, p in alone.items():
-            expected = prepare(p.dataset, p.front_end)
-            assert splits.pack.digests[label] == expected.pack.digest
-            labelled = [s for s in splits.speakers if s.startswith(f"{label}/")]
-            assert labelled == [f"{label}/{s}" for s in expected.speakers]
-            for name in ("train", "validation", "development", "test"):
-                indices = splits.by_corpus(name).get(f"{name}/{label}", [])
-                unlabelled = expected.by_corpus(name).get(name, [])
-                for i, j in zip(indices, unlabelled, strict=True):
-                    a, b = entries[i], expected.pack.entries[j]
-                    assert a.id == f"{label}/{b.id}"
-                    assert a.speaker == f"{label}/{b.speaker}"
-                    assert torch.equal(
-                        samples[a.offset : a.offset + a.samples],
-                        expected.pack.samples[b.offset : b.offset + b.samples],
-                    )
-        assert [*splits.by_corpus("development")] == ["development/two"]
-        assert [*splits.by_corpus("test")] == ["test/one", "test/two"]
-        assert "\ntest/two" in splits.summary()
 
-    def test_digest_changes_with_each_corpus(self, mixture):
-        digests = set()
-        for label, weight, seed in (("a", 1, 1), ("a", 2, 1), ("b", 1, 1), ("a", 1, 2)):
-            corpus = f"label: {label}, weight: {weight}, name: synthetic, seed: {seed}"
-            p, _ = mixture(f"dataset.mixture=[{{{corpus}}}]")
-            digests.add(prepare(p.dataset, p.front_end).pack.digest)
-        assert len(digests) == 3  # the weight changes nothing
+@pytest.mark.parametrize("weight", [0.25, 1, 2, 2.5])
+def test_an_epoch_draws_an_utterance_as_often_as_it_weighs(shipped, weight):
+    p = shipped(
+        "dataset.name=mixture",
+        "dataset.test_fraction=0",
+        "training.batch_size=4",
+        "dataset.mixture=[{label: a, weight: 1, name: folder},"
+        f"{{label: b, weight: {weight}, name: folder}}]",
+    )
+    packed = made_up_pack({"a/x": 12, "a/y": 12, "b/x": 15, "b/y": 15})
+    entries = [replace(e, corpus=e.id[0]) for e in packed.entries]
+    splits = split(replace(packed, entries=entries), p.dataset)
+    batches = TrainingBatches(splits, p, CPU)
+    assert len(splits.train) == 2 * 11 + 2 * 13
+    often = []
+    for epoch in range(40):
+        plan = batches._plan(epoch)
+        order = np.concatenate(plan)[: 22 + round(weight * 26)]  # then again
+        drawn = Counter(splits.train[i] for i in order)
+        assert len(plan) == len(batches)
+        assert all(drawn[i] == 1 for i in splits.train if entries[i].corpus == "a")
+        weighted = [drawn[i] for i in splits.train if entries[i].corpus == "b"]
+        assert set(weighted) <= {math.floor(weight), math.ceil(weight)}
+        often.append(weighted)
+    assert np.abs(np.mean(often, 0) - weight).max() < 0.3  # nobody is left out
 
-    @pytest.mark.parametrize("weight", [0.25, 1, 2, 2.5])
-    def test_an_epoch_draws_an_utterance_as_often_as_it_weighs(self, shipped, weight):
-        p = shipped(
-            "dataset.name=mixture",
-            "dataset.test_fraction=0",
-            "training.batch_size=4",
-            "dataset.mixture=[{label: a, weight: 1, name: folder},"
-            f"{{label: b, weight: {weight}, name: folder}}]",
-        )
-        packed = made_up_pack({"a/x": 12, "a/y": 12, "b/x": 15, "b/y": 15})
-        entries = [replace(e, corpus=e.id[0]) for e in packed.entries]
-        splits = split(replace(packed, entries=entries), p.dataset)
-        batches = TrainingBatches(splits, p, CPU)
-        assert len(splits.train) == 2 * 11 + 2 * 13
-        often = []
-        for epoch in range(40):
-            plan = batches._plan(epoch)
-            order = np.concatenate(plan)[: 22 + round(weight * 26)]  # then again
-            drawn = Counter(splits.train[i] for i in order)
-            assert len(plan) == len(batches)
-            assert all(drawn[i] == 1 for i in splits.train if entries[i].corpus == "a")
-            weighted = [drawn[i] for i in splits.train if entries[i].corpus == "b"]
-            assert set(weighted) <= {math.floor(weight), math.ceil(weight)}
-            often.append(weighted)
-        assert np.abs(np.mean(often, 0) - weight).max() < 0.3  # nobody is left out
 
-    def test_equal_weights_are_the_plan_of_one_corpus(self, batches):
-        b = batches({"a": 8, "b": 9}, 60_000)
-        for epoch in range(3):
-            order = np.random.default_rng([1, epoch]).permutation(len(b.splits.train))
-            plan = np.concatenate(b._plan(epoch))
-            assert np.array_equal(plan, np.resize(order, len(plan)))
+def test_equal_weights_are_the_plan_of_one_corpus(batches):
+    b = batches({"a": 8, "b": 9}, 60_000)
+    for epoch in range(3):
+        order = np.random.default_rng([1, epoch]).permutation(len(b.splits.train))
+        plan = np.concatenate(b._plan(epoch))
+        assert np.array_equal(plan, np.resize(order, len(plan)))
 
-    def test_whole_weights_under_ge2e(self, mixture):
-        corpora = (
-            "dataset.mixture=[{label: one, weight: 1, name: synthetic},"
-            "{label: two, weight: %s, name: synthetic, seed: 2}]"
-        )
-        p, _ = mixture("loss.name=ge2e", corpora % 2)
-        splits = prepare(p.dataset, p.front_end)
-        batches = TrainingBatches(splits, p, CPU)
-        drawn = Counter(splits.train[i] for i in np.concatenate(batches._plan(0)))
-        in_second = splits.by_corpus("train")["train/two"]
-        assert min(drawn[i] for i in in_second) == 2  # groups are filled up
-        with pytest.raises(ParameterError, match=r"mixture: .*1\.5"):
-            mixture("loss.name=ge2e", corpora % 1.5)
+
+def test_whole_weights_under_ge2e(miniature):
+    p = miniature(*MIXTURE, "loss.name=ge2e", MIXTURE[-1].replace("1.5", "2"))
+    splits = prepare(p.dataset, p.front_end)
+    batches = TrainingBatches(splits, p, CPU)
+    drawn = Counter(splits.train[i] for i in np.concatenate(batches._plan(0)))
+    in_second = splits.by_corpus("train")["train/two"]
+    assert min(drawn[i] for i in in_second) == 2  # groups are filled up
+    with pytest.raises(ParameterError, match=r"mixture: .*1\.5"):
+        miniature(*MIXTURE, "loss.name=ge2e")
