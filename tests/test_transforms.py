@@ -6,7 +6,7 @@ import scipy.signal
 import torch
 import torchaudio
 
-from conftest import REPOSITORY
+from conftest import CPU, REPOSITORY, tone
 from dataset import TrainingBatches, prepare
 from engine.parameter_files import load_parameters
 from speech.packs import SoundBank
@@ -23,8 +23,6 @@ from transforms import (
     slaney_filterbank,
     through_mu_law,
 )
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -69,18 +67,14 @@ def test_no_lengths_means_no_padding(front_end):
     assert (features - expected).abs().max() < 1e-5
 
 
-def test_bands_have_mean_0_and_deviation_1(front_end):
-    features, _ = front_end(torch.randn(2, 32000))
-    assert features.mean(2).abs().max() < 1e-4
-    assert (features.std(2) - 1).abs().max() < 1e-4
-
-
-def test_mean_normalization_keeps_the_deviation(shipped, front_end):
-    centred = FrontEnd(shipped("front_end.normalization=mean").front_end).eval()
+def test_bands_have_mean_0_and_deviation_1_or_their_own(shipped, front_end):
     waveforms = torch.randn(2, 32000)
     log_mel = front_end.log_mel(waveforms)
-    features, _ = centred(waveforms)
-    assert (features - (log_mel - log_mel.mean(2, keepdim=True))).abs().max() < 1e-4
+    centred = log_mel - log_mel.mean(2, keepdim=True)
+    expected = centred / log_mel.std(2, keepdim=True)
+    assert (front_end(waveforms)[0] - expected).abs().max() < 1e-4
+    mean_only = FrontEnd(shipped("front_end.normalization=mean").front_end).eval()
+    assert (mean_only(waveforms)[0] - centred).abs().max() < 1e-4
 
 
 def test_level_never_changes_features(front_end):
@@ -97,23 +91,13 @@ def test_tone_is_loudest_in_its_band(front_end):
     assert abs(centre - 2000) < 32
 
 
-def test_silence_is_finite(front_end):
-    features, _ = front_end(torch.zeros(1, 16000), torch.tensor([16000]))
+def test_silence_is_finite_and_dithered_in_training_only(front_end):
+    silence = torch.zeros(1, 16000)
+    features, _ = front_end(silence, torch.tensor([16000]))
     assert features.isfinite().all()
-
-
-def test_dither_in_training_only(front_end):
-    waveforms = torch.zeros(1, 16000)
-    assert torch.equal(front_end(waveforms)[0], front_end(waveforms)[0])
+    assert torch.equal(front_end(silence)[0], front_end(silence)[0])
     front_end.train()
-    assert not torch.equal(front_end(waveforms)[0], front_end(waveforms)[0])
-
-
-def runs_of_true(row: torch.Tensor) -> list[int]:
-    """Lengths of the stretches of True."""
-    edges = torch.diff(torch.nn.functional.pad(row.int(), (1, 1)))
-    starts, ends = (edges == 1).nonzero(), (edges == -1).nonzero()
-    return (ends - starts).flatten().tolist()
+    assert not torch.equal(front_end(silence)[0], front_end(silence)[0])
 
 
 @pytest.fixture
@@ -134,37 +118,19 @@ def test_spec_augment_keeps_its_bounds(masked):
     zeros = masked(200, 80, 300)
     bands, stretches = zeros.all(2), zeros.all(1)
     for rows, count, widest in ((bands, 3, 4), (stretches, 5, 9)):
-        assert max(len(runs_of_true(row)) for row in rows) <= count
+        starts = rows.int().diff(prepend=torch.zeros(200, 1), dim=1) == 1
+        assert starts.sum(1).max() <= count
         assert rows.sum(1).max() <= count * widest
     assert bands.sum(1).max() > 4  # masks are drawn for each utterance
     assert (bands[0] != bands[1]).any()
     assert torch.equal(zeros, bands[:, :, None] | stretches[:, None])
 
 
-def test_spec_augment_reaches_every_band_and_frame(masked):
+def test_spec_augment_reaches_every_band_and_frame_or_none(masked):
     zeros = masked(3000, 80, 40, time_fraction=0.3)
     assert zeros.all(2).any(0).all()
     assert zeros.all(1).any(0).all()
-
-
-def test_spec_augment_of_no_masks_changes_nothing(masked):
     assert not masked(4, 80, 100, frequency_masks=0, time_masks=0).any()
-
-
-# Augmentation
-
-
-def tone(hertz: float, size: int) -> torch.Tensor:
-    times = torch.arange(size, dtype=torch.float64) / 16_000
-    return torch.sin(2 * torch.pi * hertz * times).float()
-
-
-def spectrum(x: torch.Tensor) -> torch.Tensor:
-    """Levels in dB at every 1 Hz, a full-scale sine at 0, of more than a second."""
-    window = torch.signal.windows.kaiser(len(x), beta=20, dtype=torch.float64)
-    bins = torch.fft.rfft(x.double() * window, n=16_000 * -(-len(x) // 16_000))
-    levels = 20 * torch.log10(bins.abs() / window.sum() * 2 + 1e-12)
-    return levels[:: -(-len(x) // 16_000)]
 
 
 @pytest.fixture
@@ -172,30 +138,40 @@ def speed_of(shipped, monkeypatch):
     speed = Speed(shipped("augmentation.speed.probability=1").augmentation.speed)
 
     def change(waveforms: torch.Tensor, percent: int) -> torch.Tensor:
-        chosen = speed.percents.tolist().index(percent)
-        monkeypatch.setattr(
-            torch, "randint", lambda high, size: torch.full(size, chosen)
-        )
+        chosen = torch.tensor([speed.percents.tolist().index(percent)])
+        monkeypatch.setattr(torch, "randint", lambda _, size: chosen.expand(size))
         return speed(waveforms, waveforms.shape[1] * 100 // 105)
 
     return change
 
 
+@pytest.fixture
+def levels_of(speed_of):
+    """Levels of a full-scale tone at another speed in dB, [8001] of 1 Hz."""
+
+    def levels(hertz: int, percent: int) -> torch.Tensor:
+        x = torch.from_numpy(tone(4.2, hertz=hertz, amplitude=1)).float()[None]
+        x = speed_of(x, percent)[0][200:-200].double()
+        window = torch.signal.windows.kaiser(len(x), beta=20, dtype=torch.float64)
+        bins = torch.fft.rfft(x * window, n=5 * 16_000)[::5]
+        return 20 * torch.log10(bins.abs() / window.sum() * 2 + 1e-12)
+
+    return levels
+
+
 @pytest.mark.parametrize("percent", range(95, 106))
 @pytest.mark.parametrize("hertz", [200, 1000, 6000])
-def test_speed_moves_a_tone_without_aliases(speed_of, percent, hertz):
-    levels = spectrum(speed_of(tone(hertz, 67_200)[None], percent)[0][200:-200])
-    moved = hertz * percent // 100
+def test_speed_moves_a_tone_without_aliases(levels_of, percent, hertz):
+    levels, moved = levels_of(hertz, percent), hertz * percent // 100
     assert levels.argmax() == moved
     assert abs(levels[moved]) < 0.3
-    away = (torch.arange(len(levels)) - moved).abs() > 20
-    assert levels[away].max() < -60
+    assert levels[(torch.arange(8001) - moved).abs() > 20].max() < -60
 
 
 @pytest.mark.parametrize("hertz", [7620, 7800, 7990])
-def test_speed_removes_what_would_alias(speed_of, hertz):
+def test_speed_removes_what_would_alias(levels_of, hertz):
     """At 1.05 a tone above 7619 Hz lands beyond half the sample rate."""
-    assert spectrum(speed_of(tone(hertz, 67_200)[None], 105)[0][200:-200]).max() < -60
+    assert levels_of(hertz, 105).max() < -60
 
 
 def test_speed_of_one_changes_no_bit(speed_of):
@@ -203,17 +179,14 @@ def test_speed_of_one_changes_no_bit(speed_of):
     assert torch.equal(speed_of(x, 100), x[:, :32_000])
 
 
-def test_speed_agrees_with_resampling(speed_of):
-    x = torchaudio.functional.lowpass_biquad(torch.randn(2, 33_600), 16_000, 3000)
-    x = torchaudio.functional.lowpass_biquad(x, 16_000, 3000)
-    for percent in (96, 103):
-        expected = torchaudio.functional.resample(
-            x, percent, 100, lowpass_filter_width=64
-        )
-        found = speed_of(x, percent)
-        middle = slice(200, 31_000)
-        error = (found - expected[:, : found.shape[1]])[:, middle]
-        assert error.square().mean() < 1e-5 * x.square().mean()
+@pytest.mark.parametrize("percent", [96, 103])
+def test_speed_agrees_with_resampling(speed_of, percent):
+    x = torch.randn(2, 33_600)
+    for _ in range(2):
+        x = torchaudio.functional.lowpass_biquad(x, 16_000, 3000)
+    expected = torchaudio.functional.resample(x, percent, 100, lowpass_filter_width=64)
+    error = (speed_of(x, percent)[:, :31_000] - expected[:, :31_000])[:, 200:]
+    assert error.square().mean() < 1e-5 * x.square().mean()
 
 
 def bank(waveform: torch.Tensor) -> SoundBank:
@@ -264,6 +237,15 @@ def test_noise_has_the_ratio_that_was_drawn(snr, length):
     assert (snr_of(speech, noise(speech)) - snr).abs().max() < 0.1
 
 
+def test_ratios_fill_their_range():
+    speech = torch.randn(400, 2000)
+    noise = Noise(1.0, bank(0.1 * torch.randn(9000)), (0.0, 15.0))
+    ratios = snr_of(speech, noise(speech))
+    assert ratios.min() + 0.01 >= 0
+    assert ratios.max() <= 15.01
+    assert ratios.mean() == pytest.approx(7.5, abs=1)
+
+
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
 def test_a_telephone_passes_its_band_alone(rate):
     torch.manual_seed(0)
@@ -292,45 +274,31 @@ def test_mu_law_is_torchaudios():
     assert through_mu_law(torch.tensor([7.0, -7.0])).tolist() == [1.0, -1.0]
 
 
-def test_ratios_fill_their_range():
-    speech = torch.randn(400, 2000)
-    noise = Noise(1.0, bank(0.1 * torch.randn(9000)), (0.0, 15.0))
-    ratios = snr_of(speech, noise(speech))
-    assert ratios.min() + 0.01 >= 0
-    assert ratios.max() <= 15.01
-    assert ratios.mean() == pytest.approx(7.5, abs=1)
-
-
-def test_silence_divides_nothing():
+@pytest.mark.parametrize("sound", [torch.zeros(500), torch.ones(500)])
+def test_silence_divides_nothing(sound):
     speech = torch.randn(2, 4000)
     speech[1] = 0
-    for sound in (torch.zeros(500), torch.rand(500)):
-        for change in (
-            Noise(1.0, bank(sound), (0.0, 0.0)),
-            Reverberation(1.0, bank(sound), 500),
-        ):
-            found = change(speech)
-            assert found.isfinite().all()
-            assert not found[1].any()
-            assert torch.equal(found, speech) == (not sound.any())
+    noise, rooms = Noise(1.0, bank(sound), (0, 0)), Reverberation(1.0, bank(sound), 500)
+    for found in (noise(speech), rooms(speech)):
+        assert found.isfinite().all()
+        assert not found[1].any()
+        assert torch.equal(found, speech) == (not sound.any())
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_each_utterance_is_changed_with_its_own_probability(shipped, probability):
     x = torch.randn(300, 2100)
-    speed = shipped(f"augmentation.speed.probability={max(probability, 0.01)}")
+    p = shipped(f"augmentation.speed.probability={max(probability, 0.01)}")
     noise, room = bank(0.5 * torch.randn(3000)), bank(0.9 * torch.rand(100))
-    for changed in (
-        Noise(probability, noise, (0.0, 5.0))(x) != x,
-        Reverberation(probability, room, 100)(x) != x,
-        Telephone(probability, 16_000)(x) != x,
+    for changed, expected in (
+        (Noise(probability, noise, (0.0, 5.0))(x), probability),
+        (Reverberation(probability, room, 100)(x), probability),
+        (Telephone(probability, 16_000)(x), probability),
+        # One speed in eleven is that of the utterance.
+        (Speed(p.augmentation.speed)(x, 2000), probability * 10 / 11),
     ):
-        share = changed.any(1).float().mean()
-        assert share == pytest.approx(probability, abs=0.08)
-    moved = Speed(speed.augmentation.speed)(x, 2000) != x[:, :2000]
-    # One speed in eleven is that of the utterance.
-    share = moved.any(1).float().mean()
-    assert share == pytest.approx(probability * 10 / 11, abs=0.08)
+        share = (changed != x[:, : changed.shape[1]]).any(1).float().mean()
+        assert share == pytest.approx(expected, abs=0.08)
 
 
 @pytest.fixture
