@@ -20,32 +20,25 @@ from verification.records import (
     VerificationReport,
 )
 from verification.scoring import cosine_scores
-from verification.trials import Trials, make_trials
+from verification.trials import make_trials
+
+INTERVALS = Interval(0.01, 0.3), Interval(0.25, 0.75)
 
 
 def evaluation(accuracy: float | None, **rates: float) -> Evaluation:
     """A test whose systems have these EERs."""
     reports = {
-        name: VerificationReport(
-            *(3, 4, 5, eer, 0.5, 0.1),
-            eer_interval=Interval(0.01, 0.3),
-            min_dcf_interval=Interval(0.25, 0.75),
-        )
+        name: VerificationReport(3, 4, 5, eer, 0.5, 0.1, *INTERVALS)
         for name, eer in rates.items()
     }
-    empty = np.zeros(0, np.int64)
-    trials = Trials(empty, empty, empty.astype(bool))
-    test = Verification([], trials, np.zeros((0, 2), np.float32), {}, reports, {})
-    identification = {}
-    if accuracy is not None:
-        report = IdentificationReport(1.0, accuracy, 1.0, 10, 5, 5)
-        identification = {"validation": report}
+    test = Verification([], None, None, {}, reports, {})
+    report = IdentificationReport(1.0, accuracy, 1.0, 10, 5, 5)
+    identification = {} if accuracy is None else {"validation": report}
     return Evaluation(identification, {"test": test}, [], {}, "titanet", 1)
 
 
 def cells(table: str) -> list[list[str]]:
-    short = table.split("<details>")[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", short)
+    rows = re.findall(r"<tr>(.*?)</tr>", table.split("<details>")[0])
     return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
 
 
@@ -79,18 +72,15 @@ def test_each_corpus_of_a_mixture_has_its_columns():
     assert "a: 3 targets, 4 non-targets" in table
 
 
-def test_no_column_of_accuracies_where_nobody_has_one():
+def test_no_column_of_accuracies_where_nobody_has_one_and_cells_are_text():
     table = compare_models({"one": evaluation(None, trained=0.1)}, {})
     assert cells(table)[0] == ["", "EER", "minDCF"]
-
-
-def test_cells_are_text():
     assert "<td>&lt;b&gt;</td>" in html_table([["", "x"], ["a", "<b>"]])
 
 
+# Five speakers have six utterances each.
 @pytest.mark.parametrize(
-    ("most", "people", "of_each"),
-    [(12, 5, 2), (400, 5, 6), (3, 3, 1)],  # of 5 speakers with 6 utterances
+    ("most", "people", "of_each"), [(12, 5, 2), (400, 5, 6), (3, 3, 1)]
 )
 def test_a_map_says_how_many_it_shows_and_has_the_errors(
     tmp_path, monkeypatch, most, people, of_each
@@ -106,27 +96,24 @@ def test_a_map_says_how_many_it_shows_and_has_the_errors(
     embeddings = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
     trials = make_trials([x[0] for x in names], 1000, 1)
     scores = cosine_scores(torch.from_numpy(embeddings), trials)
+    false_alarm = np.where(trials.targets, -np.inf, scores).argmax()
+    miss = np.where(trials.targets, scores, np.inf).argmin()
+    sides = trials.enrolment, trials.test
+    wrong = {names[side[k]] for k in (false_alarm, miss) for side in sides}
     reports = {"trained": VerificationReport(1, 1, 5, 0.125, 0.5, 0.1)}
-    test = Verification(
-        splits.test, trials, embeddings, {"trained": scores}, reports, {}
-    )
+    scores = {"trained": scores}
+    test = Verification(splits.test, trials, embeddings, scores, reports, {})
     write_map(tmp_path, test, splits, 1, "mine/test")
-
     page = (tmp_path / "map.html").read_text()
     figure = json.loads(re.search(r"newPlot\(map, .* \.\.\.(.*)}\);\n", page)[1])
     shown = {name for trace in figure["data"] for name in trace.get("text", ())}
-    false_alarm = max(np.flatnonzero(~trials.targets), key=lambda k: scores[k])
-    miss = min(np.flatnonzero(trials.targets), key=lambda k: scores[k])
-    sides = trials.enrolment, trials.test
-    wrong = {names[side[k]] for k in (false_alarm, miss) for side in sides}
     assert wrong <= shown
-    for speaker in "abcde"[:people]:
-        utterances = [x for x in names if x[0] == speaker]
-        assert set(utterances[:: 6 // of_each]) <= shown
+    for first in range(0, 6 * people, 6):
+        assert set(names[first : first + 6 : 6 // of_each]) <= shown
     assert len(shown) <= people * of_each + len(wrong)
-    title = figure["layout"]["title"]["text"]
-    assert title.startswith("mine/test: UMAP, EER 12.50%<br>")
-    num_speakers = len({x[0] for x in shown})
-    for part in (f"{len(shown)} of 30 utterances", f"{num_speakers} of 5 speakers"):
-        assert part in title
+    speakers = {name[0] for name in shown}
+    assert figure["layout"]["title"]["text"].startswith(
+        "mine/test: UMAP, EER 12.50%<br>"
+        f"{len(shown)} of 30 utterances of {len(speakers)} of 5 speakers"
+    )
     assert page.count("<li>") == 2
