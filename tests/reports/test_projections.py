@@ -16,13 +16,12 @@ from reports.style import MAX_SPEAKERS
 
 
 @pytest.fixture
-def clusters() -> tuple[np.ndarray, list[str]]:
+def clusters() -> tuple[np.ndarray, np.ndarray]:
     """Thirty speakers of six utterances, each near its own direction."""
     random = np.random.default_rng(0)
-    centres = random.normal(size=(30, 16))
-    embeddings = np.repeat(centres, 6, 0) + random.normal(size=(180, 16)) / 10
-    speakers = [f"s{n:02}" for n in range(30) for _ in range(6)]
-    return embeddings.astype(np.float32), speakers
+    noise = random.normal(size=(180, 16)) / 10
+    embeddings = np.repeat(random.normal(size=(30, 16)), 6, 0) + noise
+    return embeddings.astype(np.float32), np.repeat([f"s{n:02}" for n in range(30)], 6)
 
 
 def test_principal_plane_is_scikit_learns():
@@ -45,18 +44,16 @@ def test_maps_are_seeded_and_keep_speakers_together(clusters, project):
     assert np.array_equal(plane, project(embeddings, 1))
     distances = np.linalg.norm(plane[:, None] - plane, axis=2)
     np.fill_diagonal(distances, np.inf)
-    neighbours = np.array(speakers)[distances.argmin(1)]
-    assert (neighbours == speakers).mean() > 0.95
+    assert (speakers[distances.argmin(1)] == speakers).mean() > 0.95
 
 
 def test_umap_leaves_torchs_threads_alone(clusters):
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        project_umap(clusters[0][:30], seed=1)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(1)
+    project_umap(clusters[0][:30], seed=1)
+    left = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert left == 1
 
 
 def test_every_utterance_of_24_speakers_is_drawn(clusters):
@@ -67,8 +64,7 @@ def test_every_utterance_of_24_speakers_is_drawn(clusters):
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["one, SVD", "one, t-SNE", "other, SVD", "other, t-SNE"]
     for axes in figure.axes:
-        sizes = [len(points.get_offsets()) for points in axes.collections]
-        assert sizes == MAX_SPEAKERS * [6]
+        assert [len(x.get_offsets()) for x in axes.collections] == MAX_SPEAKERS * [6]
     looks = {
         (tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes())
         for c in figure.axes[0].collections
