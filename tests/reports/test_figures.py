@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, tone
 from reports.figures import (
     draw_corpus,
     draw_curves,
@@ -24,15 +24,12 @@ from verification.metrics import det_points
 def test_a_training_curve_needs_nothing_that_draws_maps():
     slow = {"plotly", "sklearn", "umap"}
     code = f"import sys, reports.figures; print({slow} & set(sys.modules))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=REPOSITORY / "src", capture_output=True)
-    assert done.stdout == b"set()\n"
+    done = subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY / "src")
+    assert done == b"set()\n"
 
 
 def test_a_corpus_in_three_histograms():
-    seconds = [60.0, 60.0, 30.0, 90.0]
-    genders = ["f", "f", "m", None]
-    figure = draw_corpus(seconds, ["ann", "ann", "bob", "cat"], genders)
+    figure = draw_corpus([60, 60, 30, 90], ["ann", "ann", "bob", "cat"], [*"ffm", None])
     assert figure.get_suptitle() == "0.1 h, 4 utterances of 3 speakers"
     durations, amounts, counts = figure.axes
     assert sum(bar.get_height() for bar in durations.patches) == 4
@@ -43,8 +40,7 @@ def test_a_corpus_in_three_histograms():
 
 
 def test_sounds_are_drawn_on_common_scales():
-    times = np.arange(16_000) / 16_000
-    loud = np.sin(2 * np.pi * 2000 * times).astype(np.float32)
+    loud = tone(1, hertz=2000, amplitude=1).astype(np.float32)
     quiet = np.concatenate([np.zeros(4000, np.float32), 0.1 * loud])
     figure = draw_sounds({"before": loud, "after": quiet}, 16_000)
     waves, spectrograms = figure.axes[:2], figure.axes[2:4]
@@ -60,8 +56,7 @@ def test_sounds_are_drawn_on_common_scales():
 
 
 def test_a_coloured_spectrogram_shows_a_tone_where_it_is():
-    times = np.arange(32_000) / 16_000
-    loud = (10_000 * np.sin(2 * np.pi * 2000 * times)).astype(np.int16)
+    loud = tone(2, hertz=2000, amplitude=10_000).astype(np.int16)
     picture = colour_spectrogram(loud, 16_000)
     assert (picture.shape, picture.dtype) == ((129, 201, 3), np.uint8)
     brightest = picture[:, 100].sum(1, dtype=int).argmax()
@@ -82,9 +77,8 @@ def test_features_share_their_time():
 
 
 def test_curves_leave_out_what_was_not_measured():
-    epochs = [
-        {"epoch": n, "train/loss": 3.0 - n, "train/accuracy": 0.2} for n in (1, 2)
-    ]
+    one = {"epoch": 1, "train/loss": 2.0, "train/accuracy": 0.2}
+    epochs = [one, one | {"epoch": 2, "train/loss": 1.0}]
     loss, accuracy = draw_curves({"run": epochs}).axes
     (trained,) = loss.get_lines()
     assert trained.get_xydata().tolist() == [[1, 2], [2, 1]]
@@ -92,10 +86,8 @@ def test_curves_leave_out_what_was_not_measured():
 
 
 def test_runs_of_different_lengths_share_an_axis():
-    runs = {
-        name: [{"epoch": n + 1, "train/loss": 1.0} for n in range(length)]
-        for name, length in (("TitaNet, CE", 2), ("other", 4))
-    }
+    epochs = [{"epoch": n, "train/loss": 1.0} for n in (1, 2, 3, 4)]
+    runs = {"TitaNet, CE": epochs[:2], "other": epochs}
     loss, _ = draw_curves(runs).axes
     short, long, *_ = loss.get_lines()
     assert short.get_xdata().tolist() == [0.5, 1]
@@ -104,9 +96,8 @@ def test_runs_of_different_lengths_share_an_axis():
 
 
 def test_gaussian_scores_give_straight_det_curves():
-    generator = np.random.default_rng(0)
     targets = np.arange(200_000) % 2 == 0
-    scores = generator.normal(3.0 * targets)
+    scores = np.random.default_rng(0).normal(3.0 * targets)
     curves = {name: det_points(scores, targets) for name in ("one", "other")}
     axes = draw_det(curves).axes[0]
     diagonal, line, other = axes.get_lines()
@@ -121,15 +112,13 @@ def test_gaussian_scores_give_straight_det_curves():
 
 
 def test_scores_are_drawn_as_densities():
-    generator = np.random.default_rng(0)
     targets = np.arange(9000) % 9 == 0
-    scores = generator.normal(4.0 * targets)
+    scores = np.random.default_rng(0).normal(4.0 * targets)
     systems = {"one": scores, "other": 2 * scores, "third": scores}
     figure = draw_scores(systems, targets, {"one": 2.0, "third": np.inf})
-    for axes in figure.axes:
-        for container in axes.containers:
-            area = sum(bar.get_height() * bar.get_width() for bar in container)
-            assert area == pytest.approx(1)
+    for container in (c for axes in figure.axes for c in axes.containers):
+        area = sum(bar.get_height() * bar.get_width() for bar in container)
+        assert area == pytest.approx(1)
     one, other, third = figure.axes
     assert one.get_lines()[0].get_xdata() == [2.0, 2.0]
     assert not [*other.get_lines(), *third.get_lines()]
