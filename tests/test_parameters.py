@@ -1,23 +1,16 @@
 """parameters.yml: what is read, and a line for every mistake."""
 
 import re
+from functools import reduce
+from itertools import chain
+from operator import getitem
 
 import pytest
 
-import engine.parameter_files
 import parameters
-from conftest import REPOSITORY
-from engine.parameter_files import (
-    check_parameters,
-    dump_yaml,
-    load_parameters,
-    migrate,
-    override_values,
-    parse_yaml,
-)
+from engine import parameter_files
+from engine.parameter_files import SHIPPED, check_parameters, dump_yaml, load_parameters
 from parameters import MIGRATIONS, VERSION, ParameterError
-
-SHIPPED = REPOSITORY / "parameters.yml"
 
 
 @pytest.fixture
@@ -42,7 +35,7 @@ def refusal(load, *arguments) -> str:
 
 def test_shipped_files_are_complete(shipped):
     assert shipped().model.titanet.size == "s"
-    study = load_parameters(SHIPPED, REPOSITORY / "init" / "librispeech.yml")
+    study = load_parameters(SHIPPED, SHIPPED.parent / "init/librispeech.yml")
     assert (study.dataset.name, study.training.epochs) == ("librispeech", 75)
     assert study.loss.name == "cross_entropy"
 
@@ -97,18 +90,17 @@ def test_mistake_in_an_override(shipped, override, value):
     assert not re.search("Input|valid|instance|greater|less than 1", message)
 
 
-@pytest.mark.parametrize(
-    ("override", "near"),
-    [
-        ("training.epohcs=3", "training.epochs"),
-        ("epochs=3", "training.epochs"),
-        ("loss.arcface.raamp=1", "loss.arcface.ramp"),
-    ],
-)
-def test_unknown_key(shipped, override, near):
-    message = refusal(shipped, override)
-    assert message.startswith(f"{override.partition('=')[0]}: ")
-    assert message.endswith(f" {near}?")
+@pytest.mark.parametrize("key", ["training.epohcs", "epochs"])
+def test_unknown_key(shipped, key):
+    assert re.fullmatch(f"{key}: .* training.epochs[?]", refusal(shipped, f"{key}=3"))
+
+
+# PyYAML does not say in which line it fails.
+UNREADABLE = [
+    *("just text\n", "", "when: 2026-99-99\n", "a: " + "[" * 3000, "a: \x00\n"),
+    *("a: !!bool maybe\n", "a: !!int ''\n", "a: !!timestamp soon\n"),
+    *("seed: " + "9" * 5000, b"\xff\xfe\x00\x01"),
+]
 
 
 @pytest.mark.parametrize(
@@ -121,16 +113,7 @@ def test_unknown_key(shipped, override, near):
         ("a: !!python/object/apply:os.getcwd []\n", ":1: "),
         ("a: &a {<<: *a}\n", ":1: "),
         ("seed: &a [*a]\n", ":1: "),
-        ("just text\n", ": "),
-        ("", ": "),
-        ("when: 2026-99-99\n", ": "),
-        ("a: " + "[" * 3000, ": "),
-        ("a: \x00\n", ": "),
-        ("a: !!bool maybe\n", ": "),
-        ("a: !!int ''\n", ": "),
-        ("a: !!timestamp soon\n", ": "),
-        ("seed: " + "9" * 5000, ": "),
-        (b"\xff\xfe\x00\x01", ": "),
+        *((text, ": ") for text in UNREADABLE),
     ],
 )
 def test_mistake_in_a_file(load, text, where):
@@ -190,12 +173,13 @@ def test_mistake_in_a_mixture(shipped, mixture, key):
 
 
 def test_the_corpora_of_a_mixture(shipped):
-    p = shipped(
+    mixture = (
         "dataset.name=mixture",
         "dataset.seed=7",
         "dataset.mixture=[{label: a, weight: 1, name: folder, root: here},"
         "{label: b, weight: 0.5, name: librispeech, seed: 9, librispeech: {test: []}}]",
     )
+    p = shipped(*mixture)
     assert check_parameters(p.as_dict()) == p
     assert p.dataset.weights == {"a": 1, "b": 0.5}
     a, b = p.dataset.corpora.values()
@@ -203,69 +187,62 @@ def test_the_corpora_of_a_mixture(shipped):
     assert (b.name, str(b.root), b.seed) == ("librispeech", "data", 9)
     assert b.librispeech.train == ("train-clean-100",)
     assert (b.librispeech.test, b.corpora) == ((), {"": b})
-    values = override_values(p.as_dict(), ["evaluation.trials=t.txt"])
-    assert refusal(check_parameters, values).startswith("evaluation.trials: ")
-
-
-# Versions of the schema
+    message = refusal(shipped, *mixture, "evaluation.trials=t.txt")
+    assert message.startswith("evaluation.trials: ")
 
 
 def test_plain_values_carry_the_version_and_make_the_same_parameters(shipped):
     values = shipped().as_dict()
     assert values["version"] == VERSION
-    assert parse_yaml(dump_yaml(values), "") == values == migrate(values)
+    assert parameter_files.parse_yaml(dump_yaml(values), "") == values
+    assert parameter_files.migrate(values) == values
     assert check_parameters(values) == shipped()
 
 
 def test_the_shipped_file_names_every_key_that_was_added():
-    shipped = parse_yaml(SHIPPED.read_text(), "shipped")
-    for key in (key for added in MIGRATIONS for key in added):
-        section = shipped
-        for name in key.split("."):
-            assert name in section, key
-            section = section[name]
+    shipped = parameter_files.parse_yaml(SHIPPED.read_text(), "shipped")
+    for key in chain.from_iterable(MIGRATIONS):
+        reduce(getitem, key.split("."), shipped)
 
 
 class TestMigrations:
     """A schema that gained `training.epochs` and then `wandb.project`."""
 
-    @pytest.fixture(autouse=True)
-    def gained(self, monkeypatch):
+    @pytest.fixture
+    def saved(self, monkeypatch, shipped):
         added = ({"training.epochs": 41}, {"wandb.project": "before"})
-        for module in (parameters, engine.parameter_files):
+        for module in (parameters, parameter_files):
             monkeypatch.setattr(module, "MIGRATIONS", added)
             monkeypatch.setattr(module, "VERSION", 3)
 
-    def saved(self, shipped, version):
-        values = shipped("training.epochs=7", "wandb.project=mine").as_dict()
-        assert values.pop("version") == 3
-        if version < 3:
-            del values["wandb"]["project"]
-        if version < 2:
-            del values["training"]["epochs"]
-        return values | {"version": version}
+        def saved(version):
+            values = shipped("training.epochs=7", "wandb.project=mine").as_dict()
+            if version < 3:
+                del values["wandb"]["project"]
+            if version < 2:
+                del values["training"]["epochs"]
+            return values | {"version": version}
+
+        return saved
 
     @pytest.mark.parametrize(
         ("version", "epochs", "project"),
         [(1, 41, "before"), (2, 7, "before"), (3, 7, "mine")],
     )
-    def test_bring_older_parameters_up(self, shipped, load, version, epochs, project):
-        values = self.saved(shipped, version)
-        text = dump_yaml(values)
+    def test_bring_older_parameters_up(self, saved, load, version, epochs, project):
+        text = dump_yaml(saved(version))
         # With the shipped file below it, nothing of today's comes through.
-        for p in (check_parameters(values), load(text), load(text, SHIPPED)):
+        for p in (check_parameters(saved(version)), load(text), load(text, SHIPPED)):
             assert (p.training.epochs, p.wandb.project) == (epochs, project)
 
-    def test_without_a_version_the_first_is_meant(self, shipped):
-        values = self.saved(shipped, 1)
+    def test_fill_in_what_came_after_the_version(self, saved):
+        message = refusal(check_parameters, saved(1) | {"version": 3})
+        assert message.endswith("is missing")
+        values = saved(1)
         del values["version"]
         assert check_parameters(values).training.epochs == 41
 
-    def test_a_key_that_its_version_has_is_not_made_up(self, shipped):
-        values = self.saved(shipped, 1) | {"version": 3}
-        assert refusal(check_parameters, values).endswith("is missing")
-
     @pytest.mark.parametrize("version", [0, 4, -1, True, 1.0, "1", None])
-    def test_other_versions_are_refused(self, shipped, version):
-        values = shipped().as_dict() | {"version": version}
+    def test_other_versions_are_refused(self, saved, version):
+        values = saved(3) | {"version": version}
         assert refusal(check_parameters, values).startswith("version: ")
