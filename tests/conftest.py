@@ -17,8 +17,9 @@ from dataset import Splits, TrainingBatches, prepare
 from engine.optimizers import build_optimizer
 from engine.parameter_files import SHIPPED, load_parameters
 from parameters import Parameters, SyntheticParameters
-from runs.checkpoints import load_model, save_checkpoint
+from runs.checkpoints import load_checkpoint, save_checkpoint
 from runs.resuming import State
+from runs.run_directory import read_metrics
 from runs.speaker_model import SpeakerModel, build_model
 from speech import surroundings
 from speech.synthetic import synthetic_utterances
@@ -198,17 +199,28 @@ class Steps:
         )
 
 
-def weights(run: Path, name: str = "last.pt") -> list[torch.Tensor]:
-    return list(load_model(run / name, CPU).state_dict().values())
+def outcome(run: Path) -> dict:
+    """All that a run leaves, except what depends on time."""
+    kept = ("front_end", "encoder", "criterion", "optimizer", "step", "backend")
+    states = {name: load_checkpoint(run / name) for name in ("last.pt", "best.pt")}
+    files = ("report.json", "trials.txt", "scores.txt", "errors.tsv")
+    rows = read_metrics(run)
+    return {
+        "metrics": [{k: v for k, v in r.items() if k not in TIMED} for r in rows],
+        **{name: {key: state[key] for key in kept} for name, state in states.items()},
+        **{name: (run / name).read_bytes() for name in files},
+    }
 
 
-def equal_weights(one: Path, other: Path) -> bool:
-    return all(map(torch.equal, weights(one), weights(other)))
-
-
-def untimed(rows: list[dict]) -> list[dict]:
-    """Metrics that depend on nothing but the seed."""
-    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+def same(one: object, other: object) -> bool:
+    """Equal to the bit, tensors within containers too."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
 
 
 CALIBRATION = Calibration(40.0, -36.0, 1.5, 0.1, 0.01, 3.0)
@@ -232,7 +244,6 @@ def checkpoint(tmp_path, miniature) -> Callable[..., Path]:
 
 @pytest.fixture
 def model(miniature) -> SpeakerModel:
-    """An untrained TitaNet."""
     return build_model(miniature(), ["a", "b", "c"], {"": "digest"}, CPU)
 
 

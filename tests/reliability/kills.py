@@ -1,6 +1,5 @@
 """Trainings killed at random moments and gone on with; they end as unbroken ones."""
 
-import json
 import os
 import random
 import shutil
@@ -12,9 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from conftest import MINIATURE, REPOSITORY, untimed
+from conftest import MINIATURE, REPOSITORY, outcome, same
 
 EPOCHS = 4
 
@@ -57,34 +54,6 @@ def moments(folder: Path, name: str, chance: random.Random) -> dict[str, Callabl
     }
 
 
-def result(run: Path) -> dict:
-    """Everything that a run leaves, except times."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
-    state = torch.load(run / "last.pt", weights_only=True)
-    best = torch.load(run / "best.pt", weights_only=True)
-    kept = ("front_end", "encoder", "criterion", "optimizer", "step", "backend")
-    return {
-        "metrics": untimed(rows),
-        "last": {name: state[name] for name in kept},
-        "best": {name: best[name] for name in kept},
-        "files": {
-            name: (run / name).read_bytes()
-            for name in ("report.json", "trials.txt", "scores.txt", "errors.tsv")
-        },
-    }
-
-
-def same(one: object, other: object) -> bool:
-    """Equal to the bit, tensors within containers too."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
 def kill_and_go_on(count: int, seed: int, folder: Path) -> dict[str, int]:
     """Kill trainings `count` times at random moments, each run two to four times, and
     resume them to the end; return the number of kills by moment.
@@ -94,7 +63,7 @@ def kill_and_go_on(count: int, seed: int, folder: Path) -> dict[str, int]:
     whole = start(folder, "unbroken")
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors
-    expected = result(folder / "runs" / "unbroken")
+    expected = outcome(folder / "runs" / "unbroken")
     chance, kills, number = random.Random(seed), Counter(), 0
     while kills.total() < count:
         name, number = f"killed-{number}", number + 1
@@ -119,9 +88,7 @@ def kill_and_go_on(count: int, seed: int, folder: Path) -> dict[str, int]:
             _, errors = process.communicate()
             assert process.returncode == 0, f"seed {seed}, {name}: {errors}"
         run = folder / "runs" / name
-        found = result(run)
-        for part, value in expected.items():
-            assert same(value, found[part]), f"seed {seed}, {name}: {part} differs"
+        assert same(outcome(run), expected), f"seed {seed}, {name}: another outcome"
         shutil.rmtree(run)
         shutil.rmtree(folder / f"packs-{name}")
         left = [path for path in os.listdir(folder / "runs") if path != "unbroken"]
