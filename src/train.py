@@ -68,17 +68,18 @@ def training_step(
     num_steps: int,
     measures_blocks: bool = False,
 ) -> StepReading:
-    """Take one optimizer step. If the loss or gradient is not finite, weights and
-    buffers, such as batch statistics, stay unchanged.
+    """Take one optimizer step. If the loss or gradient is not finite, weights, momenta
+    and buffers, such as batch statistics, stay unchanged.
 
-    `encoder` is the model's, as `fast_encoder` returns it.
+    `state.model` holds the front end, the encoder and the criterion, which is the loss
+    with its classifier. `encoder` is the same encoder, compiled or shared among ranks.
     """
     model, training = state.model, state.model.config.training
     progress = (state.step + 1) / num_steps
     # The rate rises over the first tenth of the steps, while the optimizer's momenta
     # and the batch statistics have seen too little to be trusted, then falls.
     set_learning_rate(state.optimizer, training.optimizer, progress)
-    model.criterion.schedule(progress)  # the margin grows
+    model.criterion.schedule(progress)  # sets the margin, which grows
     torch.manual_seed(batch.seed)  # for augmentation and dropout
     # The forward pass updates batch statistics before the loss is known to be finite.
     # These copies are put back if it is not.
@@ -93,9 +94,10 @@ def training_step(
             features = augmentation.spec_augment(features)
             with bfloat16_where_fast(features.device.type):
                 embeddings = encoder(features, frames)  # [B, E]
+            # Every rank computes the loss of all ranks' rows; `gather` passes gradients.
             output = model.criterion(gather(embeddings), speakers)
-            # Each part counts by its share of the batch, so the gradients of the parts
-            # add up to that of the whole batch, but for batch norm's statistics.
+            # Weighted by its share of the batch, a part adds its share of the batch's
+            # mean loss and gradient.
             part_loss = output.loss * (len(speakers) / batch.size)
             part_loss.backward()
         loss = loss + part_loss.detach()
@@ -104,7 +106,7 @@ def training_step(
     # A long gradient is shortened, so that one bad batch cannot throw the weights far.
     norm = clip_gradient(state.optimizer, training.optimizer.clip_norm)
     finite = (loss + norm).isfinite()  # stays on the device, so nothing waits for it
-    step_where(state.optimizer, finite)
+    step_where(state.optimizer, finite)  # skips the step where `finite` is false
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(torch.where(finite, buffer, before))
     state.step += 1  # a skipped step counts too: the schedule goes on
@@ -145,7 +147,7 @@ def training_epoch(
             progress.update()
             # All ranks ask together, so that all stop after the same step.
             if stop.asked() or reads:
-                readings.read(state.step)
+                readings.read(state.step)  # raises for a loss that is not finite
                 progress.set_postfix_str(str(state.tally))
             if stop.agreed and not last:  # after the last, validate first
                 return None
