@@ -26,8 +26,8 @@ def encoder(shipped):
 def test_layers_hold_every_weight(shipped, name):
     encoder = build_encoder(shipped(f"model.name={name}").model, 80)
     parts = layers(encoder)
-    num_weights = sum(w.numel() for w in encoder.parameters())
-    assert sum(layer.weights for layer in parts) == num_weights
+    weights = sum(w.numel() for w in encoder.parameters())
+    assert sum(layer.weights for layer in parts) == weights
     assert parts[-1].shape == (encoder.embedding_size,)
 
 
@@ -35,14 +35,8 @@ def test_shapes_and_weights_on_the_way(shipped):
     p = shipped()
     encoder = build_encoder(p.model, 80).eval()
     steps = walk(FrontEnd(p.front_end).eval(), encoder, torch.zeros(1, 48_000))
-    assert [step.shape for step in steps] == [
-        (1, 48_000),
-        (1, 80, 300),
-        *[(1, 300, 256)] * 4,
-        (1, 300, 1536),
-        (1, 3072),
-        (1, 192),
-    ]
+    middle = [(1, 80, 300), *4 * [(1, 300, 256)], (1, 300, 1536), (1, 3072)]
+    assert [step.shape for step in steps] == [(1, 48_000), *middle, (1, 192)]
     assert sum(step.weights for step in steps) == 3_275_568
     parts = parts_of(encoder.blocks[1])
     assert sum(weights for _, weights in parts) == steps[3].weights
