@@ -2,10 +2,10 @@
 
 import math
 
-import matplotlib.colors
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from losses import build_loss
 from reports.style import NON_TARGET, TARGET
@@ -69,16 +69,14 @@ def test_equal_error_rate_is_where_the_curves_cross(trials):
     assert text.get_text() == f"EER {equal_error_rate(*trials):.1%}"
     misses, false_alarms = below.get_lines()[:2]
     assert (misses.get_color(), false_alarms.get_color()) == (TARGET, NON_TARGET)
-    colours = {matplotlib.colors.to_hex(p.get_facecolor()) for p in above.patches}
-    assert matplotlib.colors.to_hex(TARGET) in colours
+    assert to_hex(TARGET) in {to_hex(p.get_facecolor()) for p in above.patches}
 
 
 def test_costs_are_those_of_the_metric(trials):
     (axes,) = draw_costs(*trials, (0.01, 0.5)).axes
-    labels = [line.get_label() for line in axes.get_lines()]
-    for prior in (0.01, 0.5):
-        cost = min_dcf(*trials, OperatingPoint(prior))
-        assert f"prior {prior:g}: minDCF {cost:.3f}" in labels
+    labels = {line.get_label() for line in axes.get_lines()}
+    costs = {prior: min_dcf(*trials, OperatingPoint(prior)) for prior in (0.01, 0.5)}
+    assert {f"prior {p:g}: minDCF {cost:.3f}" for p, cost in costs.items()} <= labels
 
 
 def test_no_evidence_costs_one_bit(trials):
@@ -90,6 +88,5 @@ def test_no_evidence_costs_one_bit(trials):
 def test_normalised_by_the_nearest():
     cohort = np.concatenate([np.zeros(50), [0.2, 0.4]])
     first, _ = draw_normalisation({"a": cohort, "b": cohort}, 0.6, 2).axes
-    assert first.get_title(loc="left") == (
-        "a: mean 0.30, deviation 0.100; the trial is at +3.0 deviations"
-    )
+    title = "a: mean 0.30, deviation 0.100; the trial is at +3.0 deviations"
+    assert first.get_title(loc="left") == title
