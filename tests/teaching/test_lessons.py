@@ -1,7 +1,6 @@
 """What the figures of the model say, not how they look."""
 
 import numpy as np
-import pytest
 
 from models import Block
 from teaching.anatomy import Inside, Step
@@ -46,14 +45,11 @@ def test_pipeline_names_every_step_and_every_part():
     assert any(text.startswith("skip") for text in shown)
 
 
-def test_costs_say_how_many_times_fewer():
+def test_costs_in_multiples_and_fields_in_frames_and_milliseconds():
     (axes,) = draw_convolution_costs({7: (100, 250)}).axes
     assert texts(axes) == [" 250", " 100, 2.5 times fewer"]
-
-
-def test_fields_in_frames_and_milliseconds():
-    fields = [(3, 3), (7, 9)]
-    _, below = draw_receptive_fields(fields, np.zeros((4, 200), np.float32), 0.01).axes
+    features = np.zeros((4, 200), np.float32)
+    _, below = draw_receptive_fields([(3, 3), (7, 9)], features, 0.01).axes
     assert texts(below) == ["3 frames, 30 ms", "9 frames, 90 ms"]
 
 
@@ -63,17 +59,10 @@ def test_gates_measure_their_distance():
     assert titles == [f"block\nmean difference {d}" for d in ("0.250", "0.500")]
 
 
-@pytest.fixture
-def inside() -> Inside:
+def test_even_attention_is_one_and_pooling_shows_mean_and_deviation():
     frames = np.arange(20, dtype=np.float32).reshape(10, 2)
-    return Inside([], frames, np.full((10, 2), 0.1), np.array([9.0, 10, 1, 2]))
-
-
-def test_even_attention_is_one(inside):
+    inside = Inside([], frames, np.full((10, 2), 0.1), np.array([9.0, 10, 1, 2]))
     _, below = draw_attention(np.zeros((3, 10), np.float32), inside, 0.01).axes
     np.testing.assert_allclose(below.get_lines()[0].get_ydata(), 1)
-
-
-def test_pooling_shows_mean_and_deviation(inside):
     (axes,) = draw_pooling(inside, [1], 0.01).axes
     assert axes.get_title(loc="left") == "channel 1: mean 10.00, deviation 2.00"
