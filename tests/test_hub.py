@@ -4,11 +4,7 @@ import ast
 import subprocess
 import sys
 
-import torch
-
 from conftest import REPOSITORY
-from runs.checkpoints import save_checkpoint
-from runs.speaker_model import build_model
 
 LOADS = """
 import copy, pickle, sys
@@ -19,12 +15,12 @@ def load(entry, **options):
     return torch.hub.load(sys.argv[1], entry, source="local", **options)
 
 paths = list(sys.path)
-model = load("titanet", checkpoint="small.pt")
+model = load("titanet", checkpoint="model.pt")
 waveforms, lengths = torch.randn(2, 16_000), torch.tensor([16_000, 4800])
 expected = model(waveforms, lengths)
 assert expected.shape == (2, 24)
 for other in (
-    load("titanet", checkpoint="small.pt"),
+    load("titanet", checkpoint="model.pt"),
     copy.deepcopy(model),
     pickle.loads(pickle.dumps(model)),
 ):
@@ -36,7 +32,7 @@ torch.save((waveforms, lengths, expected.detach()), "expected.pt")
 pickle.dump(model, open("model.pickle", "wb"))
 
 assert load("titanet")(waveforms).shape == (2, 192)
-assert load("voices", checkpoint="small.pt").name == "small.pt"
+assert load("voices", checkpoint="model.pt").name == "model.pt"
 assert load("voices").model.encoder.embedding_size == 192
 import dataset
 for mine in (models, layers, dataset, sys.modules["models"]):
@@ -48,27 +44,20 @@ UNPICKLES = """
 import pickle, sys
 import torch
 
-torch.hub.load(sys.argv[1], "titanet", source="local", checkpoint="small.pt")
+torch.hub.load(sys.argv[1], "titanet", source="local", checkpoint="model.pt")
 model = pickle.load(open("model.pickle", "rb"))
 waveforms, lengths, expected = torch.load("expected.pt")
 assert torch.equal(model(waveforms, lengths), expected)
 """
 
 
-def test_what_the_hub_returns_is_used_beside_modules_of_the_same_names(
-    tmp_path, miniature
-):
+def test_the_hub_works_beside_modules_of_the_same_names(tmp_path, checkpoint):
     for name in ("models", "dataset", "layers"):
         (tmp_path / f"{name}.py").write_text("WHOSE = 'the caller'")
-    model = build_model(miniature(), ["a", "b"], {"": "digest"}, torch.device("cpu"))
-    save_checkpoint(tmp_path / "small.pt", model)
+    checkpoint()
     for program in (LOADS, UNPICKLES):
-        ran = subprocess.run(
-            [sys.executable, "-c", program, str(REPOSITORY)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, "-c", program, str(REPOSITORY)]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
 
 
