@@ -224,7 +224,7 @@ class TrainingBatches:
     In a mixture the weight of a corpus is the mean number of crops per utterance. A few
     utterances have one more crop, so that all batches have the same size.
 
-    Each batch draws its crop duration from the encoder's. An utterance shorter than the
+    Each batch draws one of the encoder's crop durations. An utterance shorter than the
     crop is repeated to fill it, so nothing is padded. Waveforms are longer than the
     crop by what speed augmentation may need. With GE2E a batch holds several utterances
     of each of its speakers.
@@ -319,7 +319,8 @@ def _grouped_batches(
     by_speaker = np.split(
         np.argsort(classes, kind="stable"), np.cumsum(np.bincount(classes))[:-1]
     )
-    # Round r holds the r-th group of each speaker, so no batch has a speaker twice.
+    # Round r holds the r-th group of each speaker. A batch is drawn from one round, so
+    # it never has two groups of a speaker.
     rounds: dict[int, list[np.ndarray]] = defaultdict(list)
     for of_speaker in by_speaker:
         shuffled = rng.permutation(of_speaker.repeat(repeats[of_speaker]))

@@ -168,7 +168,7 @@ class AngularMarginLoss(Criterion):
     def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
         """Mean loss of [B, E] embeddings and their [B] speaker indices."""
         logits = self.logits(embeddings)  # [B, S]
-        # The gradient of weight[speakers] is summed in an order that varies on a CPU.
+        # `weight[speakers]` would sum its gradient in an order that varies on a CPU.
         target_vectors = F.embedding(speakers, self.classifier.weight)  # [B, E]
         angles = angles_between(embeddings, target_vectors)  # [B]
         targets = self.scale * self.target_cosine(angles)  # [B]

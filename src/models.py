@@ -143,8 +143,8 @@ def _deviation(variance: Tensor) -> Tensor:
 def _squares(x: Tensor, mean: Tensor) -> Tensor:
     """Return squared distances of frames [B, T, P] from their weighted mean [B, P].
 
-    They must be summed with the same weights. The derivative of that sum by the mean
-    is zero, so the mean is detached, which saves a sum over time in the backward pass.
+    Only for a sum with the weights of that mean: no small change of the mean changes
+    such a sum. So the mean is detached, which saves a sum over time backward.
     """
     return (x - mean.detach()[:, None]).square()
 

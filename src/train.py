@@ -76,8 +76,8 @@ def training_step(
     """
     model, training = state.model, state.model.config.training
     progress = (state.step + 1) / num_steps
-    # The rate rises over the first tenth of the steps, while the optimizer's momenta
-    # and the batch statistics have seen too little to be trusted, then falls.
+    # The rate rises over the first steps, a tenth by default: the optimizer's momenta
+    # and the batch statistics have seen too little to be trusted. Then it falls.
     set_learning_rate(state.optimizer, training.optimizer, progress)
     model.criterion.schedule(progress)  # sets the margin, which grows
     torch.manual_seed(batch.seed)  # for augmentation and dropout
@@ -86,6 +86,7 @@ def training_step(
     buffers = [buffer.clone() for buffer in model.buffers()]
     state.optimizer.zero_grad()
     loss = hits = torch.zeros((), device=batch.waveforms.device)
+    # Ranks add up their gradients once, with the last part.
     for number, part in enumerate(batch.parts(training.accumulation), 1):
         with gradients_of_all_ranks(encoder, last=number == training.accumulation):
             waveforms = augmentation(part.waveforms, part.crop)  # [B, N]
@@ -94,7 +95,7 @@ def training_step(
             features = augmentation.spec_augment(features)
             with bfloat16_where_fast(features.device.type):
                 embeddings = encoder(features, frames)  # [B, E]
-            # Every rank computes the loss of all ranks' rows; `gather` passes gradients.
+            # With several ranks each computes the loss of all rows, [B, E] again.
             output = model.criterion(gather(embeddings), speakers)
             # Weighted by its share of the batch, a part adds its share of the batch's
             # mean loss and gradient.
