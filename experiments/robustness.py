@@ -65,7 +65,7 @@ def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
     device = choose_device(parameters.training, parameters.model)
     model = model.to(device).eval()
     splits = prepare(parameters.dataset, parameters.front_end)
-    trials = make_split_trials(splits, parameters)
+    trials = make_split_trials(splits, parameters.dataset, parameters.evaluation)
     telephone = Telephone(1.0, parameters.front_end.sample_rate)
     models = {"clean": model, "telephone": hearing(model, telephone)}
     augmentation = parameters.augmentation

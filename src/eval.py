@@ -195,7 +195,9 @@ def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     utterances = splits.by_corpus("development") | splits.by_corpus("test")
     verification = {
         name: _verify_split(model, references, splits, name, utterances[name], trials)
-        for name, trials in make_split_trials(splits, parameters).items()
+        for name, trials in make_split_trials(
+            splits, parameters.dataset, parameters.evaluation
+        ).items()
     }
     calibrations = model.backend.calibrations
     return Evaluation(

@@ -43,7 +43,7 @@ from engine.signals import StopSignals
 from errors import StoppedError, run_command
 from eval import evaluate, identify
 from exchange.nemo_files import load_any_model
-from parameters import Parameters
+from parameters import DatasetParameters, EvaluationParameters, Parameters
 from runs.backend import fit_backend, make_split_trials
 from runs.checkpoints import load_checkpoint
 from runs.heard import refuse_heard
@@ -206,7 +206,7 @@ def train(
         splits = prepare(parameters.dataset, parameters.front_end)
         recordings = recording_digests(parameters)
     print(splits.summary())
-    refuse_splits(splits, parameters)
+    refuse_splits(splits, parameters.dataset, parameters.evaluation)
     if resume is None:
         state = begin(parameters, splits, device)
         state.recordings = recordings
@@ -230,7 +230,9 @@ def train(
     return run.directory
 
 
-def refuse_splits(splits: Splits, parameters: Parameters) -> None:
+def refuse_splits(
+    splits: Splits, dataset: DatasetParameters, evaluation: EvaluationParameters
+) -> None:
     """Raise `UserError` for too little to train or to test on, before hours of
     training."""
     if len(splits.speakers) < 2:
@@ -238,7 +240,7 @@ def refuse_splits(splits: Splits, parameters: Parameters) -> None:
             "dataset: expected at least two speakers to train on, got "
             f"{len(splits.speakers)} after those held out"
         )
-    make_split_trials(splits, parameters)
+    make_split_trials(splits, dataset, evaluation)
 
 
 def begin(parameters: Parameters, splits: Splits, device: torch.device) -> State:

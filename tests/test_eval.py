@@ -263,12 +263,14 @@ def test_a_list_of_trials_of_ones_own(prepared, tmp_path):
     ids = [splits.pack.entries[i].id for i in splits.test]
     trials = make_trials(splits.speakers_of(splits.test), 30, 1)
     write_trials(path, trials, ids)
-    read = make_split_trials(splits, model.config)["test"]
+    read = make_split_trials(splits, model.config.dataset, model.config.evaluation)[
+        "test"
+    ]
     assert np.array_equal(read.enrolment, trials.enrolment)
     assert np.array_equal(read.targets, trials.targets)
     write_trials(path, replace(trials, targets=~trials.targets), ids)
     with pytest.raises(TrialError, match=r"mine.txt:1: .*, got speaker-"):
-        make_split_trials(splits, model.config)
+        make_split_trials(splits, model.config.dataset, model.config.evaluation)
 
 
 # Of the second split, utterances were trained on that it calls validation.
@@ -470,7 +472,7 @@ def test_published_trials_of_one_corpus_of_a_mixture(prepared, tmp_path, monkeyp
         trials=lambda p: tmp_path / "trials.txt" if p.seed == 2 else None,
     )
     monkeypatch.setitem(corpora.CORPORA, "synthetic", corpus)
-    trials = make_split_trials(splits, model.config)
+    trials = make_split_trials(splits, model.config.dataset, model.config.evaluation)
     assert len(trials["test/two"].targets) == len(lines[::2])
     size = len(tests["test/one"])
     assert len(trials["test/one"].targets) == size * (size - 1) // 2

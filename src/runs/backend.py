@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset import Splits, UtteranceBatches
-from parameters import Parameters
+from parameters import DatasetParameters, EvaluationParameters
 from runs.speaker_model import SpeakerModel, embed
 from speech.corpora import official_trials, without_label
 from verification.calibration import calibrate
@@ -44,7 +44,9 @@ def speaker_centroids(model: SpeakerModel, splits: Splits, count: int) -> Tensor
     return F.normalize(centroids.index_add_(0, classes, directions))
 
 
-def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trials]:
+def make_split_trials(
+    splits: Splits, dataset: DatasetParameters, evaluation: EvaluationParameters
+) -> dict[str, Trials]:
     """Return the trials of development and of test, by split as `Splits.by_corpus`
     names them.
 
@@ -52,7 +54,7 @@ def make_split_trials(splits: Splits, parameters: Parameters) -> dict[str, Trial
     there is one. Otherwise trials are all pairs within a corpus, or `max_trials` of
     them. Raises `TrialError` where utterances cannot be paired or a list does not fit.
     """
-    evaluation, corpora = parameters.evaluation, parameters.dataset.corpora
+    corpora = dataset.corpora
     utterances = splits.by_corpus("development") | splits.by_corpus("test")
     trials = {}
     for name, indices in utterances.items():
@@ -89,7 +91,7 @@ def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     cohort = speaker_centroids(model, splits, evaluation.as_norm.utterances_per_speaker)
     backend = Backend(cohort, {}, [])
     development = splits.by_corpus("development")
-    trials = make_split_trials(splits, model.config)
+    trials = make_split_trials(splits, model.config.dataset, evaluation)
     scored: dict[str, list] = {}  # scores and targets of each corpus, by scoring
     for name, indices in development.items():
         embeddings = embed_utterances(model, splits, indices)
