@@ -162,11 +162,9 @@ def _audio(folder: Path) -> Kind:
     return Kind(files, (), read, AudioError, 6, names_file=False)
 
 
-def _parameters(folder: Path) -> Kind:
-    def read(path: Path, _: Random) -> None:
-        load_parameters(path)
-
-    return Kind([SHIPPED.read_bytes()], YAML, read, ParameterError, 2, names_file=False)
+def _parameters(_: Path) -> Kind:
+    files, read = [SHIPPED.read_bytes()], lambda path, _: load_parameters(path)
+    return Kind(files, YAML, read, ParameterError, 2, names_file=False)
 
 
 def _overrides(folder: Path) -> Kind:
@@ -176,11 +174,9 @@ def _overrides(folder: Path) -> Kind:
         b"dataset:\n  name: folder\n  root: recordings\nloss:\n  name: arcface\n",
         b"loss:\n  arcface: &a {scale: 30.0, margin: 0.2}\n  cosface: *a\n",
     ]
-    (folder / "shipped.yml").write_text(dump_yaml(load_parameters(SHIPPED).as_dict()))
-
-    def read(path: Path, _: Random) -> None:
-        load_parameters(folder / "shipped.yml", path)
-
+    first = folder / "shipped.yml"
+    first.write_text(dump_yaml(load_parameters(SHIPPED).as_dict()))
+    read = lambda path, _: load_parameters(first, path)  # noqa: E731
     return Kind(files, YAML, read, ParameterError, 2, names_file=False)
 
 
@@ -189,81 +185,69 @@ TRIALS = make_trials(["a", "a", "b", "c", "d"], 100, seed=1)
 
 
 def _trials(folder: Path) -> Kind:
-    write_trials(folder / "sound.txt", TRIALS, IDS)
-
     def read(path: Path, random: Random) -> None:
         read_trials(path, IDS if random.random() < 0.5 else None)
 
+    write_trials(folder / "sound.txt", TRIALS, IDS)
     files = [(folder / "sound.txt").read_bytes()]
     return Kind(files, (*TEXT, b"1 a b\n"), read, TrialError, 2)
 
 
 def _scores(folder: Path) -> Kind:
-    scores = np.linspace(-1, 1, len(TRIALS.targets))
-    write_scores(folder / "sound.txt", TRIALS, scores, IDS)
-
     def read(path: Path, _: Random) -> None:
         assert np.isfinite(read_scores(path, TRIALS, IDS)).all()
 
+    scores = np.linspace(-1, 1, len(TRIALS.targets))
+    write_scores(folder / "sound.txt", TRIALS, scores, IDS)
     files = [(folder / "sound.txt").read_bytes()]
     return Kind(files, (*TEXT, b"1_0", b"a b 1\n"), read, TrialError, 2)
 
 
 def _manifest(folder: Path) -> Kind:
+    def read(path: Path, _: Random) -> None:
+        chosen = dataset.manifest.model_copy(update={"train": path})
+        rows = utterances(dataset.model_copy(update={"manifest": chosen}))
+        pack(rows, folder / "pack", RATE)
+
     write(folder / "1.wav", noise(0.2))
+    dataset = load_parameters(SHIPPED, overrides=["dataset.name=manifest"]).dataset
     rows = [
         {"audio_filepath": "1.wav", "label": speaker, "offset": offset, "duration": 0.1}
         for speaker, offset in zip(SPEAKERS * 2, np.arange(8) / 100, strict=True)
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    dataset = load_parameters(SHIPPED, overrides=["dataset.name=manifest"]).dataset
-
-    def read(path: Path, _: Random) -> None:
-        chosen = dataset.manifest.model_copy(update={"train": path})
-        found = utterances(dataset.model_copy(update={"manifest": chosen}))
-        pack(found, folder / "pack", RATE)
-
     return Kind([text.encode()], JSON, read, CorpusError, 2)
 
 
 def _speakers(folder: Path) -> Kind:
-    for speaker in SPEAKERS:
-        write(folder / "corpus" / speaker / "1.wav", noise(0.2))
-    table = "speaker,age,gender\n" + "".join(f"{s},7,f\n" for s in SPEAKERS)
-    overrides = ["dataset.name=folder", f"dataset.root={folder / 'corpus'}"]
-    dataset = load_parameters(SHIPPED, overrides=overrides).dataset
-
     def read(path: Path, _: Random) -> None:
         path.replace(folder / "corpus" / "speakers.csv")
         utterances(dataset)
 
+    for speaker in SPEAKERS:
+        write(folder / "corpus" / speaker / "1.wav", noise(0.2))
+    overrides = ["dataset.name=folder", f"dataset.root={folder / 'corpus'}"]
+    dataset = load_parameters(SHIPPED, overrides=overrides).dataset
+    table = "speaker,age,gender\n" + "".join(f"{s},7,f\n" for s in SPEAKERS)
     return Kind([table.encode()], (*TEXT, b",", b'"' * 3), read, CorpusError, 1)
 
 
 def _built(*overrides: str):
-    return build_model(
-        load_parameters(SHIPPED, overrides=[*MINIATURE, *overrides]),
-        SPEAKERS,
-        {"": "digest"},
-        CPU,
-    )
+    p = load_parameters(SHIPPED, overrides=[*MINIATURE, *overrides])
+    return build_model(p, SPEAKERS, {"": "digest"}, CPU)
 
 
 def _inside_zip(content: bytes, kind: Kind, random: Random) -> bytes:
     """Damage the pickle or a tensor in a sound zip."""
-    file = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(content)) as old,
-        zipfile.ZipFile(file, "w") as new,
-    ):
-        names = old.namelist()
-        chosen = next(name for name in names if name.endswith("data.pkl"))
-        if random.random() < 0.1:
-            chosen = names[random.integers(len(names))]
-        for name in names:
-            member = old.read(name)
-            if name == chosen:
-                member = damaged(member, kind, random)
+    with zipfile.ZipFile(io.BytesIO(content)) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    names = list(members)
+    chosen = next(name for name in names if name.endswith("data.pkl"))
+    if random.random() < 0.1:
+        chosen = names[random.integers(len(names))]
+    members[chosen] = damaged(members[chosen], kind, random)
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as new:
+        for name, member in members.items():
             new.writestr(name, member)
     return file.getvalue()
 
@@ -281,15 +265,9 @@ def _checkpoint(folder: Path) -> Kind:
     for name in ("titanet", "dvector"):
         save_checkpoint(folder / f"{name}.pt", _built(f"model.name={name}"))
     files = [path.read_bytes() for path in sorted(folder.glob("*.pt"))]
-
-    def read(path: Path, _: Random) -> None:
-        load_model(path, CPU)
-
+    read = lambda path, _: load_model(path, CPU)  # noqa: E731
     inner = Kind([b"\x80\x02."], PICKLE, read, RunError, 1)
-
-    def rewrap(content: bytes, random: Random) -> bytes:
-        return _inside_zip(content, inner, random)
-
+    rewrap = lambda content, random: _inside_zip(content, inner, random)  # noqa: E731
     return Kind(files, PICKLE, read, RunError, 2, rewrap=rewrap)
 
 
@@ -299,10 +277,7 @@ def _nemo(folder: Path) -> Kind:
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         config = archive.extractfile(f"./{CONFIG}").read()
         weights = archive.extractfile(f"./{WEIGHTS}").read()
-
-    def read(path: Path, _: Random) -> None:
-        load_nemo(path)
-
+    read = lambda path, _: load_nemo(path)  # noqa: E731
     text = Kind([config], YAML, read, NemoError, 1)
     inner = Kind([b"\x80\x02."], PICKLE, read, NemoError, 1)
 
@@ -312,8 +287,7 @@ def _nemo(folder: Path) -> Kind:
             members[CONFIG] = damaged(config, text, random)
         else:
             members[WEIGHTS] = _inside_zip(weights, inner, random)
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w") as archive:
+        with tarfile.open(fileobj=(file := io.BytesIO()), mode="w") as archive:
             for name, part in members.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(part)
@@ -323,17 +297,8 @@ def _nemo(folder: Path) -> Kind:
     return Kind([content], PICKLE, read, NemoError, 1, rewrap=rewrap)
 
 
-KINDS = {
-    "audio": _audio,
-    "parameters": _parameters,
-    "overrides": _overrides,
-    "trials": _trials,
-    "scores": _scores,
-    "manifest": _manifest,
-    "speakers": _speakers,
-    "checkpoint": _checkpoint,
-    "nemo": _nemo,
-}
+BUILDERS = (_audio, _parameters, _overrides, _trials, _scores, _manifest, _speakers)
+KINDS = {f.__name__[1:]: f for f in (*BUILDERS, _checkpoint, _nemo)}
 
 
 class HangError(BaseException):
@@ -355,21 +320,19 @@ def fuzz(count: int, seed: int, folder: Path) -> dict:
     Returns for each kind how many were tried, read and refused, the slowest in seconds,
     and the bytes by which the process grew at its peak.
     """
-    kinds = {}
-    for name, build in KINDS.items():
-        (folder / name).mkdir(parents=True)
-        kinds[name] = build(folder / name)
-        for content in kinds[name].files:
-            _read(kinds[name], folder / name, content, [seed])  # warm, and sound
-    shares = sum(kind.share for kind in kinds.values())
     before = signal.signal(signal.SIGPROF, _stop)
     try:
-        return {
-            name: _fuzz_kind(
-                kind, -(-count * kind.share // shares), [seed, place], folder / name
-            )
-            for place, (name, kind) in enumerate(kinds.items())
-        }
+        kinds = {}
+        for name, build in KINDS.items():
+            (folder / name).mkdir(parents=True)
+            kinds[name] = kind = build(folder / name)
+            for content in kind.files:  # sound, and warms up
+                assert _outcome(kind, folder / name, content, [seed]) == (False, "")
+        shares, outcomes = sum(kind.share for kind in kinds.values()), {}
+        for place, (name, kind) in enumerate(kinds.items()):
+            number = -(-count * kind.share // shares)
+            outcomes[name] = _fuzz_kind(kind, number, [seed, place], folder / name)
+        return outcomes
     finally:
         signal.signal(signal.SIGPROF, before)
 
@@ -386,10 +349,8 @@ def _fuzz_kind(kind: Kind, count: int, key: Sequence[int], folder: Path) -> dict
         num_refused += refused
         seconds, growth = time.process_time() - began, _peak() - start
         slowest = max(slowest, seconds)
-        if growth > MAX_GROWTH:
-            breach = f"{growth} bytes of memory"
-        if seconds > MAX_SECONDS:
-            breach = f"{seconds:.1f} s"
+        if growth > MAX_GROWTH or seconds > MAX_SECONDS:
+            breach = f"{growth} bytes of memory, {seconds:.1f} s"
         assert not breach, f"{folder.name}, seed {key[0]}, number {number}: {breach}"
     return {
         "tried": count,
@@ -404,33 +365,21 @@ def _outcome(
     kind: Kind, folder: Path, content: bytes, key: Sequence[int]
 ) -> tuple[bool, str]:
     """Read an input; return whether it was refused, and what is wrong with that."""
+    (folder / "input.bin").write_bytes(content)
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
-        _read(kind, folder, content, key)
+        kind.read(folder / "input.bin", np.random.default_rng([*key, 0]))
+        return False, ""
     except kind.refusal as error:
-        return True, _breach(kind, folder, str(error))
+        message = str(error)
     except (Exception, HangError) as error:
         return False, f"{type(error).__name__}: {error}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    return False, ""
-
-
-def _read(kind: Kind, folder: Path, content: bytes, key: Sequence[int]) -> None:
-    path = folder / "input.bin"
-    path.write_bytes(content)
-    kind.read(path, np.random.default_rng([*key, 0]))
-
-
-def _breach(kind: Kind, folder: Path, message: str) -> str:
-    """Return what is wrong with a refusal."""
-    if not message.isprintable():
-        return f"more than a line: {message!r}"
-    if len(message) > 2 * MAX_MESSAGE:
-        return f"a message of {len(message)} characters: {message[:80]}"
-    if kind.names_file and not message.startswith(f"{folder}"):
-        return f"a message that names no file: {message}"
-    return ""
+    is_one_line = message.isprintable() and len(message) <= 2 * MAX_MESSAGE
+    if is_one_line and (message.startswith(f"{folder}") or not kind.names_file):
+        return True, ""
+    return True, f"expected one line that names the file, got {message[:1000]!r}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import hostile
 import numpy as np
@@ -14,12 +15,10 @@ from hostile import KINDS, damaged, fuzz
 @pytest.mark.reliability
 def test_damaged_files_are_read_or_refused(tmp_path):
     # In a process of its own: a crash has a status, a hang an end, memory a peak.
+    command = [sys.executable, hostile.__file__, "2000", "1", tmp_path / "inputs"]
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, hostile.__file__, "2000", "1", tmp_path / "inputs"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+        command, capture_output=True, text=True, timeout=300, env=threads
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
@@ -30,28 +29,17 @@ def test_damaged_files_are_read_or_refused(tmp_path):
         assert kind["refused"] > 0
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (KeyError("raw"), "trials, seed 3, number 0: KeyError: 'raw'"),
-        (MemoryError(), "trials, seed 3, number 0: MemoryError"),
-    ],
-)
-def test_a_breach_names_its_input(tmp_path, monkeypatch, error, said):
-    build, calls = KINDS["trials"], []
+@pytest.mark.parametrize("error", [KeyError("raw"), MemoryError()])
+def test_a_breach_names_its_input(tmp_path, monkeypatch, error):
+    errors = iter([None, error])  # the sound file is read
 
-    def broken(folder):
-        kind = build(folder)
+    def read(*_):
+        if (breach := next(errors)) is not None:
+            raise breach
 
-        def read(*arguments):
-            calls.append(arguments)
-            if len(calls) > len(kind.files):
-                raise error
-
-        object.__setattr__(kind, "read", read)
-        return kind
-
-    monkeypatch.setattr("hostile.KINDS", {"trials": broken})
+    trials = replace(KINDS["trials"](tmp_path), read=read)
+    monkeypatch.setattr("hostile.KINDS", {"trials": lambda _: trials})
+    said = f"trials, seed 3, number 0: {type(error).__name__}: {error}"
     with pytest.raises(AssertionError) as caught:
         fuzz(10, 3, tmp_path)
     assert str(caught.value).startswith(said)
@@ -59,9 +47,7 @@ def test_a_breach_names_its_input(tmp_path, monkeypatch, error, said):
 
 def test_damage_depends_on_its_seed_alone(tmp_path):
     kind = KINDS["scores"](tmp_path)
-    made = [
-        [damaged(kind.files[0], kind, np.random.default_rng([1, n])) for n in range(50)]
-        for _ in range(2)
-    ]
-    assert made[0] == made[1]
-    assert len(set(made[0])) > 40
+    sound, keys = kind.files[0], [[1, n] for n in range(50)] * 2
+    made = [damaged(sound, kind, np.random.default_rng(key)) for key in keys]
+    assert made[:50] == made[50:]
+    assert len(set(made)) > 40

@@ -4,8 +4,8 @@ import subprocess
 import sys
 import time
 
+import large
 import pytest
-from large import anonymous_bytes
 
 from conftest import MINIATURE, RATE, REPOSITORY
 
@@ -25,13 +25,8 @@ pytestmark = [
     ],
 )
 def test_memory_is_bounded(tmp_path, kind, count, most):
-    ran = subprocess.run(
-        [sys.executable, "tests/reliability/large.py", kind, str(tmp_path)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, large.__file__, kind, tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     largest, counted = map(int, ran.stdout.split()[:2])
     assert counted == count
@@ -55,7 +50,9 @@ def test_memory_does_not_grow_over_500_steps(tmp_path):
     ):
         try:
             while finished < epochs and training.poll() is None:
-                most[finished] = max(most[finished], anonymous_bytes(training.pid))
+                most[finished] = max(
+                    most[finished], large.anonymous_bytes(training.pid)
+                )
                 time.sleep(0.01)
                 if (run / "metrics.jsonl").exists():
                     finished = (run / "metrics.jsonl").read_bytes().count(b"\n")
