@@ -146,11 +146,15 @@ def test_a_corpus_without_any_audio_leaves_nothing(
     assert os.listdir(home) == []
 
 
-def test_interrupted_packing_leaves_nothing(home, corpus, packed, strike):
+def test_an_interruption_and_a_disk_that_refuses(home, corpus, packed, strike):
     strike(packs, "load_recording", interrupt, call=3)
     with pytest.raises(KeyboardInterrupt):
         packed(corpus)
     assert os.listdir(home) == []
+    home.rmdir()
+    home.write_text("in the way")
+    with pytest.raises(CorpusError, match="cannot pack the corpus"):
+        packed(corpus)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +182,6 @@ def test_a_damaged_pack_is_made_again(home, corpus, packed, index, damage):
     again = packed(corpus)
     assert again.entries == before.entries
     assert torch.equal(again.samples, samples)
-
-
-def test_a_disk_that_refuses(home, corpus, packed):
-    home.write_text("in the way")
-    with pytest.raises(CorpusError, match="cannot pack the corpus"):
-        packed(corpus)
 
 
 def test_a_pack_from_before_there_were_mixtures_is_opened(corpus, packed, index):
