@@ -36,8 +36,8 @@ class TestLibriSpeech:
         return tmp_path
 
     def test_layout(self, root):
-        chosen = {"train": ("train-clean-100",), "test": ("test-other",)}
-        found = scanned("librispeech", root, **chosen)
+        train, test = ("train-clean-100",), ("test-other",)
+        found = scanned("librispeech", root, train=train, test=test)
         assert details(found) == [
             ("103-1240-0000", "103", "train", "f", "1240"),
             ("103-1240-0001", "103", "train", "f", "1240"),
@@ -47,8 +47,7 @@ class TestLibriSpeech:
         assert found[0].source == root / "LibriSpeech/train-clean-100" / self.TRAIN[0]
         (root / "LibriSpeech" / "SPEAKERS.TXT").unlink()
         # Without a test subset the split of training is open.
-        chosen["development"] = chosen.pop("test")
-        found = scanned("librispeech", root, **chosen)
+        found = scanned("librispeech", root, train=train, development=test)
         assert {u.gender for u in found} == {None}
         assert splits(found) == {None: 3, "development": 1}
 
@@ -83,8 +82,7 @@ p315  18  M    American   New  England
 
 
 class TestVCTK:
-    HOME = Path("VCTK-Corpus-0.92")
-    AUDIO = HOME / "wav48_silence_trimmed"
+    AUDIO = Path("VCTK-Corpus-0.92", "wav48_silence_trimmed")
 
     @pytest.fixture
     def root(self, tmp_path):
@@ -94,7 +92,7 @@ class TestVCTK:
         tree(audio / "p315", "p315_001_mic1.flac", "p315_001_mic2.flac")
         tree(audio / "s5", "s5_001_mic2.flac", "._s5_002_mic2.flac")
         (audio / "log.txt").write_text("")
-        (tmp_path / self.HOME / "speaker-info.txt").write_text(VCTK_TABLE)
+        (audio.parent / "speaker-info.txt").write_text(VCTK_TABLE)
         return tmp_path
 
     def test_layout_microphone_and_refusals(self, root):
@@ -106,8 +104,7 @@ class TestVCTK:
         ]
         assert found[0].source == root / self.AUDIO / "p225" / "p225_001_mic2.flac"
         found = scanned("vctk", root, microphone="mic1")
-        names = ["p225_001_mic1", "p280_001_mic1", "p315_001_mic1"]
-        assert [u.id for u in found] == names
+        assert {u.id[:8] for u in found} == {"p225_001", "p280_001", "p315_001"}
         none = root / "none"
         refuse(dataset("vctk", none), none / self.AUDIO, "dataset.download=true")
         for path in (root / self.AUDIO).glob("*/*_mic2.flac"):
@@ -179,10 +176,25 @@ class TestVoxCeleb1:
         assert splits(scanned("voxceleb1", root)) == {"test": 4}
 
     @pytest.mark.parametrize("name", LISTS)
+    def test_lists_are_fetched(self, root, name, monkeypatch, archive_server):
+        monkeypatch.setattr(published, "VOXCELEB_URL", archive_server.url)
+        before, files = scanned("voxceleb1", root), sorted(os.listdir(root))
+        assert scanned("voxceleb1", root, download=True) == before
+        assert archive_server.requests == []
+        (root / name).unlink()
+        refuse(dataset("voxceleb1", root), root / name, "dataset.download=true")
+        archive_server.archive = b"<html>"  # another page is not kept
+        parameters = dataset("voxceleb1", root, download=True)
+        refuse(parameters, f"{root / name}.partial:1: ")
+        assert not list(root.glob(f"{name}*"))
+        archive_server.archive = LISTS[name].encode()
+        assert utterances(parameters) == before
+        assert archive_server.requests[-1] == (f"/resources/{name}", None)
+        assert sorted(os.listdir(root)) == files
+
+    @pytest.mark.parametrize("name", LISTS)
     def test_bad_lists(self, root, name):
         path, first = root / name, LISTS[name].splitlines()[0]
-        path.unlink()
-        refuse(dataset("voxceleb1", root), path, "dataset.download=true")
         for text, where in (
             ("", ""),
             (f"{first}\n<html>", ":2"),
@@ -202,22 +214,6 @@ class TestVoxCeleb1:
         refuse(parameters, root, published.VOXCELEB_PAGE)
         (root / "wav").mkdir()
         refuse(parameters, root / "wav", "<speaker>/<video>/*.wav")
-
-    @pytest.mark.parametrize("name", LISTS)
-    def test_lists_are_fetched(self, root, name, monkeypatch, archive_server):
-        monkeypatch.setattr(published, "VOXCELEB_URL", archive_server.url)
-        before = scanned("voxceleb1", root)
-        parameters = dataset("voxceleb1", root, download=True)
-        assert utterances(parameters) == before
-        assert archive_server.requests == []
-        (root / name).unlink()
-        archive_server.archive = b"<html>"  # another page is not kept
-        refuse(parameters, f"{root / name}.partial:1: ")
-        assert not list(root.glob(f"{name}*"))
-        archive_server.archive = LISTS[name].encode()
-        assert utterances(parameters) == before
-        assert archive_server.requests[-1] == (f"/resources/{name}", None)
-        assert sorted(os.listdir(root)) == sorted(["wav", *LISTS, "vox1_meta.csv"])
 
 
 # The first rows of validated.tsv in release 17.0 and in 3.0, sentences changed.
@@ -345,9 +341,7 @@ class TestDownload:
         tree(home / "dev-clean", "5/7/5-7-0000.flac", "6/7/6-7-0000.flac")
         assert [u.id for u in utterances(parameters)] == ["5-7-0000", "6-7-0000"]
         assert len(server.requests) == 1
-
-    def test_a_root_that_is_a_file(self, server, tmp_path):
-        root = write(tmp_path / "file.wav")
+        root = home / "SPEAKERS.TXT"  # a file
         refuse(dataset("vctk", root, download=True), root)
 
 
