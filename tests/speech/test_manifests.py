@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from layouts import dataset, details, refuse, scanned, splits
+from layouts import dataset, details, refuse, scanned
 
 from conftest import RATE, noise, write
 from speech.audio import Segment, load_recording
@@ -58,19 +58,20 @@ def test_lines(tmp_path, manifest):
         np.testing.assert_array_equal(recording.samples, piece)
 
 
-def test_splits(manifest):
-    names = {"train": "a", "development": "b", "test": "c"}
-    chosen = {key: manifest(f"{key}.json", row(key, names[key])) for key in names}
-    assert splits(scanned("manifest", **chosen)) == dict.fromkeys(names, 1)
-    del chosen["test"]
-    assert splits(scanned("manifest", **chosen)) == {None: 1, "development": 1}
-
-
-def test_names_in_any_script(manifest):
+def test_splits_and_names_in_any_script(manifest):
     first = json.dumps(row("Žofie\u2028.wav"), ensure_ascii=False)
-    path = manifest("train.json", f"\ufeff{first}", row("\udcff.wav", "王"))
-    found = [(u.id, u.speaker) for u in scanned("manifest", train=path)]
-    assert found == [("%FF.wav", "王"), ("Žofie%E2%80%A8.wav", "a")]
+    chosen = {
+        "train": manifest("train.json", f"\ufeff{first}"),
+        "development": manifest("development.json", row("\udcff.wav", "王")),
+    }
+    expected = [
+        ("%FF.wav", "王", "development", None, None),
+        ("Žofie%E2%80%A8.wav", "a", None, None, None),
+    ]
+    assert details(scanned("manifest", **chosen)) == expected
+    chosen["test"] = manifest("test.json", row("x.wav", "b"))
+    found = [u.split for u in scanned("manifest", **chosen)]
+    assert found == ["development", "test", "train"]
 
 
 @pytest.mark.parametrize(
