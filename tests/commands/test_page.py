@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +17,11 @@ import pytest
 
 from commands import answers, page
 from commands.parser import main
-from conftest import RATE, REPOSITORY, noise, tone, write
-from parameters import SyntheticParameters
+from conftest import RATE, REPOSITORY, noise, said, write
 from recognition.people import load_people
 from recognition.sounds import VoiceError
 from reports.projections import PrincipalPlane
-from speech.synthetic import synthetic_utterances
 from voices import Voices
-
-SPOKEN = SyntheticParameters(
-    num_speakers=3, utterances_per_speaker=3, min_seconds=3.6, max_seconds=4.4
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +33,10 @@ def voices() -> Voices:
 def sounds(tmp_path_factory) -> list[list[str]]:
     """Files of three recordings of each of three synthetic voices."""
     folder = tmp_path_factory.mktemp("sounds")
-    files = [[], [], []]
-    for spoken in synthetic_utterances(SPOKEN, seed=3):
-        path = write(folder / f"{spoken.id}.wav", spoken.render(RATE))
-        files[spoken.speaker].append(str(path))
-    return files
+    return [
+        [str(write(folder / f"voice-{n}-{i}.wav", said(n, i))) for i in range(3)]
+        for n in range(3)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +50,6 @@ def gradio_here():
 
 
 # What the page says
-
-
-def test_recordings_have_the_names_of_the_page(voices, sounds, tmp_path):
-    short = str(write(tmp_path / "short.wav", tone(0.5)))
-    clips = answers.hear(voices, [("first", short), ("second", short)])
-    assert [clip.name for clip in clips] == ["first", "second"]
-    for clip in clips:
-        assert {line.split(":")[0] for line in clip.warnings} == {clip.name}
-    (plain,) = voices.listen([sounds[0][0]])
-    (named,) = answers.hear(voices, [("first", sounds[0][0])])
-    assert named.vector == pytest.approx(plain.vector)
-
-
-def test_a_recording_that_is_no_use_is_named_as_on_the_page(voices, sounds, tmp_path):
-    bad = tmp_path / "bad.wav"
-    bad.write_text("none")
-    for file in (str(bad), None):
-        with pytest.raises(VoiceError, match=r"^second: "):
-            answers.hear(voices, [("first", sounds[0][0]), ("second", file)])
 
 
 def test_results_are_told(voices, sounds):
@@ -103,44 +77,24 @@ def test_people_are_enrolled_one_after_another(voices, sounds, tmp_path):
     text, again = add("Ann", None, sounds[0][:2], both)
     assert text.endswith(": Ann (2), Ben (2).")
     expected = voices.enrol({"Ann": sounds[0][:2], "Ben": sounds[1][:2]})
-    for name in ("Ann", "Ben"):
-        vectors = again.vectors[again.names == name]
-        wanted = expected.vectors[expected.names == name]
-        assert vectors == pytest.approx(wanted, abs=1e-5)
+    order = np.argsort(again.names, kind="stable")
+    assert again.vectors[order] == pytest.approx(expected.vectors, abs=1e-5)
     # not where the page keeps its uploads
     assert set(again.clips) <= {Path(file).name for files in sounds for file in files}
     text, _ = add("Ann", str(write(tmp_path / "other.wav", noise())), None, again)
-    assert "other.wav: no speech was found" in text
+    assert "\nother.wav: no speech was found" in text
     assert "Ann: other.wav does not sound like" in text
     for name, files in (("Ann", []), ("a/b", sounds[0])):
         with pytest.raises(VoiceError):
             add(name, None, files)
 
 
-def test_a_store_comes_back(voices, sounds, tmp_path):
-    page_answers = answers.Answers(voices, tmp_path)
-    people = voices.enrol({"Ann": sounds[0][:2]})
-    text, store = page_answers.save(people)
-    again, loaded = page_answers.load(str(store))
-    assert text == again
-    assert loaded.vectors.tolist() == people.vectors.tolist()
-    other, bad = tmp_path / "other.npz", tmp_path / "bad.npz"
-    replace(people, digest="another").save(other)
-    bad.write_text("none")
-    for store, words in ((other, r"titanet.*another"), (bad, r"^bad\.npz: ")):
-        with pytest.raises(VoiceError, match=words):
-            page_answers.load(str(store))
-
-
 def test_people_have_their_places(voices, sounds):
     people = voices.enrol({"Ann": sounds[0][:2], "Ben": sounds[1][:1]})
     plane = PrincipalPlane.fit(voices.model.backend.cohort.numpy())
     found = answers.project_people(plane, people)
-    assert [(name, len(points)) for name, points in found.items()] == [
-        ("Ann", 2),
-        ("Ben", 1),
-    ]
-    assert found["Ben"] == pytest.approx(plane.project(voices.embed(sounds[1][:1])))
+    assert {name: len(points) for name, points in found.items()} == {"Ann": 2, "Ben": 1}
+    assert found["Ben"] == pytest.approx(plane.project(people.vectors[-1:]))
 
 
 # Without gradio
@@ -151,10 +105,8 @@ def test_without_gradio_a_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is restored
     assert main(["demo"]) == 2
     out, err = capsys.readouterr()
-    (line,) = err.splitlines()
-    assert (out, line[:7]) == ("", "error: ")
-    assert "gradio" in line
-    assert "requirements-demo.txt" in line
+    assert out == ""
+    assert re.fullmatch(r"error: .*gradio.*requirements-demo\.txt\n", err)
 
 
 # Over HTTP
@@ -174,9 +126,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def served(voices, folder, gradio_here):
     """The page, listening on a port of its own."""
-    served = page.open_page(voices, "127.0.0.1", folder)
-    yield served
-    served.close()
+    with closing(page.open_page(voices, "127.0.0.1", folder)) as served:
+        yield served
 
 
 class Visitor:
@@ -186,12 +137,8 @@ class Visitor:
         import gradio_client
 
         self.file = gradio_client.handle_file
-        self.client = gradio_client.Client(
-            url,
-            download_files=folder,
-            verbose=False,
-            analytics_enabled=False,
-        )
+        quiet = {"verbose": False, "analytics_enabled": False}
+        self.client = gradio_client.Client(url, download_files=folder, **quiet)
 
     def ask(self, name, *given):
         return self.client.predict(*given, api_name=f"/{name}")
@@ -211,8 +158,7 @@ def test_two_voices_are_compared(visitor, voices, sounds):
     sentence = str(voices.compare(first, second))
     sentence = sentence.replace(first, "first voice").replace(second, "second voice")
     assert told.split("\n\n")[1] == sentence
-    assert len(pictures) == 2
-    assert all(p["plot"].startswith("data:image") for p in pictures)
+    assert [p["plot"][:10] for p in pictures] == ["data:image"] * 2
 
 
 def test_people_are_of_one_session(visitor, served, sounds, tmp_path):
@@ -226,6 +172,9 @@ def test_people_are_of_one_session(visitor, served, sounds, tmp_path):
     store = store["value"] if isinstance(store, dict) else store
     assert sorted(set(load_people(Path(store)).names)) == ["Ann", "Ben"]
     assert other.ask("load", other.file(store)).endswith("Ann (2), Ben (2).")
+    bad = tmp_path / "bad.npz"
+    bad.write_text("none")
+    assert other.ask("load", other.file(bad)).startswith("error: bad.npz: ")
     assert other.ask("identify", other.file(sounds[0][2])) == told
 
 
@@ -238,38 +187,31 @@ def test_a_voice_is_placed_among_others(visitor, voices, sounds):
         assert f'"name":"{name}"' in plot["plot"]
 
 
-SPOIL = {
-    "text": lambda path: path.write_text("not audio"),
-    "silence": lambda path: write(path, np.zeros(RATE)),
-    "short": write,  # of 0.1 s
-}
-
-
-@pytest.mark.parametrize("kind", [*SPOIL, None])
-def test_a_bad_recording_gives_a_line(visitor, folder, sounds, tmp_path, kind):
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_text("not audio"),
+        lambda path: write(path, np.zeros(RATE)),
+        write,  # too short
+        None,  # nothing is recorded
+    ],
+)
+def test_a_bad_recording_gives_a_line(visitor, folder, sounds, tmp_path, spoil):
     bad = None
-    if kind is not None:
-        SPOIL[kind](tmp_path / "spoiled.wav")
+    if spoil is not None:
+        spoil(tmp_path / "spoiled.wav")
         bad = visitor.file(tmp_path / "spoiled.wav")
     visitor.enrol("Ann", sounds[0][:2])
     told = [
         visitor.ask("compare", visitor.file(sounds[0][0]), bad)[0],
-        visitor.ask("add", "Ben", bad, None)[0],
         visitor.ask("identify", bad),
         visitor.ask("place", bad)[0],
+        visitor.ask("add", "Ben", bad, None)[0],
     ]
-    for line in told:
-        assert line.startswith("error: ")
-        assert len(line.splitlines()) == 1
+    names = "second voice: ", "this voice: ", "this voice: ", ""
+    for line, name in zip(told, names, strict=True):
+        assert re.fullmatch(f"error: {name}.*", line)
         assert str(folder) not in line
-    assert visitor.ask("save")[0].endswith(": Ann (2).")
-
-
-def test_a_bad_store_gives_a_line(visitor, sounds, tmp_path):
-    visitor.enrol("Ann", sounds[0][:2])
-    bad = tmp_path / "people.npz"
-    bad.write_text("none")
-    assert visitor.ask("load", visitor.file(bad)).startswith("error: people.npz: ")
     assert visitor.ask("save")[0].endswith(": Ann (2).")
 
 
@@ -287,23 +229,17 @@ def test_the_page_keeps_to_this_machine(served):
 def test_a_large_upload_is_refused(served, folder):
     import httpx
 
-    held = set(folder.rglob("large.wav"))
-    content = bytes(33 * 2**20)
-    found = httpx.post(
-        f"{served.local_url}gradio_api/upload",
-        files={"files": ("large.wav", content)},
-        timeout=60,
-    )
+    files = {"files": ("large.wav", bytes(33 * 2**20))}
+    found = httpx.post(f"{served.local_url}gradio_api/upload", files=files, timeout=60)
     assert found.status_code == 413
-    assert set(folder.rglob("large.wav")) == held
+    assert not list(folder.rglob("large.wav"))
 
 
 def test_uploads_are_deleted(voices, sounds, tmp_path, monkeypatch, gradio_here):
     monkeypatch.setattr(page, "UPLOAD_SECONDS", 1)
     folder = tmp_path / "uploads"
     folder.mkdir()
-    served = page.open_page(voices, "127.0.0.1", folder)
-    try:
+    with closing(page.open_page(voices, "127.0.0.1", folder)) as served:
         visitor = Visitor(served.local_url, tmp_path)
         visitor.enrol("Ann", sounds[0][:2])
         visitor.ask("save")
@@ -312,35 +248,29 @@ def test_uploads_are_deleted(voices, sounds, tmp_path, monkeypatch, gradio_here)
         while files := [p for p in folder.rglob("*.*") if p.is_file()]:
             assert time.monotonic() < deadline, files
             time.sleep(0.2)
-    finally:
-        served.close()
 
 
 @pytest.mark.reliability
-def test_nothing_is_left_when_the_program_is_stopped(sounds, tmp_path, gradio_here):
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_nothing_is_left_when_the_program_is_stopped(
+    sounds, tmp_path, gradio_here, stop
+):
     words = [sys.executable, str(REPOSITORY / "src" / "voices.py"), "demo"]
-    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-    def heed_signals() -> None:  # which a background job ignores, and its children
-        for stop in stops:
-            signal.signal(stop, signal.SIG_DFL)
-
-    for stop in stops:
-        places = {"TMPDIR": str(tmp_path), "BROWSER": "true", "no_proxy": "127.0.0.1"}
-        with subprocess.Popen(
-            words,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **places},
-            preexec_fn=heed_signals,
-        ) as program:
-            url = program.stdout.readline().split()[0]
-            visitor = Visitor(url, tmp_path / "own")
-            visitor.enrol("Ann", sounds[0][:1])
-            assert list(tmp_path.glob("voices-*/*"))
-            program.send_signal(stop)
-            program.wait(timeout=60)
-        assert not list(tmp_path.glob("voices-*"))
+    places = {"TMPDIR": str(tmp_path), "BROWSER": "true", "no_proxy": "127.0.0.1"}
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **places},
+        # a background job ignores signals, and so do its children
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),
+    ) as program:
+        visitor = Visitor(program.stdout.readline().split()[0], tmp_path / "own")
+        visitor.enrol("Ann", sounds[0][:1])
+        assert list(tmp_path.glob("voices-*/*"))
+        program.send_signal(stop)
+        program.wait(timeout=60)
+    assert not list(tmp_path.glob("voices-*"))
 
 
 # In a browser
@@ -352,7 +282,8 @@ def tab(served, sounds):
     for."""
     reason = "playwright, which drives a browser, is missing"
     driver = pytest.importorskip("playwright.sync_api", reason=reason)
-    if CHROMIUM is None:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
         pytest.skip("Chromium is missing")
     flags = (
         "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
@@ -361,7 +292,7 @@ def tab(served, sounds):
         f"--use-file-for-fake-audio-capture={sounds[0][0]}"
     ).split()
     with driver.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = playwright.chromium.launch(executable_path=program, args=flags)
         tab = browser.new_page(permissions=["microphone"])
         asked = []
         tab.on("request", lambda request: asked.append(request.url))
@@ -431,9 +362,5 @@ def test_a_recorded_voice_is_known_again_and_placed(tab, sounds):
     answer(tab, "What this shows", "192 numbers")
     legend = tab.locator(".legendtext")
     legend.first.wait_for()
-    assert legend.all_text_contents() == [
-        "training speakers",
-        "<b>Ben",
-        "Ann",
-        "this voice",
-    ]
+    names = ["training speakers", "<b>Ben", "Ann", "this voice"]
+    assert legend.all_text_contents() == names
