@@ -294,22 +294,6 @@ def test_hours_are_decoded_in_bounded_memory(
     assert int(growth) < bytes_per_sample * num_samples + 2**27
 
 
-@pytest.mark.reliability
-@pytest.mark.parametrize("name", FORMATS)
-def test_no_damage_raises_anything_else(tmp_path, name):
-    path = write(tmp_path / name, noise(0.5), **FORMATS[name])
-    whole = path.read_bytes()
-    random = np.random.default_rng(1)
-    for _ in range(60):
-        damaged = np.frombuffer(whole, np.uint8).copy()
-        places = random.integers(random.choice([100, len(whole)]), size=5)
-        damaged[places] = random.integers(256, size=5)
-        for content in (whole[: random.integers(len(whole))], damaged.tobytes()):
-            path.write_bytes(content)
-            with contextlib.suppress(AudioError):
-                assert len(load_recording(path, RATE).samples) >= 400
-
-
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 48_000])
 @pytest.mark.parametrize("kind", [np.int16, np.float32])
 def test_encoded_speech_sounds_as_before(rate, kind):
