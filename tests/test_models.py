@@ -51,9 +51,10 @@ def test_batch_norms_have_nemos_epsilons_and_mega_blocks_dropout(shipped):
 def encoder(request, shipped) -> nn.Module:
     p = shipped(*MINIATURE, "model.titanet.dropout=0", f"model.name={request.param}")
     encoder = build_encoder(p.model, 80)
-    for name, statistics in encoder.named_buffers():
-        if "running" in name:
-            statistics.uniform_(0.5, 2)  # as after training, not as at birth
+    for module in encoder.modules():  # as after training, not as at birth
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
     return encoder.eval()
 
 
