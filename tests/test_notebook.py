@@ -11,10 +11,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import soundfile
 from nbclient import NotebookClient
 
-from conftest import MINIATURE, RATE, REPOSITORY
+from conftest import MINIATURE, RATE, REPOSITORY, write
 from engine.parameter_files import load_parameters
 from parameters import SyntheticParameters
 from speech.synthetic import synthetic_utterances
@@ -80,11 +79,9 @@ def test_parameters_of_a_study(notebook, monkeypatch, study):
         for cell in cells[first : first + 3]:
             exec(cell, names)
     assert [p.run.name for p in names["parameters"].values()] == list(RUNS)
-    assert {p.dataset.name for p in names["parameters"].values()} == {
-        {"embedded": "synthetic", "folder": "folder", "excerpt": "mixture"}.get(
-            study, "librispeech"
-        )
-    }
+    corpora = {"embedded": "synthetic", "folder": "folder", "excerpt": "mixture"}
+    for p in names["parameters"].values():
+        assert p.dataset.name == corpora.get(study, "librispeech")
     load_parameters(REPOSITORY / "parameters.yml", overrides=names["unseen"])
 
 
@@ -93,8 +90,8 @@ def run(notebook, tmp_path, monkeypatch, study: str) -> None:
     monkeypatch.setenv("STUDY", study)
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    folders = [f"dataset.packs={tmp_path / 'packs'}", f"run.directory={tmp_path}/runs"]
-    small = [*MINIATURE, *folders]
+    packs, runs = f"dataset.packs={tmp_path}/packs", f"run.directory={tmp_path}/runs"
+    small = [*MINIATURE, packs, runs]
     cell_of_studies(notebook).source += (
         "\nfiles, corpus, unseen, epochs = STUDIES[STUDY]"
         f"\nstrangers = {STRANGERS}"
@@ -102,41 +99,37 @@ def run(notebook, tmp_path, monkeypatch, study: str) -> None:
     )
     resources = {"metadata": {"path": str(REPOSITORY)}}
     NotebookClient(notebook, timeout=300, resources=resources).execute()
-    for cell in code(notebook):
-        for output in cell.outputs:
-            assert output.get("name") != "stderr", output.text
-
-
-def test_the_embedded_study(notebook, tmp_path, monkeypatch):
-    run(notebook, tmp_path, monkeypatch, "embedded")
+    for output in (output for cell in code(notebook) for output in cell.outputs):
+        assert output.get("name") != "stderr", output.text
     for name in RUNS:
         assert (tmp_path / "runs" / name / "report.json").exists()
 
 
-def librispeech() -> bytes:
+def test_the_embedded_study(notebook, tmp_path, monkeypatch):
+    run(notebook, tmp_path, monkeypatch, "embedded")
+
+
+def librispeech(folder: Path) -> bytes:
     """An archive with five speakers of dev-clean and four of test-clean."""
     voices = SyntheticParameters(
         num_speakers=9, utterances_per_speaker=3, min_seconds=1.6, max_seconds=2.4
     )
-    contents = {"LibriSpeech/SPEAKERS.TXT": b"; no speaker's gender is known\n"}
     for voice in synthetic_utterances(voices, seed=5):
         subset = "dev-clean" if voice.speaker < 5 else "test-clean"
-        speaker, file = 100 + voice.speaker, io.BytesIO()
-        soundfile.write(file, voice.render(RATE), RATE, format="FLAC")
+        speaker = 100 + voice.speaker
         name = f"{subset}/{speaker}/7/{speaker}-7-{voice.index:04}.flac"
-        contents[f"LibriSpeech/{name}"] = file.getvalue()
+        write(folder / name, voice.render(RATE))
+    (folder / "SPEAKERS.TXT").write_text("; no speaker's gender is known\n")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+        archive.add(folder, "LibriSpeech")
     return packed.getvalue()
 
 
 @pytest.mark.reliability
 def test_the_mini_study_downloads(notebook, tmp_path, monkeypatch, archive_server):
-    archive_server.archive = librispeech()  # both subsets, whichever is asked for
+    # Both subsets, whichever is asked for.
+    archive_server.archive = librispeech(tmp_path / "librispeech")
     digest = hashlib.sha256(archive_server.archive).hexdigest()
     cell = cell_of_studies(notebook)
     cell.source += (
@@ -146,7 +139,5 @@ def test_the_mini_study_downloads(notebook, tmp_path, monkeypatch, archive_serve
         f"\n    published.LIBRISPEECH_SHA256[subset] = {digest!r}"
     )
     run(notebook, tmp_path, monkeypatch, "mini")
-    for name in RUNS:
-        assert (tmp_path / "runs" / name / "report.json").exists()
     asked = [path.rpartition("/")[2] for path, _ in archive_server.requests]
     assert asked == ["dev-clean.tar.gz", "test-clean.tar.gz"]
