@@ -34,18 +34,18 @@ SPLIT_NAMES = ("train", "validation", "development", "test")
 MAX_WARNINGS = 10  # printed; a pack's index holds them all
 MAX_UNCUT_SECONDS = 120.0  # longer utterances are embedded in windows
 WINDOW_SECONDS, MAX_HOP_SECONDS = 60.0, 50.0  # of those windows
-SPLIT_STREAM = 2**32 - 1  # as an epoch in a seed: training never reaches it
+SPLIT_STREAM = 2**32 - 1  # in place of an epoch in a seed; no training gets so far
 
 
 @dataclass(frozen=True)
 class Batch:
     """Waveforms [B, N] in [-1, 1]; `lengths` [B] in samples, None without padding.
 
-    `indices` [B] are places in the pack's entries. A training batch also has the
-    `speakers` [B], as places in the training speakers, and the `seed` of all randomness
-    in its step. Its waveforms may be longer than the `crop` samples to train on, since
-    speeding speech up shortens it. With several processes each holds its share of the
-    rows; `size` counts the rows of all.
+    `indices` [B] index the pack's entries. A training batch also has `speakers` [B],
+    which index the training speakers, and the `seed` of all randomness in its step. Its
+    waveforms may be longer than the `crop` samples to train on, since speech that is
+    sped up gets shorter. With several processes each batch holds this process's rows;
+    `size` counts the rows of all processes.
     """
 
     waveforms: Tensor
@@ -86,13 +86,13 @@ class Splits:
         unseen = set(self.speakers_of(self.development + self.test))
         if heard & unseen:
             raise CorpusError(
-                "speakers of development or test must not be in training, but "
-                f"{', '.join(sorted(heard & unseen)[:5])} are"
+                "expected no training speakers in development or test, got "
+                f"{', '.join(sorted(heard & unseen)[:5])}"
             )
 
     def by_corpus(self, split: str) -> dict[str, list[int]]:
-        """Return a split's entries under names such as `test`, in a mixture
-        `test/label`; no name has an empty list."""
+        """Return a split's entries by name: `test`, or in a mixture `test/label` for
+        each corpus. A name without entries is left out."""
         indices: dict[str, list[int]] = {}
         for i in getattr(self, split):
             label = self.pack.entries[i].corpus
@@ -104,8 +104,8 @@ class Splits:
         return [self.pack.entries[i].speaker for i in indices]
 
     def classes_of(self, indices: Sequence[int]) -> list[int]:
-        """Return the class of each of these entries of training speakers: the place of
-        its speaker in `speakers`."""
+        """Return the class of each of these entries, which is the index of its speaker
+        in `speakers`. The entries must be of training speakers."""
         class_of = {speaker: c for c, speaker in enumerate(self.speakers)}
         return [class_of[speaker] for speaker in self.speakers_of(indices)]
 
@@ -199,10 +199,10 @@ def _draw_speakers(
     parameters: DatasetParameters,
     rng: np.random.Generator,
 ) -> dict[str, str]:
-    """Draw the split of each speaker that the corpus leaves open: train, or development
-    and test where the corpus names nobody for them."""
-    named = ("development", "test")
-    speakers = sorted({e.speaker for e in entries if e.split not in named})
+    """Draw the split of each speaker that the corpus does not assign: train, or
+    development or test if the corpus assigns no speaker to them."""
+    held_out = ("development", "test")
+    speakers = sorted({e.speaker for e in entries if e.split not in held_out})
     shuffled = [speakers[i] for i in rng.permutation(len(speakers))]
     split_of = dict.fromkeys(shuffled, "train")
     num_drawn = 0
@@ -212,8 +212,8 @@ def _draw_speakers(
     ):
         if split not in assigned and fraction > 0:
             count = max(2, round(fraction * len(speakers)))
-            drawn = shuffled[num_drawn : num_drawn + count]
-            split_of |= dict.fromkeys(drawn, split)
+            of_split = shuffled[num_drawn : num_drawn + count]
+            split_of |= dict.fromkeys(of_split, split)
             num_drawn += count
     return split_of
 
@@ -245,7 +245,7 @@ class TrainingBatches:
         if smallest < least:
             raise CorpusError(
                 f"training.batch_size: expected at least {least} utterances in every "
-                f"batch to share out, got one of {smallest}"
+                f"batch, for all ranks and parts, got a batch of {smallest}"
             )
 
     def __len__(self) -> int:
@@ -253,7 +253,7 @@ class TrainingBatches:
         return self.num_batches
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `first` on, a function of (seed,
+        """Yield the batches of an epoch, from number `first` on. They depend on (seed,
         epoch) alone."""
         for number, chosen in enumerate(self._plan(epoch)[first:], first):
             # 1 +: NumPy takes [seed, epoch] and [seed, epoch, 0] for the same seed.
@@ -268,13 +268,13 @@ class TrainingBatches:
             return _grouped_batches(self.classes, repeats, groups, rng)
         order = rng.permutation(np.arange(len(repeats)).repeat(repeats))
         batches = _even_parts(order, self.parameters.training.batch_size)
-        # A batch of another size would compile the encoder again, so all have the size
-        # of the first: `resize` goes on from the beginning of the order at its end.
+        # A new batch size would compile the encoder again, so all batches are as large
+        # as the first: at its end, `order` starts again from its beginning.
         return list(np.resize(order, (len(batches), len(batches[0]))))
 
     def _draw_repeats(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw how often an epoch holds each training utterance, [U]: a weight of 1.5
-        is once for all of a corpus, and again for half of them."""
+        """Draw how often an epoch holds each training utterance, [U]. With a weight of
+        1.5 it holds a random half of a corpus twice, and the other half once."""
         repeats = np.zeros(len(self.labels), np.int64)
         for label, weight in self.parameters.dataset.weights.items():
             of_corpus = np.flatnonzero(self.labels == label)
@@ -285,17 +285,18 @@ class TrainingBatches:
         return repeats
 
     def _cut(self, chosen: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Cut a batch of crops from these training utterances, [B] of all processes."""
+        """Cut this process's rows of a batch; `chosen` are the training utterances of
+        all processes."""
         seconds = rng.choice(self.parameters.model.crop_seconds)
         crop = round(seconds * self.sample_rate)
         fastest = 100 + self.parameters.augmentation.speed.steps  # in percent
-        longer = -(-crop * fastest // 100)
+        length = -(-crop * fastest // 100)  # before the speed changes it
         positions = rng.random(len(chosen))
         seeds = rng.integers(2**63, size=num_ranks())
         mine = share(len(chosen))  # rows of this process
         classes = torch.from_numpy(self.classes[chosen[mine]])
         return Batch(
-            waveforms=self.bank.cut(chosen[mine], positions[mine], longer),
+            waveforms=self.bank.cut(chosen[mine], positions[mine], length),
             lengths=None,
             indices=torch.tensor([self.splits.train[i] for i in chosen[mine]]),
             speakers=to_device(classes, self.device),
@@ -332,7 +333,7 @@ def _grouped_batches(
     for groups in rounds.values():
         order = rng.permutation(len(groups))
         for part in _even_parts(order, sizes.speakers_per_batch):
-            if len(part) > 1:  # one speaker alone has nobody to be told from
+            if len(part) > 1:  # the loss compares speakers, so it needs two
                 batches.append(np.concatenate([groups[i] for i in part]))
     return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -394,7 +395,8 @@ class UtteranceBatches:
 
 
 def windows(entry: Entry, sample_rate: int) -> list[tuple[int, int]]:
-    """Return begin and end in the pack, of an utterance or of a long one's windows."""
+    """Return the begin and end, in samples of the pack, of an utterance or of each
+    window of a long one."""
     size = entry.samples
     if size <= MAX_UNCUT_SECONDS * sample_rate:
         return [(entry.offset, entry.offset + size)]

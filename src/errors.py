@@ -1,4 +1,4 @@
-"""Mistakes of the user, and how a command ends.
+"""A user's mistakes, and how a command ends.
 
 command -> `run_command` -> exit status
 """

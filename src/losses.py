@@ -85,28 +85,30 @@ class CrossEntropyLoss(Criterion):
 
     @_in_full_precision
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Scores of all speakers: [B, E] -> [B, S]."""
+        """Return the scores of all speakers: [B, E] -> [B, S]."""
         return self.classifier(embeddings)
 
     @_in_full_precision
     def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
-        """Mean cross-entropy of [B, E] embeddings and their [B] speaker indices."""
+        """Compute the mean cross-entropy of embeddings [B, E] with speakers [B]."""
         logits = self.logits(embeddings)  # [B, S]
         return LossOutput(F.cross_entropy(logits, speakers), logits.argmax(dim=1))
 
 
 def angles_between(a: Tensor, b: Tensor) -> Tensor:
-    """Angles in radians, 0 to pi, between the rows of a and of b: [B, E] twice -> [B].
+    """Return the angles, 0 to pi radians, between the rows of a and those of b: [B, E]
+    twice -> [B].
 
-    Kahan's 2 atan2(|a - b|, |a + b|) of the unit vectors: unlike that of arccos, its
-    gradient is finite everywhere, at 0 and pi too. A zero row is at pi / 2 to all.
+    Kahan's 2 atan2(|a - b|, |a + b|) of the unit vectors. Its gradient is finite even
+    at 0 and pi, where that of arccos is not. A zero row is at pi / 2 to any other.
     """
     a, b = F.normalize(a), F.normalize(b)
     return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))
 
 
 def monotone_cosine(angles: Tensor) -> Tensor:
-    """Cosine up to pi, continued so that it decreases for ever and stays smooth.
+    """Return the cosine up to pi, and beyond it a smooth continuation that keeps
+    decreasing.
 
     (-1)^k cos(angle) - 2k with k = floor(angle / pi): psi of arXiv 1612.02295, eq. 6,
     which SphereFace took over.
@@ -116,11 +118,12 @@ def monotone_cosine(angles: Tensor) -> Tensor:
 
 
 class AngularMarginLoss(Criterion):
-    """Cross-entropy over scaled cosines to the class vectors, the target's reduced.
+    """Cross-entropy over scaled cosines to the class vectors, where a margin lowers the
+    target's cosine.
 
-    Embeddings and class vectors are both normalised. The margin grows linearly over
-    the first `ramp`, 0 to 1, of training. Kinds differ in `target_cosine`, which
-    decreases with the angle from 0 to pi.
+    Embeddings and class vectors are both normalised. The margin grows linearly over the
+    first part of training, whose share is `ramp`, 0 to 1. Subclasses define
+    `target_cosine`, which decreases with the angle from 0 to pi.
     """
 
     scheduled_share: Tensor
@@ -151,22 +154,22 @@ class AngularMarginLoss(Criterion):
 
     @property
     def margin_share(self) -> Tensor | float:
-        """The part of the margin in force, 0 to 1."""
+        """The share of the margin that applies now, 0 to 1."""
         return self.scheduled_share if self.training else 1.0
 
     def target_cosine(self, angles: Tensor) -> Tensor:
-        """What replaces cos(angle) at the target speaker: [B] radians -> [B]."""
+        """Return what replaces the target speaker's cos(angle): [B] radians -> [B]."""
         raise NotImplementedError
 
     @_in_full_precision
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Scaled cosines to all speakers, without margin: [B, E] -> [B, S]."""
+        """Return scaled cosines to all speakers, without margin: [B, E] -> [B, S]."""
         class_vectors = F.normalize(self.classifier.weight)
         return self.scale * F.normalize(embeddings) @ class_vectors.T
 
     @_in_full_precision
     def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
-        """Mean loss of [B, E] embeddings and their [B] speaker indices."""
+        """Compute the mean loss of embeddings [B, E] with speakers [B]."""
         logits = self.logits(embeddings)  # [B, S]
         # `weight[speakers]` would sum its gradient in an order that varies on a CPU.
         target_vectors = F.embedding(speakers, self.classifier.weight)  # [B, E]
@@ -180,7 +183,7 @@ class AngularMarginLoss(Criterion):
 class ArcFaceLoss(AngularMarginLoss):
     """cos(angle + margin), margin in radians (arXiv 1801.07698, eq. 3).
 
-    Where angle + margin passes pi it goes on as `monotone_cosine`.
+    Beyond pi, the cosine of angle + margin continues as `monotone_cosine`.
     """
 
     def target_cosine(self, angles: Tensor) -> Tensor:
@@ -210,10 +213,11 @@ class SphereFaceLoss(AngularMarginLoss):
 class GE2ELoss(Criterion):
     """Generalised end-to-end loss, softmax variant (arXiv 1710.10467).
 
-    Each utterance is compared with the centroids of the speakers in its batch, its own
-    speaker's without itself (eq. 8), by scale * cosine + bias (eq. 9). The loss is the
-    mean, not the sum, of eq. 6 over the batch. The scale is learnt as its logarithm,
-    which keeps it above 0; the bias is the paper's, though the softmax cancels it.
+    Each utterance is compared with the centroids of the speakers in its batch by
+    scale * cosine + bias (eq. 9). Its own speaker's centroid leaves it out (eq. 8). The
+    loss is the mean, not the sum, of eq. 6 over the batch. The scale is learnt as its
+    logarithm, which keeps it above 0. The bias is the paper's, though the softmax
+    cancels it.
     """
 
     def __init__(self, num_enrolled: int = 2):
@@ -224,7 +228,8 @@ class GE2ELoss(Criterion):
 
     @_in_full_precision
     def logits(self, embeddings: Tensor, centroids: Tensor) -> Tensor:
-        """scale * cosine + bias: [B, E], centroids of any length [S, E] -> [B, S]."""
+        """Return scale * cosine + bias: [B, E], centroids [S, E] of any norm ->
+        [B, S]."""
         centroids = F.normalize(centroids.to(embeddings.dtype))
         cosines = F.normalize(embeddings) @ centroids.T  # [B, S]
         return self.log_scale.exp() * cosines + self.bias
@@ -237,24 +242,24 @@ class GE2ELoss(Criterion):
 
     @_in_full_precision
     def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
-        """Mean loss of [B, E] embeddings and their [B] speaker labels, in any order.
+        """Compute the mean loss of embeddings [B, E] with speakers [B], in any order.
 
-        Each speaker should have at least two utterances in the batch: the only one of
-        a speaker counts as orthogonal to its own speaker. Predictions are labels that
-        occur in `speakers`.
+        Each speaker should have at least two utterances in the batch: a speaker's only
+        utterance counts as orthogonal to that speaker. Predictions are values of
+        `speakers`.
         """
         directions = F.normalize(embeddings)
         same = speakers[:, None] == speakers  # [B, B]
         others = same.clone().fill_diagonal_(False)
-        # One column per utterance, holding the centroid of its speaker, keeps shapes
-        # static. Sums serve as centroids, since only their directions matter.
+        # Shapes stay static with a column for each utterance, the centroid of its
+        # speaker. Sums serve as centroids, since only their directions matter.
         centroids = same.to(directions.dtype) @ directions  # [B, E]
         own_centroids = others.to(directions.dtype) @ directions  # [B, E]
         own_cosines = (directions * F.normalize(own_centroids)).sum(dim=1)  # [B]
         own_logits = self.log_scale.exp() * own_cosines + self.bias  # [B]
         logits = self.logits(directions, centroids)  # [B, B]
         logits = torch.where(same, own_logits[:, None], logits)
-        # A speaker's columns are equal: dividing by their count makes them one again.
+        # A speaker's columns are equal: dividing by their count counts them once.
         counts = same.sum(dim=1)  # [B]
         losses = torch.logsumexp(logits - counts.log(), dim=1) - own_logits  # [B]
         return LossOutput(losses.mean(), speakers[logits.argmax(dim=1)])

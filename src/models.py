@@ -70,7 +70,7 @@ class SubBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         if valid is not None:
-            x = x * valid  # else padding would reach the last valid frames
+            x = x * valid  # so that padding does not reach the last valid frames
         return self.norm(self.pointwise(self.depthwise(x)))
 
 
@@ -95,7 +95,7 @@ class Block(nn.Module):
     """Sub-blocks, squeeze-and-excitation, and a skip connection in a mega block.
 
     ReLU and dropout follow every sub-block; those of the last one come after
-    squeeze-and-excitation and after the skip connection is added.
+    squeeze-and-excitation and the skip connection.
     """
 
     def __init__(
@@ -136,15 +136,17 @@ class Block(nn.Module):
 
 
 def _deviation(variance: Tensor) -> Tensor:
-    """Return the root with a floor: near 0 its gradient would be huge."""
+    """Return the square root of a variance with a floor: the gradient of the root would
+    be huge near 0."""
     return variance.clamp(min=VARIANCE_FLOOR).sqrt()
 
 
 def _squares(x: Tensor, mean: Tensor) -> Tensor:
     """Return squared distances of frames [B, T, P] from their weighted mean [B, P].
 
-    Only for a sum with the weights of that mean: no small change of the mean changes
-    such a sum. So the mean is detached, which saves a sum over time backward.
+    The mean is detached, which saves a sum over time in the backward pass. This is
+    exact only if the squares are then summed with the same weights: such a sum is least
+    at the mean, so its gradient with respect to the mean is zero.
     """
     return (x - mean.detach()[:, None]).square()
 
@@ -167,18 +169,20 @@ class AttentiveStatisticsPooling(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         """[B, T, P], [B, T, 1] -> [B, 2P]"""
         channels = x.shape[2]
-        of_frame, of_utterance = self.hidden.weight.split((channels, 2 * channels), 1)
-        hidden = linear(x, of_frame)  # [B, T, 128]
+        for_frames, for_utterance = self.hidden.weight.split(
+            (channels, 2 * channels), 1
+        )
+        hidden = linear(x, for_frames)  # [B, T, 128]
         x = at_least_float32(x)
         mean = mean_over_time(x, valid)  # [B, P]
         deviation = _deviation(mean_over_time(_squares(x, mean), valid))
         statistics = torch.cat([mean, deviation], 1)  # [B, 2P]
-        context = F.linear(statistics, of_utterance, self.hidden.bias)
+        context = F.linear(statistics, for_utterance, self.hidden.bias)
         hidden = self.norm((hidden + context[:, None]).relu()).tanh()  # [B, T, 128]
         scores = at_least_float32(self.scores(hidden))  # [B, T, P]
         if valid is not None:
             scores = scores.masked_fill(valid == 0, -torch.inf)
-        # A softmax over time whose division waits until the frames are summed.
+        # A softmax over time that divides once, after the frames are summed.
         weights = (scores - scores.detach().amax(1, keepdim=True)).exp()
         total_weight = weights.sum(1)
         mean = (x * weights).sum(1) / total_weight
@@ -221,14 +225,14 @@ class TitaNet(nn.Module):
         return self.embedding(self.norm(self.pooling(x, valid)))
 
     def products(self, frames: int) -> int:
-        """Multiplications by weight matrices in a forward pass of an utterance;
-        convolutions along time, 1 to 2 % more, are left out."""
-        every = sum(w.numel() for w in self.parameters() if w.ndim == 2)
+        """Return the number of multiplications by weight matrices in a forward pass of
+        an utterance; convolutions along time, 1 to 2 % more, are left out."""
+        num_weights = sum(w.numel() for w in self.parameters() if w.ndim == 2)
         context = 2 * self.pooling.hidden.weight.numel() // 3
         squeezing = [m for m in self.modules() if isinstance(m, SqueezeExcitation)]
-        once = context + self.embedding.weight.numel()  # an utterance
-        once += sum(w.numel() for m in squeezing for w in m.parameters())
-        return once + (every - once) * frames
+        used_once = context + self.embedding.weight.numel()  # in an utterance
+        used_once += sum(w.numel() for m in squeezing for w in m.parameters())
+        return used_once + (num_weights - used_once) * frames
 
 
 class DVector(nn.Module):
@@ -277,9 +281,9 @@ class DVector(nn.Module):
         windows = x.unfold(1, self.WINDOW, self.HOP).transpose(2, 3)  # [B, W, 160, M]
         if frames is None:
             frames = torch.full_like(features[:, 0, 0], features.shape[2]).long()
-        last = frames.clamp(max=self.WINDOW) - 1  # of a window, [B]
-        count = (frames - self.WINDOW).clamp(min=0) // self.HOP + 1  # of windows, [B]
-        valid = valid_positions(count, windows.shape[1])[..., None]  # [B, W, 1]
+        last = frames.clamp(max=self.WINDOW) - 1  # index of a window's last frame, [B]
+        num_windows = (frames - self.WINDOW).clamp(min=0) // self.HOP + 1  # [B]
+        valid = valid_positions(num_windows, windows.shape[1])[..., None]  # [B, W, 1]
         # torch's autocast would run cuDNN's LSTM in float16, whose gradients underflow.
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_float32(windows.flatten(0, 1))  # [B * W, 160, M]
@@ -291,14 +295,15 @@ class DVector(nn.Module):
         outputs = outputs.gather(2, index)[:, :, 0]  # the last, [B, W, projection]
         embeddings = at_least_float32(self.embedding(outputs)) * valid  # [B, W, E]
         norms = embeddings.norm(dim=2, keepdim=True)  # [B, W, 1]
-        mean_direction = F.normalize(embeddings, dim=2).sum(1) / count[:, None]
-        return mean_direction * norms.sum(1) / count[:, None]
+        mean_direction = F.normalize(embeddings, dim=2).sum(1) / num_windows[:, None]
+        return mean_direction * norms.sum(1) / num_windows[:, None]
 
     def products(self, frames: int) -> int:
-        """Multiplications by weight matrices in a forward pass of an utterance."""
+        """Return the number of multiplications by weight matrices in a forward pass of
+        an utterance."""
         num_windows = max(0, frames - self.WINDOW) // self.HOP + 1
-        of_frame = sum(w.numel() for w in self.lstm.parameters() if w.ndim == 2)
-        return num_windows * (self.WINDOW * of_frame + self.embedding.weight.numel())
+        per_frame = sum(w.numel() for w in self.lstm.parameters() if w.ndim == 2)
+        return num_windows * (self.WINDOW * per_frame + self.embedding.weight.numel())
 
 
 def build_encoder(parameters: ModelParameters, num_mels: int) -> nn.Module:

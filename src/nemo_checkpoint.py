@@ -1,4 +1,4 @@
-"""Exchanges speaker models with NVIDIA NeMo.
+"""Exchange speaker models with NVIDIA NeMo.
 
 python src/nemo_checkpoint.py import model.nemo model.pt
 python src/nemo_checkpoint.py export RUN_OR_FILE model.nemo
@@ -18,7 +18,8 @@ from runs.checkpoints import load_model, save_checkpoint
 
 
 def convert(command: str, source: Path, target: Path) -> None:
-    """Write a `.nemo` file as a checkpoint (`import`), or the other way (`export`)."""
+    """Write a `.nemo` file as a checkpoint (`import`), or a run or checkpoint as a
+    `.nemo` file (`export`)."""
     if target.exists():
         raise NemoError(f"{target}: expected a new file, this one exists")
     if command == "import":

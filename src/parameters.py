@@ -40,7 +40,8 @@ class ParameterError(UserError):
     """A parameter file or an override that cannot be used."""
 
 
-# What pydantic says, such as "Input should be greater than 0", in plain words.
+# Patterns of pydantic's messages, such as "Input should be greater than 0", and plain
+# words in their place.
 PLAIN_WORDS = (
     (r"^\w+ (should (be|have)|is not) ", ""),
     (r"^\w+ should match", "text that matches"),
@@ -60,7 +61,7 @@ PLAIN_WORDS = (
 
 
 class Section(BaseModel):
-    """Frozen, strictly typed, and closed to unknown keys."""
+    """A section that is frozen, strictly typed, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -208,7 +209,8 @@ class DatasetParameters(Section):
 
     @property
     def weights(self) -> dict[str, float]:
-        """How often an epoch draws each utterance of a corpus, by its label."""
+        """The mean number of times that an epoch draws each utterance of a corpus, by
+        the label of the corpus."""
         if self.name != "mixture":
             return {"": 1.0}
         return {corpus.label: corpus.weight for corpus in self.mixture}
@@ -218,7 +220,7 @@ class DatasetParameters(Section):
         labels = [corpus.label for corpus in self.mixture]
         at_least_one = "at least one corpus in a mixture"
         _expect(self.name != "mixture" or labels, "mixture", at_least_one, labels)
-        _expect(len(set(labels)) == len(labels), "mixture", "a label once", labels)
+        _expect(len(set(labels)) == len(labels), "mixture", "each label once", labels)
         values = self.model_dump(mode="json")
         for index, corpus in enumerate(self.mixture if self.name == "mixture" else ()):
             where = f"mixture.{index}"
@@ -261,8 +263,8 @@ class FrontEndParameters(Section):
 
     @property
     def min_seconds(self) -> float:
-        """The duration of the shortest utterance: a whole window, and two frames, since
-        normalisation divides by their standard deviation."""
+        """The duration of the shortest utterance. It holds a whole window and at least
+        two frames, since normalisation divides by their standard deviation."""
         return max(self.window_size, 2 * self.hop_size) / self.sample_rate
 
     @model_validator(mode="after")
@@ -270,8 +272,12 @@ class FrontEndParameters(Section):
         hop, samples = self.hop_seconds, self.window_seconds * self.sample_rate
         bins = self.n_fft // 2 + 1
         for fits, key, expected in (
-            (hop <= self.window_seconds, "hop_seconds", "at most the window's"),
-            (hop * self.sample_rate >= 1, "hop_seconds", "at least a sample"),
+            (
+                hop <= self.window_seconds,
+                "hop_seconds",
+                f"at most the window_seconds of {self.window_seconds}",
+            ),
+            (hop * self.sample_rate >= 1, "hop_seconds", "at least one sample"),
             (
                 self.n_fft >= samples,
                 "n_fft",
@@ -300,7 +306,7 @@ class SpeedParameters(Section):
 
     @property
     def steps(self) -> int:
-        """The largest change of speed, in hundredths."""
+        """The largest change of speed, in percent."""
         return round(100 * self.max_change) if self.probability else 0
 
 
@@ -340,14 +346,14 @@ class NoiseParameters(Section):
 
 
 class TelephoneParameters(Section):
-    """The narrow band of a telephone, in half of the cases with mu-law."""
+    """The narrow band of a telephone; half of its utterances also get mu-law."""
 
     probability: Fraction
 
 
 class AugmentationParameters(Section):
-    """What happens to training batches only; except for SpecAugment, to each utterance
-    with a probability."""
+    """The augmentation of training batches. All kinds but SpecAugment change each
+    utterance with a probability."""
 
     speed: SpeedParameters
     reverberation: ReverberationParameters
@@ -401,8 +407,8 @@ class ModelParameters(Section):
 
 
 class MarginParameters(Section):
-    """An angular-margin loss; its margin grows linearly over the first `ramp` of the
-    steps."""
+    """An angular-margin loss; its margin grows linearly over the first steps, whose
+    share is `ramp`."""
 
     scale: Positive
     margin: NonNegative
@@ -452,7 +458,7 @@ class OptimizerParameters(Section):
 
     @property
     def decay(self) -> float:
-        """The weight decay; if it is null, one that suits the optimizer."""
+        """The weight decay; null chooses one that suits the optimizer."""
         if self.weight_decay is not None:
             return self.weight_decay
         # SGD and Adam add it to the gradient, where 0.3 would outweigh the loss.
@@ -526,7 +532,7 @@ class Parameters(Section):
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain YAML and JSON types, with the schema's version;
-        `check_parameters` makes `Parameters` of them again."""
+        `check_parameters` turns them into `Parameters` again."""
         return {"version": VERSION, **self.model_dump(mode="json")}
 
     @model_validator(mode="after")

@@ -30,10 +30,10 @@ from speech.surroundings import Surroundings
 
 LOG_FLOOR = 2.0**-24  # added to powers
 DEVIATION_FLOOR = 1e-5  # added to standard deviations
-ZERO_CROSSINGS = 32  # of a filter that changes the speed, to either side
-ATTENUATION = 70.0  # dB, of what would alias at another speed
+ZERO_CROSSINGS = 32  # of a filter that changes the speed, on either side
+ATTENUATION = 70.0  # dB, of frequencies that would alias when the speed changes
 TELEPHONE_RATE = 8000  # Hz
-# Hz, bounds between which both ends of a telephone's band are drawn
+# Hz; the two ends of a telephone's band are drawn between these bounds
 LOW_END, HIGH_END = (0.0, 300.0), (3400.0, 3900.0)
 MU = 255  # of mu-law: 256 levels
 
@@ -51,8 +51,8 @@ def slaney_filterbank(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
     """Return triangular mel bands of unit area from 0 Hz to half the sample rate,
     float32 [M, bins].
 
-    On Slaney's scale (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic above.
-    They are computed in float64, since float32 is off by 2e-5.
+    The scale is Slaney's (Auditory Toolbox, 1998): linear below 1 kHz, logarithmic
+    above. The bands are computed in float64, since float32 is off by 2e-5.
     """
     nyquist = sample_rate / 2
     bins = np.linspace(0, nyquist, n_fft // 2 + 1)  # Hz
@@ -65,15 +65,15 @@ def slaney_filterbank(sample_rate: int, n_fft: int, num_mels: int) -> Tensor:
 
 
 class FrontEnd(nn.Module):
-    """Normalised log-mel features. Window and filterbank are buffers: a checkpoint
-    brings its own."""
+    """Normalised log-mel features. Window and filterbank are buffers, so a checkpoint
+    holds its own."""
 
     def __init__(self, config: FrontEndParameters) -> None:
         super().__init__()
         self.config = config
         rate = config.sample_rate
         self.hop = config.hop_size  # samples
-        # On the CPU even where the default device is meta: there it would load sympy.
+        # On the CPU even if the default device is meta, where torch would load sympy.
         size, cpu = config.window_size, torch.device("cpu")
         window = torch.hann_window(size, periodic=False, device=cpu)
         self.register_buffer("window", window)
@@ -134,9 +134,11 @@ class FrontEnd(nn.Module):
 
 
 def _draw_rows(probability: float, batch_size: int) -> Tensor:
-    """Draw rows of a batch, each with this probability: places [rows].
+    """Draw which rows of a batch to change, each with this probability; return their
+    indices [rows].
 
-    Drawn on the CPU, so that all devices draw the same and nobody waits for a GPU.
+    They are drawn on the CPU: all devices then draw the same, and nothing waits for a
+    GPU.
     """
     return (torch.rand(batch_size) < probability).nonzero().flatten()
 
@@ -174,9 +176,9 @@ class Speed(nn.Module):
         num_blocks, num_taps = -(-size // 100), self.filters.shape[1]
         numbers = torch.arange(num_blocks, device=x.device)
         begins = self.percents[speeds, None] * numbers  # [rows, blocks]
-        places = begins[..., None] + torch.arange(num_taps, device=x.device)
+        indices = begins[..., None] + torch.arange(num_taps, device=x.device)
         padded = F.pad(waveforms[rows], (ZERO_CROSSINGS, num_taps))
-        blocks = padded.gather(1, places.flatten(1)).view(places.shape)
+        blocks = padded.gather(1, indices.flatten(1)).view(indices.shape)
         changed = blocks @ self.filters[speeds]  # [rows, blocks, 100]
         return x.index_copy(0, rows, changed.flatten(1)[:, :size])
 
@@ -222,7 +224,7 @@ class Reverberation(nn.Module):
         dry = waveforms[rows]
         wet = reverberate(dry, responses)
         power = _mean_power(wet)
-        # A response of silence leaves the speech as it is.
+        # A silent response leaves the speech as it is.
         scaled = torch.where(power > 0, wet * (_mean_power(dry) / power).sqrt(), dry)
         return waveforms.index_copy(0, rows, scaled)
 
@@ -268,8 +270,8 @@ class Noise(nn.Module):
         rows = to_device(rows, waveforms.device)
         speech = waveforms[rows]
         power = _mean_power(noise)
-        # Silence, which no gain brings to the ratio, is added as it is: x / 0 would
-        # make the gain infinite and the sum NaN.
+        # No gain brings silence to the ratio, so its gain is 0: dividing by its power
+        # would make the gain infinite and the sum NaN.
         ratio = torch.where(power > 0, _mean_power(speech) / power, 0)
         gain = (ratio * 10 ** (-snr / 10)).sqrt()  # [B, 1]
         return waveforms.index_copy(0, rows, speech + gain * noise)
@@ -301,8 +303,8 @@ class Telephone(nn.Module):
         narrow_size = size * TELEPHONE_RATE // self.sample_rate
         hertz = torch.arange(narrow_size // 2 + 1, device=x.device)
         hertz = hertz * (self.sample_rate / size)
-        # Cutting or padding a spectrum resamples; the inverse transform divides by its
-        # own length, which the factor makes good.
+        # Cutting or padding a spectrum resamples. The inverse transform divides by the
+        # new length instead of the old one, which the factor corrects.
         spectrum = torch.fft.rfft(x)[:, : len(hertz)]
         spectrum = spectrum * ((hertz >= low) & (hertz <= high))
         x = torch.fft.irfft(spectrum, narrow_size) * (narrow_size / size)
@@ -320,10 +322,10 @@ def through_mu_law(waveforms: Tensor) -> Tensor:
 
 
 class Augmentation(nn.Module):
-    """Augment a training batch: speed, reverberation, noise and telephone on waveforms,
-    in the order in which they happen in nature; then `spec_augment` on features.
+    """Augment a training batch: speed, then the `changes` of waveforms in the order in
+    which they happen in nature; then `spec_augment` on features.
 
-    What has a probability of 0 is left out and needs no surroundings.
+    A kind whose probability is 0 is left out and needs no surroundings.
     """
 
     def __init__(
@@ -335,15 +337,17 @@ class Augmentation(nn.Module):
         super().__init__()
         rooms, noise = parameters.reverberation, parameters.noise
         self.speed = Speed(parameters.speed) if parameters.speed.steps else None
-        self.reverberation = self.noise = self.telephone = nn.Identity()
+        self.changes = nn.ModuleDict()
         if rooms.probability:
             size = round(rooms.max_seconds * sample_rate)
             responses = surroundings.responses
-            self.reverberation = Reverberation(rooms.probability, responses, size)
+            room = Reverberation(rooms.probability, responses, size)
+            self.changes["reverberation"] = room
         if noise.probability:
-            self.noise = Noise(noise.probability, surroundings.noise, noise.snr_db)
-        if parameters.telephone.probability:
-            self.telephone = Telephone(parameters.telephone.probability, sample_rate)
+            added = Noise(noise.probability, surroundings.noise, noise.snr_db)
+            self.changes["noise"] = added
+        if probability := parameters.telephone.probability:
+            self.changes["telephone"] = Telephone(probability, sample_rate)
         self.spec_augment = SpecAugment(parameters.spec_augment)
 
     def forward(self, waveforms: Tensor, size: int) -> Tensor:
@@ -351,7 +355,9 @@ class Augmentation(nn.Module):
         x = waveforms
         if self.speed is not None:
             x = self.speed(x, size)
-        return self.telephone(self.noise(self.reverberation(x)))
+        for change in self.changes.values():
+            x = change(x)
+        return x
 
 
 class SpecAugment(nn.Module):
@@ -376,7 +382,7 @@ class SpecAugment(nn.Module):
 def _masks(
     num_masks: int, batch_size: int, size: int, widest: int, device: torch.device
 ) -> Tensor:
-    """Draw the union of masks, each 0 to `widest` wide and within the axis: bool
+    """Draw masks along an axis, each 0 to `widest` wide, and return their union: bool
     [B, size]."""
     uniform = torch.rand(2, num_masks, batch_size, 1, device=device)
     widths = (uniform[0] * (min(widest, size) + 1)).long()  # [masks, B, 1]

@@ -66,10 +66,10 @@ from speech.packs import Entry, Pack
 from verification.scoring import Calibration, unit
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
-NUM_NEAREST = 3  # people in an identification
+NUM_NEAREST = 3  # people that an identification names
 OWN_RECORDINGS = "own recordings"  # key of a user's calibration, beside "trained"
-SECONDS_IN_MEMORY = 600.0  # of sounds at once; the last may exceed it
-# Of the front end's parameters, those that a vector depends on.
+SECONDS_IN_MEMORY = 600.0  # of sounds held at once; the last sound may exceed it
+# The parameters of the front end that a vector depends on.
 FRONT_END_KEYS = ("sample_rate", "window_size", "hop_size", "n_fft", "num_mels")
 FRONT_END_KEYS += ("preemphasis", "normalization")
 Label = TypeVar("Label")
@@ -126,8 +126,12 @@ class Voices:
     def listen(self, sounds: Sequence[Sound]) -> list[Clip]:
         """Return each sound as a clip: its vector, how much speech it holds, and what
         makes a verdict on it less sure."""
-        recordings = ((name, self.read(name, one)) for name, one in with_names(sounds))
-        labelled = (((name, one), one.samples) for name, one in recordings)
+        recordings = (
+            (name, self.read(name, sound)) for name, sound in with_names(sounds)
+        )
+        labelled = (
+            ((name, recording), recording.samples) for name, recording in recordings
+        )
         return [
             self._clip(name, recording, vector)
             for (name, recording), vector in self.embed_labelled(labelled)
@@ -162,15 +166,15 @@ class Voices:
             llr,
             self.threshold,
             (first.speech, second.speech),
-            # a clip that is compared with itself has its warnings once
+            # a clip compared with itself gives its warnings once
             tuple(dict.fromkeys(first.warnings + second.warnings)),
         )
 
     def enrol(
         self, sounds: Mapping[str, Sequence[Sound]], people: People | None = None
     ) -> People:
-        """Add people by their sounds to those enrolled already; raise `VoiceError` if
-        another model heard these."""
+        """Return `people` with these sounds added, by name; raise `VoiceError` if
+        `people` were enrolled with another model."""
         enrolled = self._nobody() if people is None else self._checked(people)
         for name, sounds_of_person in sounds.items():
             enrolled = enrolled.with_clips(name, self.listen(sounds_of_person))
@@ -193,7 +197,7 @@ class Voices:
 
     def disagreements(self, people: People, names: Sequence[str]) -> list[str]:
         """Return a line for each clip of these people whose log likelihood ratio with
-        the person's other clips is below 0; without a calibration none."""
+        the person's other clips is below 0; return none without a calibration."""
         lines = []
         for name in names if self.calibration is not None else ():
             rows = np.flatnonzero(people.names == name)
@@ -211,11 +215,11 @@ class Voices:
         return lines
 
     def identify(self, sound: Sound, people: People) -> Identification:
-        """Return which of the enrolled people a sound is of, if any."""
+        """Return which enrolled person speaks in a sound, if any."""
         return self.identify_clip(self.listen([sound])[0], people)
 
     def identify_clip(self, clip: Clip, people: People) -> Identification:
-        """Return which of the enrolled people a clip is of, if any; raise `VoiceError`
+        """Return which enrolled person speaks in a clip, if any; raise `VoiceError`
         without people or without a calibration."""
         names, centroids, threshold = self._candidates(people)
         cosines = centroids @ clip.vector
@@ -241,7 +245,7 @@ class Voices:
         """Return names [P], mean directions [P, E] and the threshold for P people."""
         names, centroids = self._checked(people).centroids()
         if not names:
-            raise VoiceError("expected enrolled people, the store has none")
+            raise VoiceError("expected enrolled people, got none")
         threshold = self.threshold
         if threshold is None:
             raise VoiceError(
@@ -251,10 +255,10 @@ class Voices:
         return names, centroids, threshold.among(len(names))
 
     def who(self, sound: Sound, people: People) -> list[Turn]:
-        """Return who of the enrolled people speaks when, in order of time.
+        """Return when each enrolled person speaks, as turns in order of time.
 
-        It listens to windows of 1.5 s, so turns below a second are lost, and where two
-        people speak at once it names one, or none. Raises `VoiceError` as `identify`
+        Windows last 1.5 s, so turns below a second are lost. Where two people speak at
+        once, a turn names one of them or nobody. Raises `VoiceError` as `identify`
         does.
         """
         names, centroids, threshold = self._candidates(people)
@@ -268,7 +272,7 @@ class Voices:
         vectors = self.embed_samples(itertools.chain(*windows)).astype(np.float64)
         ends = np.cumsum([len(of_stretch) for of_stretch in windows], dtype=int)
         turns = []
-        # Nothing is left after the last end.
+        # `np.split` also returns what follows the last end, which is nothing.
         for stretch, of_stretch in zip(
             stretches, np.split(vectors, ends), strict=False
         ):
@@ -286,14 +290,14 @@ class Voices:
         # Loads scikit-learn, which nothing else here needs.
         from recognition.own_calibration import calibrate_on, refuse_few_people
 
-        speakers = np.repeat(list(sounds), [len(one) for one in sounds.values()])
+        speakers = np.repeat(list(sounds), [*map(len, sounds.values())])
         refuse_few_people(speakers)
         vectors = torch.from_numpy(self.embed([*itertools.chain(*sounds.values())]))
         rate = self.model.config.evaluation.false_alarm_rate
         calibration = calibrate_on(vectors, speakers, rate)
         backend = self.model.backend
         cohort = backend.cohort
-        if not len(cohort):  # as in NeMo's models; a checkpoint needs one
+        if not len(cohort):  # a model from NeMo has none, but a checkpoint needs one
             means = [vectors[speakers == name].mean(0) for name in sounds]
             cohort = F.normalize(torch.stack(means))
         calibrations = {**backend.calibrations, OWN_RECORDINGS: calibration}
