@@ -1,4 +1,4 @@
-"""Wraps an encoder for fast training: compiled, or shared among ranks."""
+"""Wrap an encoder for fast training: compiled, or shared among ranks."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -21,9 +21,10 @@ def fast_encoder(
 ) -> nn.Module:
     """Return an encoder wrapped for training on `hours` of crops.
 
-    With several ranks the wrapper is DistributedDataParallel, else torch.compile if
-    `choice`, the value of `training.compile`, asks for it: `auto` compiles on a GPU
-    from `MIN_HOURS_TO_COMPILE` on. Raises `ParameterError` if `always` is impossible.
+    With several ranks the wrapper is DistributedDataParallel. Otherwise `choice`, the
+    value of `training.compile`, decides whether it is torch.compile: `auto` compiles on
+    a GPU from `MIN_HOURS_TO_COMPILE` on. Raises `ParameterError` if `always` is
+    impossible.
     """
     if num_ranks() > 1:
         if choice == "always":

@@ -13,7 +13,7 @@ from parameters import ModelParameters, ParameterError, TrainingParameters
 
 def choose_device(training: TrainingParameters, model: ModelParameters) -> torch.device:
     """Return the device that `training.device` names; auto is the fastest available.
-    Raise `ParameterError` for one that is missing here."""
+    Raise `ParameterError` for a device that this machine lacks."""
     name = training.device
     # torch has no LSTM with projections on mps, and the d-vector needs it.
     mps = torch.backends.mps.is_available() and model.name != "dvector"
@@ -36,7 +36,7 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks for reuse. Otherwise mapping and clearing
+    """Make glibc keep large freed blocks for reuse. Otherwise mapping and clearing
     fresh pages for every activation takes a third of a training step on a CPU."""
     if sys.platform == "linux":
         m_trim_threshold, m_mmap_threshold = -1, -3

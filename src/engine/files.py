@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, makes folders, and computes digests of files.
+"""Write files whole or not at all, make folders, and compute digests of files.
 
 path -> `atomic_write` -> an open file that replaces `path` at the end
 """
@@ -33,7 +33,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except (OSError, RuntimeError) as error:
         with suppress(OSError):  # it may be missing, or the disk may refuse this too
             partial.unlink()
-        # torch's writer raises its own error and keeps the disk's as the context.
+        # torch's writer raises an error of its own, whose context is the disk's error.
         reason = error if isinstance(error, OSError) else error.__context__ or error
         raise FileError(f"{path}: cannot be written: {reason}") from None
 

@@ -1,4 +1,4 @@
-"""Masks, and layers that compute what torch's do, faster on a CPU.
+"""Masks, and layers that compute what torch's layers do, but faster on a CPU.
 
 `BatchNorm`, `Dropout`, `DepthwiseConv`, `Linear`: [B, T, C] -> [B, T, C]
 
@@ -29,7 +29,7 @@ def mean_over_time(x: Tensor, valid: Tensor | None) -> Tensor:
     [B, C]."""
     if valid is None:
         return x.mean(1)
-    # As a matrix product, since a product of elements would be a copy of all of x.
+    # A matrix product, since an elementwise product would copy all of x.
     return ((valid / valid.sum(1, keepdim=True)).transpose(1, 2) @ x).squeeze(1)
 
 
@@ -41,8 +41,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm over all ranks and all axes but the last, [..., C] -> [..., C].
 
-    torch's own, which this uses where it can, does not span ranks (SyncBatchNorm works
-    on GPUs only) and is slow when compiled for a CPU.
+    It is torch's own where that will do. torch's does not span ranks (SyncBatchNorm
+    works on GPUs only), and it is slow when compiled for a CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Products(torch.autograd.Function):
-    """A linear layer by oneDNN, whose products have no gradient of their own."""
+    """A linear layer by oneDNN, with the gradient that oneDNN's own product lacks."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None):
@@ -179,7 +179,7 @@ class _Products(torch.autograd.Function):
         gradient = gradient.contiguous()
         of_bias = gradient.sum(0) if ctx.has_bias else None
         of_x = _product(gradient, weight.T.contiguous())
-        # oneDNN is slow if the first of two such transposes is the larger.
+        # oneDNN is slow if the larger of two transposed matrices comes first.
         if len(weight) > weight.shape[1]:
             of_weight = _product(x.T, gradient.T).T
         else:
@@ -205,8 +205,8 @@ class DepthwiseConv(nn.Conv1d):
             frames, reach = x.shape[1], self.padding[0]
             x, taps = F.pad(x, (0, 0, reach, reach)), self.weight.unbind(2)  # [C, 1]
             return sum(x[:, k : k + frames] * tap[:, 0] for k, tap in enumerate(taps))
-        # The fast channels-last kernels take [B, C, 1, T] with the channels innermost;
-        # they have 3 to 15 times conv1d's speed on a CPU.
+        # The fast channels-last kernels take [B, C, 1, T] with the channels innermost.
+        # On a CPU they are 3 to 15 times as fast as conv1d.
         x = x.transpose(1, 2).unsqueeze(2)
         weight = self.weight.unsqueeze(2)
         # In bfloat16, oneDNN hangs with 16 channels and a kernel of 15.

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from parameters import OptimizerParameters
 
 MUON_MOMENTUM = 0.95
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the factors of x, x x' x and x x' x x' x
+# The factors of x, x x' x and x x' x x' x in a step of the Newton-Schulz iteration.
+NEWTON_SCHULZ_FACTORS = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalised(x: Tensor) -> Tensor:
     """Return matrices [..., rows, columns] with their singular values brought near
     1."""
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = NEWTON_SCHULZ_FACTORS
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -38,8 +39,8 @@ def orthogonalised(x: Tensor) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for the groups of matrices that set `muon`, AdamW for the others.
 
-    A matrix moves along the momentum of its gradient, with all singular values made
-    equal, as far as AdamW would move it.
+    A matrix moves along the momentum of its gradient after all singular values are made
+    equal. The step is as long as AdamW's would be.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
@@ -69,7 +70,7 @@ class Muon(torch.optim.AdamW):
             momenta = [self.state[weight]["momentum"] for weight in weights]
             momentum = torch.stack(momenta).lerp(gradient, 1 - MUON_MOMENTUM)
             direction = gradient.lerp(momentum, MUON_MOMENTUM)  # Nesterov's
-            if direction.is_cuda:  # it need not be exact, and a CPU gains nothing
+            if direction.is_cuda:  # exact enough, and faster there
                 direction = direction.bfloat16()
             lr = group["lr"]
             # The length of AdamW's usual step for a matrix of this size (2502.16982).
@@ -88,7 +89,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer that the parameters name; only matrices and filters decay.
 
-    Muon leaves a matrix whose attribute `muon` is false to AdamW.
+    With Muon, AdamW trains the matrices whose attribute `muon` is false.
     """
     weights = list(weights)
     common = {"lr": parameters.lr, "weight_decay": parameters.decay, "fused": True}
@@ -123,7 +124,7 @@ def set_learning_rate(
 
 
 def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
-    """Return the rate after a linear warm-up and on half a cosine; `progress` is the
+    """Return the learning rate: a linear warm-up, then half a cosine. `progress` is the
     share of steps begun."""
     if progress < parameters.warmup:
         return parameters.lr * progress / parameters.warmup
@@ -133,8 +134,8 @@ def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
 
 
 def clip_gradient(optimizer: torch.optim.Optimizer, clip_norm: float) -> Tensor:
-    """Shorten the gradient of all weights to `clip_norm` at most; return its norm []
-    before."""
+    """Shorten the gradient of all weights to `clip_norm` at most; return the norm []
+    that it had before."""
     groups = optimizer.param_groups
     weights = [weight for group in groups for weight in group["params"]]
     return nn.utils.clip_grad_norm_(weights, clip_norm)
@@ -151,7 +152,7 @@ def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
 
 
 def block_norms(encoder: nn.Module) -> dict[str, Tensor]:
-    """Return the gradient norm [] of each block of an encoder. Names are those of
+    """Return the gradient norm [] of each block of an encoder, by its name in
     checkpoints with the dot replaced: `blocks.0` becomes `blocks_0`."""
     gradients = defaultdict(list)
     for name, weight in encoder.named_parameters():

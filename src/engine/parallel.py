@@ -24,8 +24,8 @@ TIMEOUT = timedelta(days=1)  # other ranks wait while rank 0 packs a corpus
 
 @contextmanager
 def ranks() -> Iterator[None]:
-    """Join the other ranks; only rank 0 prints, and each takes a GPU of its own if
-    there are any. Does nothing in a process that torchrun did not start."""
+    """Join the other ranks; only rank 0 prints, and each rank takes a GPU of its own if
+    there are GPUs. Does nothing in a process that torchrun did not start."""
     if not dist.is_torchelastic_launched():
         yield
         return
@@ -43,7 +43,7 @@ def ranks() -> Iterator[None]:
     except RuntimeError as error:
         if "by peer" not in str(error):  # gloo says so when another rank has ended
             raise
-        raise SystemExit(f"rank {rank()}: stopped, since another has ended") from None
+        raise SystemExit(f"rank {rank()}: stopped, since another ended") from None
     # Not after an exception: nccl would wait `TIMEOUT` for collectives that other ranks
     # may never join. The end of the process aborts them.
     dist.destroy_process_group()
@@ -61,7 +61,7 @@ def rank() -> int:
 
 def progress_options() -> dict[str, bool]:
     """Return options for tqdm: only rank 0 shows progress, and no rank does if
-    TQDM_DISABLE is set, which tqdm's notebook bars ignore."""
+    TQDM_DISABLE is set. Without them tqdm's bars in notebooks ignore TQDM_DISABLE."""
     return {"disable": True} if rank() > 0 or os.environ.get("TQDM_DISABLE") else {}
 
 

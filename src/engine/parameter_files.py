@@ -1,4 +1,4 @@
-"""Reads parameter files, merges them, migrates them to this version and checks them.
+"""Read parameter files, merge them, migrate them to this version and check them.
 
 `parameters.yml` (+ later files + `key=value` overrides) -> `load_parameters` ->
 `Parameters`
@@ -16,8 +16,8 @@ from errors import first_line, shown
 from parameters import MIGRATIONS, VERSION, ParameterError, Parameters, explain, merged
 
 SHIPPED = Path(__file__).parents[2] / "parameters.yml"
-# What PyYAML raises for a value that does not fit its tag, depending on the tag.
-BAD_VALUES = ValueError, LookupError, AttributeError, TypeError, RecursionError
+# PyYAML raises one of these, depending on the tag, for a value that does not fit it.
+BAD_VALUE_ERRORS = ValueError, LookupError, AttributeError, TypeError, RecursionError
 
 
 def load_parameters(*paths: Path, overrides: Sequence[str] = ()) -> Parameters:
@@ -103,7 +103,7 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         raise ParameterError(f"{where}{line}: {error.problem}") from None
-    except (yaml.YAMLError, *BAD_VALUES) as error:
+    except (yaml.YAMLError, *BAD_VALUE_ERRORS) as error:
         reason = first_line(error)
         raise ParameterError(f"{where}: not readable as YAML: {reason}") from None
 

@@ -21,8 +21,8 @@ def _has_bfloat16(device: str) -> bool:
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Compute in full float32 on a GPU too. By default its convolutions and LSTMs round
-    to TF32, and scores would differ from a CPU's by 1e-3."""
+    """Compute in full float32 on a GPU too. By default a GPU rounds convolutions and
+    LSTMs to TF32, and scores would differ from a CPU's by 1e-3."""
     backends = (
         torch.backends.cudnn.conv,
         torch.backends.cudnn.rnn,

@@ -1,4 +1,4 @@
-"""Stops training by a signal, with everything saved."""
+"""Stop training after a signal, with everything saved."""
 
 import signal
 import threading

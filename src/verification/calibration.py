@@ -22,9 +22,10 @@ def calibrate(
     """Fit a calibration to the scores and targets, [K] each, of one corpus or several.
 
     Targets and non-targets have equal weight, and so have the corpora. The threshold is
-    the lowest whose false-alarm rate, averaged over the corpora, is at most this.
+    the lowest at which the mean false-alarm rate of the corpora is at most
+    `false_alarm_rate`.
     """
-    from sklearn.linear_model import LogisticRegression  # takes a second
+    from sklearn.linear_model import LogisticRegression  # loading takes a second
 
     scores, targets = map(np.concatenate, zip(*corpora, strict=True))
     weights = np.concatenate(

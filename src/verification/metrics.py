@@ -6,7 +6,7 @@ scores, targets, speakers [K] -> `bootstrap_speakers`, `bootstrap_rates` -> `Int
 
 K trials. A trial is accepted when its score reaches the threshold; a miss is a target
 trial (same speaker) rejected, a false alarm a non-target trial accepted. No metric
-depends on the order of the trials: those of equal scores are accepted or rejected
+depends on the order of the trials: trials of equal score are accepted or rejected
 together. The cost is that of the NIST speaker recognition evaluations; Cllr is Brummer
 and du Preez, Computer Speech and Language 20 (2006).
 """
@@ -152,8 +152,8 @@ def rates_at(
 def threshold_for(
     false_alarm_rate: float, corpora: Sequence[tuple[ArrayLike, ArrayLike]]
 ) -> float:
-    """Return the lowest threshold with at most this false-alarm rate: a score, or
-    infinity.
+    """Return the lowest threshold with at most this false-alarm rate: one of the
+    scores, or infinity.
 
     The rate is averaged over the corpora, each given by its scores and targets.
     """
@@ -181,7 +181,7 @@ def actual_dcf(
 def cllr(llrs: ArrayLike, targets: ArrayLike) -> float:
     """Return the cost of log likelihood ratios over all priors, in bits.
 
-    0 is perfect, 1 is no information, and more is worse than none.
+    0 is perfect, 1 is no information, and above 1 the ratios mislead.
     """
     llrs, targets = _checked(llrs, targets)
     target_cost = np.logaddexp(0, -llrs[targets]).mean()
@@ -255,14 +255,14 @@ def bootstrap_speakers(
     Trials share speakers, so speakers are drawn with replacement, not trials. If
     speaker i is drawn w_i times, its target trials weigh w_i, and its non-target trials
     with speaker j weigh w_i w_j. `speakers` are numbers from 0, [K] for each side of
-    the trials. Intervals are percentiles; resamples without targets or without
-    non-targets are drawn again.
+    the trials. Intervals are percentiles. A resample without targets or without
+    non-targets is drawn again.
     """
     scores, targets = _checked(scores, targets)
     order = np.argsort(scores, kind="stable")
     scores, targets = scores[order], targets[order]
     enrolled, tested = (np.asarray(side)[order] for side in speakers)
-    # The last of equal scores: a threshold cannot lie between them.
+    # The last index of each group of equal scores: no threshold lies within a group.
     ends = np.flatnonzero(np.append(np.diff(scores) > 0, True))
     weights_of_trials = _speaker_weights(targets, enrolled, tested, seed)
     resampled = []  # EER and minDCF
@@ -302,7 +302,7 @@ def bootstrap_rates(
 def _speaker_weights(
     targets: NDArray[np.bool_], enrolled: NDArray, tested: NDArray, seed: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield endless resamples of the speakers: how often each trial counts, [K]."""
+    """Yield how often each trial counts, [K], in endless resamples of the speakers."""
     num_speakers = 1 + int(max(enrolled.max(), tested.max()))
     generator = np.random.default_rng(seed)
     while True:

@@ -22,7 +22,7 @@ class VerificationReport:
 
     num_targets: int
     num_non_targets: int
-    num_speakers: int | None  # None where they are not known
+    num_speakers: int | None  # None if unknown
     eer: float
     min_dcf: float
     min_cllr: float
@@ -36,7 +36,7 @@ class VerificationReport:
 
 @dataclass(frozen=True)
 class IdentificationReport:
-    """Closed-set identification of training speakers by utterances not trained on."""
+    """Closed-set identification of training speakers, on utterances not trained on."""
 
     loss: float
     accuracy: float
@@ -68,14 +68,15 @@ class Evaluation:
 
     identification: dict[str, IdentificationReport]
     verification: dict[str, Verification]
-    calibrated_on: list[str]  # splits of the model's training corpora
-    thresholds: dict[str, float]  # as scores, by scoring, where calibrated
+    calibrated_on: list[str]  # splits of the corpora that the model was trained on
+    thresholds: dict[str, float]  # scores, by the name of a calibrated scoring
     model: str  # its name
     seed: int  # for UMAP
 
     @property
     def tests(self) -> dict[str, Verification]:
-        """Return the tests by the folder, below the run's, for their files."""
+        """Return the tests by the folder of their files in the run's directory; "" is
+        that directory itself."""
         return {
             "" if name == "test" else name: verification
             for name, verification in self.verification.items()

@@ -72,11 +72,11 @@ class Calibration:
 
     Thresholds are log likelihood ratios. `miss` and `false_alarm` are the rates at
     `threshold` on the trials that it was chosen on. `strict` is the threshold for a
-    tenth of its false-alarm rate; old checkpoints have none.
+    tenth of that false-alarm rate; old checkpoints have none.
 
     A calibration on a user's own recordings has `num_people`, the number of people in
-    them. Its rates are cross-validated, on people whom the threshold was not chosen
-    on, and have 95 % intervals (low, high).
+    them. Its rates are cross-validated: the people tested are not those on whom the
+    threshold was chosen. They have 95 % intervals (low, high).
     """
 
     scale: float
@@ -103,7 +103,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Backend:
-    """What turns a model's cosines into normalised and calibrated scores.
+    """The parts that turn a model's cosines into normalised and calibrated scores.
 
     It is fitted at the end of training; until then the cohort has no rows.
     """
@@ -140,7 +140,7 @@ class Backend:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Backend":
-        """Return the backend that `as_dict` was called on."""
+        """Return the backend that has these values, from `as_dict`."""
         calibrations = {
             name: Calibration(**c) for name, c in values["calibrations"].items()
         }

@@ -43,7 +43,7 @@ def _pairs(ranks: NDArray[np.int64], num_utterances: int) -> tuple[NDArray, NDAr
     positions, without making the others."""
     first = np.arange(num_utterances, dtype=np.int64)
     starts = first * (2 * num_utterances - first - 1) // 2  # rank of (i, i + 1)
-    # A search is exact; solving the quadratic would round a square root.
+    # A search is exact; solving the quadratic equation would round a square root.
     enrolment = np.searchsorted(starts, ranks, side="right") - 1
     return enrolment, ranks - starts[enrolment] + enrolment + 1
 
@@ -79,7 +79,7 @@ def make_trials(speakers: Sequence[str], max_trials: int, seed: int) -> Trials:
     return Trials(enrolment, test, codes[enrolment] == codes[test])
 
 
-DURATION_LIMITS = (0.0, 2.0, 4.0, np.inf)  # seconds, between conditions of trials
+DURATION_LIMITS = (0.0, 2.0, 4.0, np.inf)  # seconds; each pair bounds a condition
 
 
 def conditions(
@@ -90,10 +90,10 @@ def conditions(
 ) -> dict[str, NDArray[np.bool_]]:
     """Return masks [K] of the trials in each condition, by its name.
 
-    Same gender: both utterances have the same known one. Other session: targets from
-    two sessions, and all non-targets whose sessions are known. Durations are those of
-    the shorter utterance. `genders`, `sessions` and `seconds` have a value for each
-    utterance, [U].
+    Same gender: the genders of both utterances are known and equal. Other session:
+    targets from two sessions, and all non-targets whose sessions are known. Durations
+    are those of the shorter utterance. `genders`, `sessions` and `seconds` have a
+    value for each utterance, [U].
     """
 
     def sides(values: Sequence) -> tuple[NDArray, NDArray]:
@@ -153,7 +153,7 @@ def write_trials(path: Path, trials: Trials, ids: Sequence[str]) -> None:
 def write_scores(
     path: Path, trials: Trials, scores: NDArray[np.float64], ids: Sequence[str]
 ) -> None:
-    """Write scores of trials of the utterances `ids` [U]; they read back exactly."""
+    """Write scores of trials of the utterances `ids` [U], in full precision."""
     columns = trials.enrolment.tolist(), trials.test.tolist(), scores.tolist()
     rows = zip(*columns, strict=True)
     _write_lines(path, (f"{ids[i]} {ids[j]} {score!r}\n" for i, j, score in rows))
