@@ -57,7 +57,7 @@ def calibrate_on(
     accepted = np.concatenate(accepted)
     targets = np.concatenate([half[1] for half in halves])
     sides = np.concatenate([half[2] for half in halves], axis=1)
-    miss, false_alarm = rates_at(1, accepted, targets)
+    miss, false_alarm = rates_at(1, accepted, targets)  # decisions, as scores 0 and 1
     intervals = bootstrap_rates(accepted, targets, sides, NUM_RESAMPLES, seed=0)
     everybody = np.ones(len(speakers), bool)
     return replace(
@@ -73,8 +73,8 @@ def calibrate_on(
 def _scored(
     vectors: torch.Tensor, speakers: NDArray[np.str_], chosen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Cosines [K] of the pairs of chosen recordings, whether they are targets [K], and
-    the numbers of their speakers [2, K]."""
+    """Return the cosines [K] of all pairs of chosen recordings, whether they are
+    targets [K], and the numbers of their speakers [2, K]."""
     _, codes = np.unique(speakers, return_inverse=True)
     trials = make_trials(speakers[chosen], MAX_TRIALS, seed=0)
     sides = np.stack([codes[chosen][trials.enrolment], codes[chosen][trials.test]])

@@ -36,7 +36,8 @@ ROWS = [key for key, kind in ARRAYS.items() if kind[1] != "0"]
 
 @dataclass(frozen=True, eq=False)
 class People:
-    """The clips of enrolled people, a row for each, and the model that heard them."""
+    """The clips of enrolled people, a row for each clip, and the model that embedded
+    them."""
 
     model: str  # the name of its file
     digest: str  # of its weights
@@ -72,7 +73,8 @@ class People:
         return People(self.model, self.digest, self.front_end, **joined)
 
     def without(self, name: str) -> "People":
-        """Return the other people; raise `VoiceError` if there is no such person."""
+        """Return the people without one of them; raise `VoiceError` if there is no such
+        person."""
         keep = self.names != name
         if keep.all():
             raise VoiceError(
@@ -108,8 +110,8 @@ def load_people(path: Path) -> People:
 def load_arrays(
     path: Path, kinds: Mapping[str, str], description: str
 ) -> dict[str, np.ndarray]:
-    """Read the arrays of an .npz file, whose kinds and numbers of axes are given; raise
-    `VoiceError` if it holds others."""
+    """Read the arrays of an .npz file; raise `VoiceError` if they are not of these
+    kinds and numbers of axes."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if file["version"] != STORE_VERSION:
@@ -124,13 +126,13 @@ def load_arrays(
             or len({len(array) for array in rows}) > 1
             or not all(np.isfinite(a).all() for a in rows if a.dtype.kind == "f")
         ):
-            raise ValueError("other arrays than were written")
+            raise ValueError("its arrays are not those that were written")
         return arrays
     except VoiceError:
         raise
     except FileNotFoundError:
         raise VoiceError(f"{path}: expected a {description}, found none") from None
-    # What NumPy raises depends on where foreign bytes stop looking like an archive.
+    # NumPy's error depends on where the bytes stop looking like an archive.
     except Exception as error:
         reason = first_line(error)
         raise VoiceError(f"{path}: not a readable {description}: {reason}") from None
@@ -148,17 +150,17 @@ def checked_name(name: str) -> str:
 
 
 def read_people(arguments: Sequence[str]) -> dict[str, list[Path]]:
-    """Return files by person, from folders with a folder per person or
+    """Return files by person. An argument is a folder with a folder for each person, or
     `NAME=file,file`.
 
-    Raises `VoiceError` for folders without audio, and for two people with one name.
+    Raises `VoiceError` for folders without audio, and for a name that is given twice.
     """
     people: dict[str, list[Path]] = {}
     for argument in arguments:
         for name, files in _named_files(argument):
             name = checked_name(name)
             if name in people:
-                raise VoiceError(f"{name}: expected a name of one person, got two")
+                raise VoiceError(f"{name}: expected each name once, got it twice")
             people[name] = files
     return people
 

@@ -23,10 +23,10 @@ from speech.packs import FULL_SCALE
 
 MIN_SECONDS = 0.3  # the shortest sound; a shorter one holds no voice
 MIN_PEAK = 0.001  # of full scale; anything below is silence
-LITTLE_SPEECH = 2.0  # seconds; with less, verdicts are less sure
+LITTLE_SPEECH = 2.0  # seconds; verdicts on less speech are less sure
 MAX_CLIPPED = 0.001  # share of the samples at full scale
 MIN_HIGH_POWER = 1e-4  # at 5 to 7 kHz, relative to 2 to 3.5 kHz; 8 kHz sound has less
-WIDE_BAND_RATE = 14_000  # Hz; at lower rates a recording has no 7 kHz
+WIDE_BAND_RATE = 14_000  # Hz; at a lower rate a recording cannot hold 7 kHz
 DETECTOR_RATE = 16_000  # Hz
 Sound = str | Path | np.ndarray
 
@@ -122,20 +122,20 @@ def speech_stretches(
 def faults_of(
     samples: NDArray[np.int16], rate: int, seconds: float, speech: float
 ) -> list[str]:
-    """Describe what makes a verdict on samples [N] with `speech` seconds of speech less
-    sure."""
+    """Return what makes a verdict on samples [N] less sure; `speech` is the number of
+    seconds of speech in them."""
     faults = []
     if not speech:
         faults.append("no speech was found")
     elif speech < LITTLE_SPEECH:
-        faults.append(f"{speech:.1f} s of speech, below {LITTLE_SPEECH:g} s is little")
+        faults.append(f"{speech:.1f} s of speech, less than {LITTLE_SPEECH:g} s")
     if 0 < speech < seconds / 2 and seconds - speech > LITTLE_SPEECH:
         faults.append(f"long pauses, {seconds - speech:.1f} of {seconds:.1f} s")
     clipped = np.isin(samples, (-FULL_SCALE, FULL_SCALE - 1)).mean()
     if clipped > MAX_CLIPPED:
         faults.append(f"clipped, {100 * clipped:.1f} % of the samples at full scale")
     if rate >= WIDE_BAND_RATE and _is_narrow(samples[: 60 * rate], rate):  # a minute
-        faults.append("narrow band, as of 8 kHz")
+        faults.append("narrow band, like a recording at 8 kHz")
     return faults
 
 

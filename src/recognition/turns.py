@@ -1,4 +1,5 @@
-"""Who speaks when: windows of speech, each nearest to one person, joined into turns.
+"""Who speaks when: each window of speech goes to the nearest person, and consecutive
+windows of one person are a turn.
 
 stretches of speech -> `as_stretches` -> `Stretch`es -> `cut_windows` -> samples [N]
 vectors [W, E] of the windows, enrolled people -> `turns_in` -> `Turn`s
@@ -49,8 +50,8 @@ def _window_centres(begin: float, end: float) -> NDArray[np.float64]:
 def cut_windows(
     samples: NDArray[np.int16], stretch: Stretch, sample_rate: int, min_seconds: float
 ) -> list[NDArray[np.int16]]:
-    """The samples of each window; in a stretch below `min_seconds` the window reaches
-    beyond it."""
+    """Return the samples of each window; the window of a stretch that is shorter than
+    `min_seconds` reaches beyond the stretch."""
     seconds = len(samples) / sample_rate
     size = max(min(WINDOW_SECONDS, stretch.end - stretch.begin), min_seconds)
     begins = np.clip(stretch.centres - size / 2, 0, seconds - size)
@@ -66,8 +67,8 @@ def turns_in(
     calibration: Calibration,
     threshold: float,
 ) -> list[Turn]:
-    """The turns of a stretch, from the vectors [W, E] of its windows and the names [P]
-    and centroids [P, E] of the enrolled people.
+    """Return the turns of a stretch, from the vectors [W, E] of its windows and the
+    names [P] and centroids [P, E] of the enrolled people.
 
     Each window, smoothed with its neighbours, is assigned to the nearest person.
     Consecutive windows of one person form a turn, and the mean of its windows decides
@@ -94,8 +95,8 @@ def turns_in(
 
 
 def _join_unknown(turns: Sequence[Turn]) -> list[Turn]:
-    """Join consecutive turns of unknown speakers, who were nearest to different
-    people."""
+    """Join consecutive turns of unknown speakers: they differ only in the person who
+    was nearest."""
     joined: list[Turn] = []
     for turn in turns:
         if joined and turn.name is None and joined[-1].name is None:

@@ -42,7 +42,8 @@ def no_vectors(model: str, digest: str, size: int) -> dict[str, np.ndarray]:
 
 
 def refuse_format(path: Path) -> None:
-    """Raise `VoiceError` for a name of neither format, or if pyarrow is missing."""
+    """Raise `VoiceError` for a file name of neither format, or if pyarrow is
+    missing."""
     if path.suffix == ".parquet":
         _pyarrow(path)
     elif path.suffix != ".npz":
@@ -92,8 +93,8 @@ def load_vectors(path: Path) -> dict[str, np.ndarray]:
 def save_vectors(
     path: Path, tables: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Write the rows of all tables and return them as one; if that fails, an old file
-    stays as it was."""
+    """Write the rows of all tables and return them as one table; if writing fails, an
+    old file stays as it was."""
     rows = dict(tables[0])
     for key in ROWS:
         rows[key] = np.concatenate([table[key] for table in tables])

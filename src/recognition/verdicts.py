@@ -1,9 +1,9 @@
 """Results of comparing voices, as records and as sentences.
 
-An encoder's calibration maps a cosine to a log likelihood ratio (LLR). This is the
-natural log of how many times more likely the cosine is if one person spoke than if two
-people did: 2.3 means ten times. If it reaches `Threshold`, the clips count as one
-person's.
+An encoder's calibration maps a cosine to a log likelihood ratio (LLR), the natural log
+of a quotient: how likely the cosine is if one person spoke, over how likely it is if
+two people did. 2.3 means ten times as likely. If the ratio reaches `Threshold`, the
+clips count as one person's.
 """
 
 import math
@@ -25,8 +25,8 @@ class Threshold:
     origin: str
 
     def among(self, num_people: int) -> "Threshold":
-        """Return the threshold for the nearest of P people: it allows 1/P of the
-        false-alarm rate, since each of them may be a false alarm.
+        """Return the threshold for the nearest of P people. It allows 1/P of the
+        false-alarm rate, since each of the P may cause a false alarm.
 
         The log of the false-alarm rate is taken as linear in the threshold, through
         `llr` and `strict`. Without `strict` the threshold rises by log P: the
@@ -97,8 +97,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Identification:
-    """The enrolled person who speaks in a clip; the name is None if nobody enrolled
-    does."""
+    """The enrolled person who speaks in a clip; the name is None for an unknown
+    speaker."""
 
     clip: str
     name: str | None
@@ -127,7 +127,7 @@ class Identification:
 
 @dataclass(frozen=True)
 class Turn:
-    """Speech of one person, in seconds; the name is None if nobody enrolled speaks."""
+    """Speech of one person, in seconds; the name is None for an unknown speaker."""
 
     begin: float
     end: float

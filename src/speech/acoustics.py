@@ -14,11 +14,11 @@ from torch import Tensor
 
 SPEED_OF_SOUND = 343.0  # m/s
 SMALLEST_ROOM, LARGEST_ROOM = (3.0, 2.5, 2.3), (10.0, 8.0, 4.0)  # m
-MIN_WALL_DISTANCE = 0.4  # m, of talker and microphone
+MIN_WALL_DISTANCE = 0.4  # m, from talker or microphone to a wall
 EARLY_SECONDS = 0.05  # of reflections from images; the ear hears later ones as a tail
 MATCHED_SECONDS = 0.02  # the end of the early part, which sets the tail's level
 LOWEST_HERTZ = 50.0  # rooms pass less below; coloured noise is flat below
-MAX_MIRRORED_ROOMS = 4  # to either side; images beyond are not early
+MAX_MIRRORED_ROOMS = 4  # on either side; images beyond arrive after the early part
 
 
 def simulate_rooms(
@@ -27,7 +27,8 @@ def simulate_rooms(
     """Simulate impulse responses of rooms with these reverberation times in seconds:
     [rooms] -> [rooms, num_samples].
 
-    The direct sound is at sample 0 with amplitude 1. Sizes and places are drawn.
+    The direct sound is at sample 0 with amplitude 1. Room sizes, and the positions of
+    talker and microphone, are drawn.
     """
     smallest, largest = torch.tensor(SMALLEST_ROOM), torch.tensor(LARGEST_ROOM)
     uniform = torch.rand(3, len(rt60), 3, generator=generator)
@@ -72,8 +73,8 @@ def simulate_rooms(
 
 
 def _without_rumble(responses: Tensor, sample_rate: int) -> Tensor:
-    """Filter by two first-order high-passes, [rooms, N] -> [rooms, N]; a first sample
-    stays as it is.
+    """Filter by two first-order high-passes, [rooms, N] -> [rooms, N]; the first sample
+    of a room does not change.
 
     All image sources have the same sign, so their sum has far more power near 0 Hz than
     a real room (Allen and Berkley filter it, too).
@@ -93,8 +94,8 @@ def coloured_noise(
     """Draw noise of unit power whose spectrum falls as 1 / f^exponent: [sounds] ->
     [sounds, num_samples].
 
-    0 is white, 1 pink, 2 brown noise. Below 50 Hz the spectrum is flat, or nearly all
-    of the power would be inaudible.
+    0 is white, 1 pink, 2 brown noise. The spectrum is flat below 50 Hz; otherwise
+    nearly all of the power would be inaudible.
     """
     white = torch.randn(len(exponents), num_samples, generator=generator)
     spectrum = torch.fft.rfft(white)

@@ -22,7 +22,7 @@ from speech.synthetic import SyntheticUtterance
 
 MIN_SECONDS = 0.025  # of a recording; a front end may need more
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; any other rate means a damaged header
-STREAMED_SIZE = 0x7FFFF000  # bytes; from here on a WAV header does not know its size
+STREAMED_SIZE = 0x7FFFF000  # bytes; the header of a streamed WAV claims at least this
 MAX_OGG_PAGE = 65_307  # bytes
 SAMPLES_PER_READ = 2**20  # of all channels
 SAMPLES_PER_RESAMPLING = 2**24  # six minutes at 44.1 kHz
@@ -63,10 +63,10 @@ def load_recording(
 
     Channels are averaged unless the segment names one, other rates are resampled, peaks
     beyond full scale are clipped. A 16-bit mono file at `sample_rate` comes back bit
-    for bit. Only the segment is decoded. A WAV, Ogg or MP3 file that is cut, or that
-    ends within the segment, gives what decodes, with a warning. Raises `AudioError` if
-    the file is no audio, a cut FLAC, damaged, empty, shorter than `min_seconds` or not
-    finite.
+    for bit. Only the segment is decoded. A WAV, Ogg or MP3 file that was cut short, or
+    that ends within the segment, gives the samples that it has, with a warning. Raises
+    `AudioError` if the file is not audio, is a FLAC file cut short, is damaged or
+    empty, is shorter than `min_seconds`, or holds samples that are not finite.
     """
     if isinstance(source, SyntheticUtterance):
         samples = source.render(sample_rate)
@@ -79,8 +79,8 @@ def load_recording(
         raise AudioError(f"cannot be read: {error.strerror}") from None
     if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
-    # The filters of odd rates would fill gigabytes: these are rounded, by less than a
-    # thousandth. Usual rates stay exact.
+    # The filters of unusual rates would fill gigabytes, so such rates are rounded, by
+    # less than a thousandth. Usual rates stay exact.
     ratio = Fraction(rate, sample_rate)
     ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
     waveform = resampled(waveform, ratio.numerator, ratio.denominator)
@@ -100,8 +100,8 @@ def check_length(num_samples: int, sample_rate: int, min_seconds: float) -> None
 
 
 def resampled(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
-    """Resample [N] -> [N'] by new / old, stretch by stretch: for whole hours torchaudio
-    would need five times their own memory."""
+    """Resample [N] -> [N'] by new / old, stretch by stretch: for an hour at once,
+    torchaudio would need five times the memory of its samples."""
     if old == new:
         return waveform
     from torchaudio.functional import resample  # takes a quarter of a second
@@ -135,7 +135,7 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
         raise AudioError("expected a file, found none")
     problem = "not readable as audio"
     try:
-        # libsndfile gets an open file: it takes no name that is not UTF-8.
+        # libsndfile gets an open file, since it refuses names that are not UTF-8.
         with segment.path.open("rb") as stream:
             ends_early = _ends_early(stream)
             stream.seek(0)
@@ -159,7 +159,7 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
         raise AudioError("holds no samples")
     waveform = torch.cat(blocks)
     seconds = len(waveform) / rate
-    if segment.duration is not None:  # less than that, by more than its rounding
+    if segment.duration is not None:  # shorter than it, by more than rounding explains
         ends_early = seconds + MIN_SECONDS < segment.duration
     if not ends_early and len(waveform) == promised:
         return waveform, rate, None
@@ -172,8 +172,8 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
 def _blocks(
     file: soundfile.SoundFile, num_samples: int, channel: int | None
 ) -> Iterator[torch.Tensor]:
-    """Read at most this many samples of one channel or of the mean of all, block by
-    block: a header may promise more than fits into memory."""
+    """Yield blocks of at most `num_samples` samples in all, of one channel or of the
+    mean of all channels: a header may promise more than fits into memory."""
     size = SAMPLES_PER_READ // file.channels
     while len(
         block := file.read(min(size, num_samples), dtype="float32", always_2d=True)
@@ -182,7 +182,7 @@ def _blocks(
         if channel is None:
             yield channels.mean(dim=1)
         else:
-            yield channels[:, channel].clone()  # lets go of the other channels
+            yield channels[:, channel].clone()  # so that the other channels are freed
         num_samples -= len(block)
 
 

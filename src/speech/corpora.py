@@ -2,8 +2,8 @@
 
 `DatasetParameters` -> `utterances` -> `Utterance.source` -> `audio.load_recording`
 
-Another corpus is a function that yields its utterances, in a module of its kind, and a
-row of `CORPORA`.
+To add a corpus, write a function that yields its utterances, in the module of its kind,
+and add a row to `CORPORA`.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,10 +33,10 @@ def _resolved_root(parameters: DatasetParameters) -> list[str]:
 class Corpus:
     """All that the program knows of one corpus, as functions of its `dataset` section.
 
-    `place` is the path that errors name. `key` is what its utterances depend on,
-    whichever speakers are held out; packs are named after it. Where `people` are equal,
-    equal speaker names mean the same person. `trials` is the published trial list,
-    which names utterances by id.
+    `place` is the path that errors name. `key` holds all that the utterances depend on,
+    but not which speakers are held out; packs are named after it. In two corpora with
+    equal `people`, equal speaker names mean the same person. `trials` is the published
+    trial list, which names utterances by id.
     """
 
     scan: Callable[[DatasetParameters], Iterator[Utterance]]
@@ -123,7 +123,7 @@ def _utterances(parameters: DatasetParameters) -> list[Utterance]:
         ) from None
     split_of: dict[str, str] = {}
     for utterance in ordered:
-        # Utterances for validation, or of no split yet, are of training speakers.
+        # Validation, or no split yet, counts as train: the speakers are the same.
         split = utterance.split if utterance.split in SPEAKER_SPLITS else "train"
         other = split_of.setdefault(utterance.speaker, split)
         if other != split:
@@ -158,6 +158,6 @@ def pack_key(parameters: DatasetParameters) -> list:
 
 
 def people_key(parameters: DatasetParameters) -> list:
-    """Return a key that is equal for two corpora in which equal speaker names mean the
-    same person."""
+    """Return a key of a corpus; in two corpora with equal keys, equal speaker names
+    mean the same person."""
     return [parameters.name, *CORPORA[parameters.name].people(parameters)]

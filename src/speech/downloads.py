@@ -26,8 +26,8 @@ from errors import UserError, first_line
 TIMEOUT_SECONDS = 60  # without an answer from the server
 BYTES_PER_READ = 2**20
 MAX_ARCHIVE_BYTES, MAX_FILE_BYTES = 2**37, 2**27
-HEADER_BYTES = 512  # counted for each member of an archive beside its own
-MAX_RATIO = 20  # of unpacked bytes to an archive's own; recordings have less than 4
+HEADER_BYTES = 512  # counted for each member of an archive, beside its content
+MAX_RATIO = 20  # of unpacked bytes to packed bytes; recordings have less than 4
 
 
 class DownloadError(UserError):
@@ -38,13 +38,13 @@ class DownloadError(UserError):
 def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Path]:
     """Download a tar or zip archive and yield a folder below `root` with its members.
 
-    On exit the folder is deleted unless the caller renamed it. The archive stays if the
-    block raises, for another try. Raises `DownloadError` if the download stops, differs
-    from its checksum or cannot be unpacked.
+    On exit the folder is deleted unless the caller renamed it. If the block raises, the
+    archive stays for another try. Raises `DownloadError` if the download stops, if its
+    checksum differs, or if it cannot be unpacked.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DownloadError(
-            "download: expected a Python that unpacks safely, 3.10.12, 3.11.4 or newer"
+            "download: expected Python 3.10.12, 3.11.4 or newer, which unpacks safely"
         )
     root.mkdir(parents=True, exist_ok=True)
     partial = root / f"{url.rpartition('/')[2]}.partial"
@@ -56,7 +56,7 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
             "the download was deleted"
         )
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as private:
-        scratch = Path(private, "members")  # a temporary folder itself is private
+        scratch = Path(private, "members")  # only this user may read `private`
         scratch.mkdir()
         left = MAX_RATIO * partial.stat().st_size
 
@@ -90,8 +90,8 @@ def fetched(url: str, root: Path) -> Iterator[Path]:
     """Download a file that has no published checksum; the caller checks it inside the
     block.
 
-    It gets its own name in `root` when the block ends, and is deleted if the block
-    raises. Raises `DownloadError` if the download stops.
+    When the block ends, the file gets its final name in `root`; if the block raises, it
+    is deleted. Raises `DownloadError` if the download stops.
     """
     name = url.rpartition("/")[2]
     partial = root / f"{name}.partial"

@@ -57,8 +57,8 @@ def _speaker_genders(path: Path) -> dict[str, str]:
 
 
 def recordings_below(root: Path, wanted: Callable[[Path], bool]) -> list[Utterance]:
-    """Return the audio files below a folder whose relative path is wanted, in order;
-    raise `CorpusError` for none."""
+    """Return the audio files below a folder whose relative paths are `wanted`, in
+    order; raise `CorpusError` if there are none."""
     try:
         paths = [path.relative_to(root) for path in audio_files(root)]
     except OSError as error:
@@ -97,8 +97,8 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def quoted(name: str) -> str:
-    """Percent-encode whitespace, % and bytes that are not UTF-8, which a trial list
-    cannot hold; letters of every script stay."""
+    """Percent-encode what a trial list cannot hold: whitespace, % and bytes that are
+    not UTF-8. Letters of every script stay."""
     return re.sub(
         r"[\s%\ud800-\udfff]",
         lambda match: quote(match[0], errors="surrogateescape"),
@@ -126,7 +126,7 @@ def table_rows(
 
 
 def known_genders(rows: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return f or m for each speaker whose gender is one of them, in any case."""
+    """Return the gender of each speaker for whom it is `f` or `m`, or `F` or `M`."""
     lowered = {speaker: gender.strip().lower() for speaker, gender in rows}
     return {
         speaker: gender for speaker, gender in lowered.items() if gender in ("f", "m")

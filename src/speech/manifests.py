@@ -1,4 +1,4 @@
-"""NVIDIA NeMo's manifests to utterances: a JSON object for each, one a line.
+"""NVIDIA NeMo's manifests to utterances. Each line is a JSON object, one utterance.
 
     {"audio_filepath": "a.wav", "label": "speaker", "offset": 1.5, "duration": 2.0}
 
@@ -22,7 +22,7 @@ from speech.utterances import CorpusError, Utterance
 def scan_manifests(parameters: DatasetParameters) -> Iterator[Utterance]:
     """Yield the utterances of one manifest for each split."""
     manifests = parameters.manifest
-    home = manifests.train.parent  # ids are paths of the audio from here
+    home = manifests.train.parent  # ids are the paths of audio files relative to it
     for split, path in manifests:
         if path is None:
             continue
@@ -41,8 +41,8 @@ def scan_manifests(parameters: DatasetParameters) -> Iterator[Utterance]:
 
 
 def _is_name(value: Any) -> bool:
-    # Half a surrogate pair names nothing, except \udc80 to \udcff: with them Python
-    # writes the bytes of names that are not UTF-8.
+    # A name holds no half of a surrogate pair, except \udc80 to \udcff: with these
+    # Python represents the bytes of names that are not UTF-8.
     halves = "\ud800-\udc7f\udd00-\udfff"
     return isinstance(value, str) and bool(re.fullmatch(f"[^{halves}]+", value))
 
@@ -55,7 +55,7 @@ def _is_duration(value: Any) -> bool:
     return value is None or (_is_offset(value) and value > 0)
 
 
-KEYS = (
+MANIFEST_KEYS = (
     ("audio_filepath", "a path", _is_name),
     ("label", "the name of a speaker", _is_name),
     ("offset", "seconds of at least 0", _is_offset),
@@ -78,7 +78,7 @@ def read_manifest(path: Path) -> Iterator[tuple[str, Segment]]:
                     f"found {line.strip()[:80]!r}"
                 )
             values = {"offset": 0.0, "duration": None} | values
-            for key, expected, fits in KEYS:
+            for key, expected, fits in MANIFEST_KEYS:
                 if not fits(values.get(key)):
                     actual = repr(values[key]) if key in values else "none"
                     raise CorpusError(

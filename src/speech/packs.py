@@ -92,13 +92,14 @@ def _fingerprint(
 
 
 def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
-    """Open the pack in a directory; None if there is none with this fingerprint."""
+    """Open the pack in a directory; return None if there is no pack, or none with this
+    fingerprint."""
     try:
         index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         if fingerprint not in (None, index["fingerprint"]):
             return None
-        # Read-only, although torch warns: a writable mapping counts as used memory, and
-        # the system refuses one that is larger than its memory.
+        # Read-only, although torch warns: the system counts a writable mapping as used
+        # memory, and refuses one that is larger than its memory.
         samples = np.memmap(directory / "samples.int16", np.int16, mode="r")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -122,7 +123,7 @@ def _recordings(
     corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
 ) -> Iterator[tuple[Utterance, tuple[Recording, str] | AudioError]]:
     """Decode with all cores; yield each utterance, in order, with its recording and its
-    content, or with what is wrong with it.
+    content, or with the error if it cannot be used.
 
     The content identifies a source by a digest of its file, not of the decoded samples,
     which differ in their last bit from machine to machine. Threads suffice, since the
@@ -263,8 +264,8 @@ def _write_samples(
     if num_narrow:
         faults.append(
             f"{num_narrow} of {len(entries)} files were recorded below "
-            f"{sample_rate} Hz and lack its upper band; training can be prepared "
-            "for that by augmentation.telephone"
+            f"{sample_rate} Hz and lack the upper band; augmentation.telephone "
+            "prepares training for that"
         )
     return {
         "entries": [list(asdict(entry).values()) for entry in entries],
@@ -291,8 +292,8 @@ def _expect_audio_of_each(
 class SoundBank:
     """Sounds end to end in one array, from which batches of pieces are cut.
 
-    On a GPU the samples are kept there if all tensors then take at most half of the
-    memory that this process can have; else pieces are cut in main memory and copied.
+    With a GPU the samples lie in its memory if all tensors then take at most half of
+    what this process can have. Otherwise pieces are cut in main memory and copied.
     """
 
     def __init__(
@@ -317,7 +318,7 @@ class SoundBank:
     def of(
         cls, packed: Pack, indices: Sequence[int], device: torch.device
     ) -> "SoundBank":
-        """Take these entries of a pack."""
+        """Return a bank of these entries of a pack."""
         entries = [packed.entries[i] for i in indices]
         offsets = [entry.offset for entry in entries]
         lengths = [entry.samples for entry in entries]
@@ -325,7 +326,7 @@ class SoundBank:
 
     @classmethod
     def simulated(cls, waveforms: Tensor, device: torch.device) -> "SoundBank":
-        """Take the rows of [sounds, N], each scaled to its peak."""
+        """Return a bank of the rows of [sounds, N], each scaled to its peak."""
         peaks = waveforms.abs().amax(1, keepdim=True).clamp(min=1e-9)
         samples = (waveforms / peaks * (FULL_SCALE - 1)).round().to(torch.int16)
         count, size = waveforms.shape
@@ -344,8 +345,8 @@ class SoundBank:
     def cut(self, chosen: np.ndarray, positions: np.ndarray, size: int) -> Tensor:
         """Cut a piece of each of these sounds: float32 [B, size] in [-1, 1].
 
-        `positions` [B] in [0, 1) choose its start, from the sound's first sample to the
-        last start at which the piece fits. A shorter sound is repeated.
+        `positions` [B] in [0, 1) choose where a piece starts, between the sound's first
+        sample and the last start at which the piece fits. A shorter sound is repeated.
         """
         lengths = self.lengths[chosen]
         starts = (positions * (np.maximum(lengths - size, 0) + 1)).astype(np.int64)
@@ -358,8 +359,8 @@ class SoundBank:
         """Copy stretches of at most `size` samples, repeated or with zeros after
         them."""
         if self.resident:
-            both = torch.from_numpy(np.stack([begins, lengths])[..., None])
-            begin, length = to_device(both, self.device)  # [B, 1] each
+            stretches = torch.from_numpy(np.stack([begins, lengths])[..., None])
+            begin, length = to_device(stretches, self.device)  # [B, 1] each
             positions = torch.arange(size, device=self.device)
             rows = self.samples[begin + positions % length].float() / FULL_SCALE
             return rows if repeat else rows * (positions < length)

@@ -17,7 +17,7 @@ from speech.folders import expect_folder, known_genders, quoted, table_rows
 from speech.utterances import SPEAKER_SPLITS, CorpusError, Utterance
 
 LIBRISPEECH_URL = "https://www.openslr.org/resources/12"
-LIBRISPEECH_SHA256 = {  # subset: sum of its archive, as torchaudio publishes it
+LIBRISPEECH_SHA256 = {  # subset: its archive's checksum, as torchaudio publishes it
     "dev-clean": "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3",
     "dev-other": "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365",
     "test-clean": "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
@@ -84,7 +84,7 @@ def _download_librispeech(root: Path, subset: str) -> None:
 VCTK_URL = (
     "https://datashare.is.ed.ac.uk/bitstream/handle/10283/3443/VCTK-Corpus-0.92.zip"
 )
-# The sum of the archive, as torchaudio publishes it.
+# The archive's checksum, as torchaudio publishes it.
 VCTK_SHA256 = "f96258be9fdc2cbff6559541aae7ea4f59df3fcaf5cf963aae5ca647357e359c"
 
 
@@ -106,7 +106,7 @@ def scan_vctk(parameters: DatasetParameters) -> Iterator[Utterance]:
 VOXCELEB_PAGE = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html"
 VOXCELEB_URL = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta"
 VOXCELEB_ID = r"(id\d{5}/[^/\s]+/\d{5}\.wav)"  # speaker, video, utterance
-VOXCELEB_LISTS = {  # name: its lines, and what they look like
+VOXCELEB_LISTS = {  # name: the pattern of its lines, and an example
     "veri_test2.txt": (
         f"[01] {VOXCELEB_ID} {VOXCELEB_ID}",
         "`1 id10270/x6uYqmx31kE/00001.wav id10270/8jEAjG6SegY/00008.wav`",
@@ -116,11 +116,12 @@ VOXCELEB_LISTS = {  # name: its lines, and what they look like
 
 
 def scan_voxceleb1(parameters: DatasetParameters) -> Iterator[Utterance]:
-    """Yield all utterances: speakers of the VoxCeleb1-O trials are tested, the others
-    are trained on.
+    """Yield all utterances: the speakers of the VoxCeleb1-O trials are for testing, the
+    others for training.
 
-    Validation takes the others' utterances that the closed-set identification split
-    marks as test (3). Those that it marks as validation (2) are trained on.
+    VoxCeleb1's split for closed-set identification marks some utterances of training
+    speakers as test (3): these are for validation. Those marked validation (2) are
+    trained on.
     """
     root = parameters.root
     layouts = root / "wav", root / "dev" / "wav", root / "test" / "wav"
@@ -154,7 +155,8 @@ def scan_voxceleb1(parameters: DatasetParameters) -> Iterator[Utterance]:
 
 
 def _voxceleb_list(parameters: DatasetParameters, name: str) -> list[tuple[str, ...]]:
-    """Read one of `VOXCELEB_LISTS`; fetch it if it is missing and may be."""
+    """Read one of `VOXCELEB_LISTS`; download it first if it is missing and
+    `dataset.download` is true."""
     path = parameters.root / name
     if parameters.download and not path.exists():
         with fetched(f"{VOXCELEB_URL}/{name}", parameters.root) as partial:
@@ -184,7 +186,7 @@ def _matching_lines(path: Path, pattern: str, example: str) -> list[tuple[str, .
 
 
 COMMON_VOICE_PAGE = "https://commonvoice.mozilla.org/datasets"
-COMMON_VOICE_GENDERS = {  # what releases call them, newer ones at length
+COMMON_VOICE_GENDERS = {  # the names in releases; newer ones use the longer names
     "female": "f",
     "female_feminine": "f",
     "male": "m",
@@ -195,8 +197,8 @@ COMMON_VOICE_GENDERS = {  # what releases call them, newer ones at length
 def scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
     """Yield the clips that listeners validated, of speakers with enough of them.
 
-    `validated.tsv` holds the clips of train, dev and test, which have every sentence
-    once, and further clips of the same speakers.
+    `validated.tsv` holds the clips of train, dev and test, where no sentence occurs
+    twice, and further clips of the same speakers.
     """
     clips: dict[str, list[tuple[str, Path]]] = {}  # of each speaker
     genders: dict[str, str] = {}
@@ -207,7 +209,7 @@ def scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
             speaker, name = quoted(row["client_id"]), row["path"]
             if not (speaker and name):
                 raise CorpusError(
-                    f"{table}: expected client_id and path in every row, found none of "
+                    f"{table}: expected client_id and path in every row, found only "
                     f"{row['path'] or row['client_id']!r}"
                 )
             if not name.endswith(".mp3"):  # releases of 2019 leave it out
@@ -224,7 +226,7 @@ def scan_commonvoice(parameters: DatasetParameters) -> Iterator[Utterance]:
 
 
 def _commonvoice_tables(parameters: DatasetParameters) -> list[Path]:
-    """Return the tables of the chosen locales, of all if none is chosen."""
+    """Return the tables of the chosen locales, or of all if none is chosen."""
     root, chosen = parameters.root, parameters.commonvoice.locales
     expect_folder(root, "the folder of dataset.root")
     tables = {path.parent.name: path for path in sorted(root.glob("*/validated.tsv"))}
@@ -243,8 +245,8 @@ def _commonvoice_tables(parameters: DatasetParameters) -> list[Path]:
 
 
 def _files(home: Path, layout: str) -> list[Path]:
-    """Return what is laid out such as `<speaker>/*.flac`; raise `CorpusError` for
-    none."""
+    """Return the visible files that match a layout such as `<speaker>/*.flac`; raise
+    `CorpusError` if there are none."""
     paths = home.glob(re.sub("<.*?>", "*", layout))
     visible = [path for path in paths if not path.name.startswith(".")]
     if not visible:

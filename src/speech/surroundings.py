@@ -27,7 +27,7 @@ ROOM_STREAM, NOISE_STREAM, NUM_STREAMS = 2, 4, 8
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What augmentation draws from; None for what it does not use."""
+    """The sounds that augmentation draws from; None for a kind that it does not use."""
 
     responses: SoundBank | None  # impulse responses of rooms
     noise: SoundBank | None
@@ -78,8 +78,8 @@ def load_noise(
 
 
 def recording_digests(parameters: Parameters) -> dict[str, str]:
-    """Return digests of the recorded rooms and noise that training draws from, by their
-    keys; what is simulated has none."""
+    """Return digests of the recorded rooms and noise that training draws from, by
+    section; simulated ones have no digest."""
     rooms, noise = parameters.augmentation.reverberation, parameters.augmentation.noise
     digests = {}
     if rooms.probability and rooms.root is not None:
@@ -106,11 +106,12 @@ def noise_recordings(root: Path) -> list[Utterance]:
 def response_recordings(root: Path, download: bool) -> list[Utterance]:
     """Return the room impulse responses below a folder; raise `CorpusError` for none.
 
-    Only the first channel is used: the direct sound reaches each microphone at another
-    time, so averaging channels would act as a comb filter.
+    Only the first channel is used. The direct sound reaches each microphone at a
+    different time, so averaging channels would act as a comb filter.
 
     OpenSLR 28, which can be downloaded, also has point-source and isotropic noises,
-    which are left out. Only their names tell the latter from the responses beside them.
+    which are left out. Isotropic noises lie beside the responses and differ from them
+    by name alone.
     """
     home = root / "RIRS_NOISES"
     if download and not home.exists():
@@ -157,15 +158,15 @@ def _side(
     print(f"{key}: {len(indices)} of {len(packed.entries)} recordings")
     if not indices:
         raise CorpusError(
-            f"augmentation.{key}.held_out: expected recordings on both sides, got "
-            f"{share} of {len(packed.entries)}"
+            f"augmentation.{key}.held_out: expected recordings to hold out and others "
+            f"to train on, got {share} of {len(packed.entries)}"
         )
     return SoundBank.of(packed, indices, device)
 
 
 def _is_held_out(name: str, share: float) -> bool:
-    """Return whether a recording is held out; by its name alone, so that adding or
-    removing others never moves it."""
+    """Return whether a recording is held out. This depends on its name alone, so adding
+    or removing other recordings never changes it."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 

@@ -32,7 +32,7 @@ N_FFT = 4 * HOP  # a window, and 16 ms for its response to ring
 FREQUENCIES = np.fft.rfftfreq(N_FFT, 1 / RATE)
 DELAYS = np.exp(-2j * np.pi * FREQUENCIES / RATE) ** np.arange(15)[:, None]  # z^-k
 
-NASAL_POLE = 270.0  # Hz; a zero there cancels it: the phone is not nasal
+NASAL_POLE = 270.0  # Hz; in phones that are not nasal, a zero at it cancels it
 NASAL_WIDTH = np.array([100.0])  # Hz, of pole and zero
 BANDWIDTHS = np.array([70.0, 90.0, 130.0, 200.0, 270.0, 350.0])  # Hz, F1 to F6
 
@@ -109,10 +109,11 @@ CONSONANTS = (
 )
 SOUNDS = (SILENCE, *VOWELS, *CONSONANTS)
 PHONES = np.array([phone for sound in SOUNDS for phone in sound])  # [phones, 10]
-ROWS = np.split(np.arange(len(PHONES)), np.cumsum([len(sound) for sound in SOUNDS]))
+# The rows of PHONES that each sound has.
+SOUND_ROWS = np.split(np.arange(len(PHONES)), np.cumsum([*map(len, SOUNDS)]))
 FORMANTS = np.hstack([PHONES[:, :3], np.tile([3500, 4500, 5500], (len(PHONES), 1))])
-VOWEL_ROWS = ROWS[1 : 1 + len(VOWELS)]
-CONSONANT_ROWS = ROWS[1 + len(VOWELS) : len(SOUNDS)]
+VOWEL_ROWS = SOUND_ROWS[1 : 1 + len(VOWELS)]
+CONSONANT_ROWS = SOUND_ROWS[1 + len(VOWELS) : len(SOUNDS)]
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,8 @@ def _draw_phones(
     random: np.random.Generator, seconds: float, voice: Voice
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Draw phrases of syllables: rows of PHONES, seconds, semitones and loudness."""
-    said = [(0, random.uniform(0.05, 0.2), 0.0, 1.0)]
-    while sum(duration for _, duration, _, _ in said) < seconds:
+    phones = [(0, random.uniform(0.05, 0.2), 0.0, 1.0)]  # row 0 is silence
+    while sum(duration for _, duration, _, _ in phones) < seconds:
         num_syllables = random.integers(4, 11)
         for fall in np.linspace(2.0, -2.0, num_syllables):
             semitones = fall + voice.liveliness * random.normal()
@@ -182,9 +183,9 @@ def _draw_phones(
                 sounds.append(CONSONANT_ROWS[random.integers(len(CONSONANT_ROWS))])
             for row in np.concatenate(sounds):
                 stretch = np.exp(random.normal(0, 0.15)) / voice.rate
-                said.append((row, PHONES[row, 3] * stretch, semitones, loudness))
-        said.append((0, random.uniform(0.1, 0.4), -2.0, 1.0))
-    rows, durations, semitones, loudness = map(np.array, zip(*said, strict=True))
+                phones.append((row, PHONES[row, 3] * stretch, semitones, loudness))
+        phones.append((0, random.uniform(0.1, 0.4), -2.0, 1.0))
+    rows, durations, semitones, loudness = map(np.array, zip(*phones, strict=True))
     return rows, durations * seconds / durations.sum(), semitones, loudness
 
 
@@ -243,7 +244,7 @@ def _glottis(voice: Voice) -> np.ndarray:
 
 
 def _draw_channel(random: np.random.Generator) -> np.ndarray:
-    """Draw the colouring [frequencies] by room and microphone, smooth over a warped
+    """Draw the response [frequencies] of room and microphone, smooth along a mel-like
     axis."""
     warped = np.log1p(FREQUENCIES / 700) / np.log1p(RATE / 2 / 700)
     waves = np.cos(np.pi * np.arange(1, 6)[:, None] * warped)
@@ -257,7 +258,8 @@ def _spectra(samples: np.ndarray) -> np.ndarray:
 
 
 def _overlap_add(spectra: np.ndarray) -> np.ndarray:
-    """Add windows up again: [T, frequencies] -> samples [(T + 3) * HOP]."""
+    """Transform back and add the windows up: [T, frequencies] -> samples
+    [(T + 3) * HOP]."""
     blocks = np.fft.irfft(spectra, N_FFT).reshape(len(spectra), -1, HOP)
     num_frames, num_blocks, _ = blocks.shape
     samples = np.zeros((num_frames + num_blocks - 1, HOP))
@@ -268,7 +270,8 @@ def _overlap_add(spectra: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SyntheticUtterance:
-    """Everything that an utterance is made of: equal reprs sound equal to the bit."""
+    """All that the samples of an utterance depend on: equal reprs have equal
+    samples."""
 
     speaker: int
     index: int
@@ -311,17 +314,19 @@ class SyntheticUtterance:
 def _synthesise(
     random: np.random.Generator, voice: Voice, seconds: float
 ) -> np.ndarray:
-    """Draw speech at RATE, at least seconds * RATE samples, of no particular level."""
+    """Return speech at `RATE`, at least seconds * RATE samples, at an arbitrary
+    level."""
     effort = np.exp(random.normal(0, 0.5))
     voice = replace(voice, tilt=voice.tilt * effort, breath=voice.breath / effort)
     rows, durations, semitones, loudness = _draw_phones(random, seconds, voice)
     num_frames = int(np.ceil(seconds * RATE / HOP)) + 1
     times = np.arange(num_frames) * HOP / RATE
-    said = np.searchsorted(np.cumsum(durations)[:-1], times, side="right")  # [T]
-    rows, loudness = rows[said], _smooth(loudness[said], 0.05)
+    # The index [T] of the phone that each frame belongs to.
+    phones = np.searchsorted(np.cumsum(durations)[:-1], times, side="right")
+    rows, loudness = rows[phones], _smooth(loudness[phones], 0.05)
     formants = np.exp(_smooth(np.log(voice.formants[rows]), 0.08))  # [T, 6]
     zeros = np.exp(_smooth(np.log(voice.zeros[rows]), 0.03))  # [T]
-    semitones = _smooth(semitones[said], 0.2) + 0.7 * random.normal()
+    semitones = _smooth(semitones[phones], 0.2) + 0.7 * random.normal()
     pitch = voice.pitch * 2 ** (semitones / 12)
     voiced = loudness * PHONES[rows, 4]
     breath = voiced * voice.breath + loudness * PHONES[rows, 5]
@@ -344,8 +349,8 @@ def _synthesise(
 def synthetic_utterances(
     parameters: SyntheticParameters, seed: int
 ) -> list[SyntheticUtterance]:
-    """Return every utterance of the corpus, by speaker, of uniformly drawn
-    durations."""
+    """Return every utterance of the corpus, speaker by speaker; durations are drawn
+    uniformly."""
     shortest, longest = parameters.min_seconds, parameters.max_seconds
     utterances = []
     for speaker in range(parameters.num_speakers):

@@ -1,4 +1,4 @@
-"""What every corpus consists of: utterances, each with its speaker and its source."""
+"""The utterances that every corpus consists of, each with its speaker and source."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from errors import UserError
 from speech.audio import Segment
 from speech.synthetic import SyntheticUtterance
 
-# Splits between which speakers are dealt out; validation shares those of train.
+# The splits among which speakers are divided; validation has the speakers of train.
 SPEAKER_SPLITS = ("train", "development", "test")
 
 
@@ -22,7 +22,7 @@ class Utterance:
     id: str  # unique in its corpus, without whitespace
     speaker: str
     source: Path | Segment | SyntheticUtterance
-    split: str | None = None  # of `dataset.Splits`, where the corpus says so
+    split: str | None = None  # of `dataset.Splits`, where the corpus assigns one
     gender: str | None = None  # f or m where known
     session: str | None = None  # chapter, video or day of the speaker, where known
     corpus: str = ""  # its label in a mixture
