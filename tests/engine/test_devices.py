@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from conftest import CPU
 from engine.devices import choose_device
 from parameters import ParameterError
 
@@ -32,5 +31,3 @@ def test_device_that_is_not_there(shipped):
     p = shipped("training.device=cuda")
     with pytest.raises(ParameterError, match=r"training.device: .*cpu.*cuda"):
         choose_device(p.training, p.model)
-    p = shipped("training.device=cpu")
-    assert choose_device(p.training, p.model) == CPU

@@ -11,17 +11,17 @@ from engine.layers import Dropout, _Normalised, linear
 def test_dropout_keeps_its_share_and_the_mean(rate):
     x = torch.rand(1000, 1001, requires_grad=True)  # not a multiple of four
     dropped = Dropout(rate)(x)
-    zeros = (dropped == 0).float().mean().item()
-    assert zeros == pytest.approx(rate, abs=4 * (rate * (1 - rate) / x.numel()) ** 0.5)
     kept = dropped != 0
+    share = kept.float().mean().item()
+    tolerance = 4 * (rate * (1 - rate) / x.numel()) ** 0.5
+    assert share == pytest.approx(1 - rate, abs=tolerance)
     assert torch.allclose(dropped[kept], x[kept] / (1 - rate), rtol=1e-4)
     dropped.sum().backward()
     assert torch.equal(x.grad != 0, kept)
-    rows, columns = kept.float().mean(1), kept.float().mean(0)
-    for means in (rows, columns):  # neighbours do not share their fate
-        assert means.std().item() == pytest.approx(
-            (rate * (1 - rate) / 1000) ** 0.5, rel=0.1
-        )
+    deviation = (rate * (1 - rate) / 1000) ** 0.5
+    for axis in (0, 1):  # neighbours do not share their fate
+        means = kept.float().mean(axis)
+        assert means.std().item() == pytest.approx(deviation, rel=0.1)
 
 
 def test_dropout_is_none_in_evaluation_and_at_probability_zero():
@@ -40,13 +40,9 @@ def test_normalised_rows_and_gradients_are_those_of_torch(num_rows):
     assert torch.allclose(mean, rows.mean(0))
     assert torch.allclose(variance, rows.var(0, correction=0))
     assert count == num_rows
-    gradient = torch.randn_like(rows)
-    for one, other in zip(
-        torch.autograd.grad(ours, (rows, weight, bias), gradient),
-        torch.autograd.grad(expected, (rows, weight, bias), gradient),
-        strict=True,
-    ):
-        assert torch.allclose(one, other)
+    gradient, leaves = torch.randn_like(rows), (rows, weight, bias)
+    gradients = [torch.autograd.grad(y, leaves, gradient) for y in (ours, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -57,12 +53,9 @@ def test_linear_and_its_gradients_are_those_of_torch(shape, bias):
     leaves = [x, weight, *([torch.randn(48, requires_grad=True)] if bias else [])]
     ours, expected = linear(*leaves), F.linear(*(leaf.double() for leaf in leaves))
     gradient = torch.randn_like(ours)
-    pairs = zip(
-        (ours, *torch.autograd.grad(ours, leaves, gradient)),
-        (expected, *torch.autograd.grad(expected, leaves, gradient.double())),
-        strict=True,
-    )
-    for one, other in pairs:
+    results = (ours, *torch.autograd.grad(ours, leaves, gradient))
+    right = (expected, *torch.autograd.grad(expected, leaves, gradient.double()))
+    for one, other in zip(results, right, strict=True):
         assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 

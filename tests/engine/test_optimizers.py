@@ -15,12 +15,17 @@ from engine.optimizers import (
 from runs.speaker_model import build_model
 
 
+def build(p):
+    model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
+    optimizer = build_optimizer(model.parameters(), p.training.optimizer)
+    weights = [id(w) for group in optimizer.param_groups for w in group["params"]]
+    assert sorted(weights) == sorted(map(id, model.parameters()))
+    return model, optimizer
+
+
 def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
-    p = shipped(
-        "training.optimizer.lr=2.0",
-        "training.optimizer.warmup=0.2",
-        "training.optimizer.final_lr=0.5",
-    ).training.optimizer
+    p = shipped("training.optimizer={lr: 2.0, warmup: 0.2, final_lr: 0.5}")
+    p = p.training.optimizer
     rates = [learning_rate(p, progress) for progress in (0.1, 0.2, 0.6, 1.0)]
     assert rates == pytest.approx([1.0, 2.0, 1.25, 0.5])
     assert learning_rate(p.model_copy(update={"warmup": 0.0}), 0.0) == 2.0
@@ -36,15 +41,11 @@ def test_learning_rate_warms_up_and_follows_a_cosine(shipped):
     ],
 )
 def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind, decay):
-    p = miniature(f"training.optimizer.name={name}", "training.optimizer.momentum=0.7")
-    model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
-    optimizer = build_optimizer(model.parameters(), p.training.optimizer)
+    p = miniature(f"training.optimizer={{name: {name}, momentum: 0.7}}")
+    model, optimizer = build(p)
     assert type(optimizer) is kind
     groups = optimizer.param_groups
-    if name == "sgd":
-        assert groups[0]["momentum"] == 0.7
-    weights = [id(w) for group in groups for w in group["params"]]
-    assert sorted(weights) == sorted(map(id, model.parameters()))
+    assert groups[0].get("momentum", 0.7) == 0.7
     assert [group["weight_decay"] for group in groups] == [decay, 0]
     given = p.training.optimizer.model_copy(update={"weight_decay": 0.1})
     groups = build_optimizer(model.parameters(), given).param_groups
@@ -53,16 +54,13 @@ def test_the_optimizer_asked_for_is_the_one_that_runs(miniature, name, kind, dec
 
 @pytest.mark.parametrize("loss", ["arcface", "cross_entropy"])
 def test_muon_moves_a_classifier_whose_rows_are_normalised(miniature, loss):
-    p = miniature("training.optimizer.name=muon", f"loss.name={loss}")
-    model = build_model(p, ["a", "b"], {"": "digest"}, CPU)
-    optimizer = build_optimizer(model.parameters(), p.training.optimizer)
-    groups = optimizer.param_groups
+    muon = "training.optimizer.name=muon"
+    model, optimizer = build(miniature(muon, f"loss.name={loss}"))
     classifier = id(model.criterion.classifier.weight)
+    groups = optimizer.param_groups
     (holder,) = [g for g in groups if classifier in map(id, g["params"])]
     assert holder["muon"] == (loss == "arcface")
     assert holder["weight_decay"] > 0
-    weights = [id(w) for group in groups for w in group["params"]]
-    assert sorted(weights) == sorted(map(id, model.parameters()))
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20)])
@@ -76,17 +74,12 @@ def test_muon_is_torchs_own_for_matrices_and_adamw_for_the_others():
     shapes = (20, 30), (40, 10), (20, 30), (7,), (5, 1, 3)
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [nn.Parameter(w.detach().clone()) for w in ours]
-    optimizer = Muon(
-        [{"params": ours[:3], "muon": True}, {"params": ours[3:]}],
-        lr=0.01,
-        weight_decay=0.1,
-        fused=True,
-    )
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    groups = [{"params": ours[:3], "muon": True}, {"params": ours[3:]}]
+    optimizer = Muon(groups, **options, fused=True)
     expected = (
-        torch.optim.Muon(
-            theirs[:3], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(theirs[3:], lr=0.01, weight_decay=0.1),
+        torch.optim.Muon(theirs[:3], **options, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(theirs[3:], **options),
     )
     begun = [w.detach().clone() for w in ours]
     for _ in range(5):
@@ -101,30 +94,9 @@ def test_muon_is_torchs_own_for_matrices_and_adamw_for_the_others():
         assert (one - other).norm() < 0.02 * (one - before).norm()
 
 
-def test_muon_goes_on_from_its_state(shipped):
-    p = shipped("training.optimizer.name=muon").training.optimizer
-    weights = [nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6))]
-    copies = [nn.Parameter(w.detach().clone()) for w in weights]
-    unbroken, broken = (build_optimizer(ws, p) for ws in (weights, copies))
-    for step in range(4):
-        for one, other in zip(weights, copies, strict=True):
-            one.grad = torch.randn_like(one)
-            other.grad = one.grad.clone()
-        if step == 2:
-            state = broken.state_dict()
-            broken = build_optimizer(copies, p)
-            broken.load_state_dict(state)
-        unbroken.step()
-        broken.step()
-    assert all(map(torch.equal, weights, copies))
-
-
 def test_matrices_follow_the_schedule_at_their_own_rate(shipped):
-    p = shipped(
-        "training.optimizer.name=muon",
-        "training.optimizer.lr=2e-3",
-        "training.optimizer.muon_lr=1e-2",
-    ).training.optimizer
+    p = shipped("training.optimizer={name: muon, lr: 2e-3, muon_lr: 1e-2}")
+    p = p.training.optimizer
     weights = [nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6))]
     optimizer = build_optimizer(weights, p)
     set_learning_rate(optimizer, p, 0.7)

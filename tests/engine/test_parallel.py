@@ -10,9 +10,8 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -40,10 +39,7 @@ SINGLE = "single precision"
 # Rounding makes some ReLU choose otherwise, and bold steps blow that up, whatever the
 # number of ranks.
 SMALL_STEPS = (
-    "training.optimizer.name=sgd",
-    "training.optimizer.lr=0.001",
-    "training.optimizer.warmup=0",
-    "training.optimizer.momentum=0",
+    "training.optimizer={name: sgd, lr: 0.001, warmup: 0, momentum: 0}",
     "training.batch_size=23",
     "loss.name=cross_entropy",
 )
@@ -127,13 +123,10 @@ def process(number: int, folder: Path, cases: dict) -> None:
 
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory) -> dict[str, Parameters]:
-    packs = f"dataset.packs={tmp_path_factory.mktemp('packs')}"
-    uneven = "training.batch_size=7"  # shares of 3 and 4
-    options = (*MINIATURE, *NO_CHANCE, uneven, packs)
-    return {
-        name: load_parameters(SHIPPED, overrides=(*options, *overrides))
-        for name, overrides in CASES.items()
-    }
+    options = [*MINIATURE, *NO_CHANCE, f"dataset.packs={tmp_path_factory.mktemp('p')}"]
+    options += ["training.batch_size=7"]  # shares of 3 and 4
+    cases = {name: [*options, *overrides] for name, overrides in CASES.items()}
+    return {name: load_parameters(SHIPPED, overrides=o) for name, o in cases.items()}
 
 
 @pytest.fixture(scope="module")
@@ -187,16 +180,14 @@ def test_batch_norm_over_ranks_is_torchs_over_all_rows(two):
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
 def test_a_rank_that_fails_waits_for_no_other(monkeypatch, error):
-    calls = []
+    begin, end = Mock(), Mock()
     monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
-    for name in ("init_process_group", "destroy_process_group"):
-        call = partial(lambda name, *_, **__: calls.append(name), name)
-        monkeypatch.setattr(dist, name, call)
+    monkeypatch.setattr(dist, "init_process_group", begin)
+    monkeypatch.setattr(dist, "destroy_process_group", end)
     with nullcontext() if error is None else pytest.raises(error), ranks():
         if error is not None:
             raise error
-    ended = ["destroy_process_group"] if error is None else []
-    assert calls == ["init_process_group", *ended]
+    assert (begin.call_count, end.call_count) == (1, 1 if error is None else 0)
 
 
 def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen:
@@ -211,9 +202,7 @@ def torchrun(tmp_path: Path, *arguments: str) -> subprocess.Popen:
 def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
     run = tmp_path / "runs" / "mine"
     files = ("-p", "parameters.yml", *MINIATURE, "run.name=mine", "training.epochs=8")
-    few = (
-        "dataset.synthetic.utterances_per_speaker=4"  # too few for UMAP, which is slow
-    )
+    few = "dataset.synthetic.utterances_per_speaker=4"  # too few for UMAP: it is slow
     started = torchrun(tmp_path, *files, few)
     while not (run / "metrics.jsonl").exists() and started.poll() is None:
         time.sleep(0.05)
@@ -232,9 +221,8 @@ def test_torchrun_trains_writes_once_stops_and_goes_on(tmp_path):
     alone = as_report(evaluate(model, splits))
     report = json.loads((run / "report.json").read_text())
     assert report["identification"] == pytest.approx(alone["identification"])
-    ours, theirs = (
-        r["verification"]["test"]["systems"]["trained"] for r in (report, alone)
-    )
+    tests = [r["verification"]["test"]["systems"] for r in (report, alone)]
+    ours, theirs = (systems["trained"] for systems in tests)
     assert ours["num_targets"] == theirs["num_targets"]
     assert ours["eer"] == pytest.approx(theirs["eer"], abs=0.05)
     again = torchrun(tmp_path, *files)
