@@ -36,8 +36,8 @@ ABOUT_MAP = (
 
 
 def hear(voices: Voices, sounds: Sequence[tuple[str, str | None]]) -> list[Clip]:
-    """Return the clips of (name, file) pairs, under these names instead of their
-    files'.
+    """Return the clips of (name, file) pairs; a clip and its warnings have the name of
+    the pair, not of the file.
 
     Raises `VoiceError` for a recording that is missing or cannot be used.
     """
@@ -98,7 +98,7 @@ def explain(threshold: Threshold | None) -> str:
 
 
 def count_recordings(people: People) -> str:
-    """Return a line that names who is enrolled, with how many recordings."""
+    """Return a line that names the enrolled people and counts their recordings."""
     names, counts = np.unique(people.names, return_counts=True)
     counted = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
     return f"People, and their recordings: {', '.join(counted) or 'none'}."
@@ -142,8 +142,8 @@ class Answers:
         files: Sequence[str] | None,
         people: People | None,
     ) -> tuple[str, People, None, None]:
-        """Enrol recordings of one person; return who is enrolled and what may be wrong,
-        the people, and two emptied boxes."""
+        """Enrol recordings of one person. Return a text of who is enrolled and what may
+        be wrong, the people, and twice None, which empties the two boxes."""
         recordings = [*([recorded] if recorded else []), *(files or [])]
         if not recordings:
             raise VoiceError("expected recordings of the person, got none")

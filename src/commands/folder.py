@@ -2,9 +2,9 @@
 
 folder, files -> `embed_folder` -> vectors.npz or vectors.parquet
 
-A recording has a row: path, begin and end in seconds, vector. One of more than two
-minutes has a row for each window of a minute. Rows are saved as they come, and a later
-call goes on with the recordings that are missing.
+A recording has a row: path, begin and end in seconds, vector. A recording of more than
+two minutes has a row for each window of a minute. Rows are saved every minute, and a
+later call embeds only the recordings that are missing.
 """
 
 import sys
@@ -32,7 +32,7 @@ def embed_folder(voices: Voices, folder: Path, files: Sequence[Path], out: Path)
     line that counts them.
 
     Recordings that cannot be used are skipped, with a line on stderr. Raises
-    `VoiceError` if all of them are, and for an `out` of another model.
+    `VoiceError` if all of them are skipped, and if `out` is of another model.
     """
     saved = _load_rows(voices, out)
     finished = set(saved["path"])

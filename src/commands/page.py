@@ -6,8 +6,8 @@ This is the only module that needs gradio, an optional package:
 init/requirements-demo.txt.
 
 Nothing leaves the machine. The page listens on 127.0.0.1 unless `--host` says
-otherwise. It has no analytics, no public link and no history of runs, and its content
-security policy forbids the browser to ask any other server for anything.
+otherwise. It has no analytics, no public link and no history of runs. Its content
+security policy keeps the browser from loading anything from other servers.
 
 Uploads lie in a folder that only the user can read. Gradio deletes those that are older
 than `UPLOAD_SECONDS`, and all of them when the program ends. Enrolled people are
@@ -146,8 +146,8 @@ class Layout:
         )
 
     def _on(self, event: Callable, run: Callable, inputs: Any, *outputs: Any) -> None:
-        """Let `run` answer an event: a text, then values of the other outputs. An error
-        becomes the text, and pictures of an earlier answer go."""
+        """Call `run` when an event comes; it returns a text, then values for the other
+        outputs. An error becomes the text, and pictures of an earlier answer vanish."""
         gr = self.gr
 
         @wraps(run)
@@ -211,7 +211,7 @@ def open_page(voices: Voices, host: str, folder: Path) -> Any:
 
 
 def _only_from_here(app: Callable) -> Callable:
-    """Return an ASGI app whose pages may load nothing from elsewhere."""
+    """Return an ASGI app whose pages load nothing from other servers."""
 
     async def answer(scope: Any, receive: Callable, send: Callable) -> None:
         async def send_with_policy(message: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("people", nargs="+", metavar="PEOPLE", help=PEOPLE)
     command = add("identify", "whose voice is this?", "checkpoint", "store", "json")
     command.add_argument("sounds", nargs="+", metavar="x.wav")
-    command = add("who", "who of the enrolled speaks when?", "checkpoint", "store")
+    command = add("who", "which enrolled person speaks when?", "checkpoint", "store")
     command.add_argument("sound", type=Path, metavar="MEETING.wav")
     command.add_argument(
         "--rttm", type=Path, metavar="out.rttm", help="write the turns as RTTM"
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     command = add("forget", "remove a person", "store")
     command.add_argument("name", metavar="NAME")
-    command = add("calibrate", "find a threshold for own recordings", "checkpoint")
+    command = add("calibrate", "find a threshold for your recordings", "checkpoint")
     command.add_argument("people", nargs="+", metavar="PEOPLE", help=PEOPLE)
     command.add_argument(
         "target", type=Path, metavar="mine.pt", help="the encoder and its new threshold"

@@ -1,7 +1,7 @@
 """The commands of `voices.py`, a function each: options in, output and files out.
 
 `calibrate` finds a threshold for a user's own recordings and writes it into a copy of
-the encoder, beside the encoder's own: with `--checkpoint mine.pt` it is used instead.
+the encoder. With `--checkpoint mine.pt`, that threshold replaces the encoder's own.
 """
 
 import itertools
@@ -28,8 +28,8 @@ from speech.packs import FULL_SCALE
 from speech.synthetic import SyntheticUtterance
 from voices import RELEASED, Voices
 
-CHECKED_SECONDS = 60.0  # of speech, on which ONNX is compared with torch
-FEW_FALSE_ALARMS = 10  # to be expected; with fewer, their rate is rough
+ONNX_CHECK_SECONDS = 60.0  # of speech, on which ONNX is compared with torch
+FEW_FALSE_ALARMS = 10  # if fewer are expected, their measured rate is rough
 
 
 def _load_voices(options: Namespace) -> Voices:
@@ -46,7 +46,7 @@ def compare(options: Namespace) -> None:
 
 
 def enrol(options: Namespace) -> None:
-    """Add people to a store, or make one."""
+    """Add people to a store, which is made if it is missing."""
     sounds = read_people(options.people)
     enrolled = load_people(options.store) if options.store.exists() else None
     voices = _load_voices(options)
@@ -62,7 +62,7 @@ def enrol(options: Namespace) -> None:
 
 
 def identify(options: Namespace) -> None:
-    """Print whom of the enrolled each recording is of."""
+    """Print which enrolled person speaks in each recording."""
     people = load_people(options.store)
     voices = _load_voices(options)
     clips = voices.listen(options.sounds)
@@ -140,13 +140,14 @@ def calibrate(options: Namespace) -> None:
         f"{options.target}: threshold {calibration.threshold:+.1f} for "
         f"{100 * rate:g} % false alarms, found on {len(counts)} people, "
         f"{num_targets} pairs of one person and {num_non_targets} of two\n"
-        f"measured on people that it was not found on: {miss}, {false_alarm}"
+        f"measured on people who were held out: {miss}, {false_alarm}"
     )
     if len(counts) < FEW_SPEAKERS:
         print(f"fewer than {FEW_SPEAKERS} people: the intervals are rough")
     if rate * num_non_targets < FEW_FALSE_ALARMS:
         print(
-            f"{num_non_targets} pairs of two people are few to find {100 * rate:g} % of"
+            f"{num_non_targets} pairs of two people are few for a rate of "
+            f"{100 * rate:g} %: the threshold is rough"
         )
 
 
@@ -159,18 +160,19 @@ def embed(options: Namespace) -> None:
 
 
 def export(options: Namespace) -> None:
-    """Write the encoder as ONNX, and print how far it agrees with torch."""
+    """Write the encoder as ONNX, and print how well it agrees with torch."""
     from exchange.onnx_files import save_onnx
 
     voices = _load_voices(options)
     rate, speech = voices.sample_rate, []
     if options.check is None:
-        voice = SyntheticUtterance(speaker=0, index=0, seconds=CHECKED_SECONDS, seed=0)
+        seconds = ONNX_CHECK_SECONDS
+        voice = SyntheticUtterance(speaker=0, index=0, seconds=seconds, seed=0)
         speech = [voice.render(rate)]
     else:
         for file in audio_below(options.check):
             speech.append(voices.read(str(file), file).samples)
-            if sum(map(len, speech)) > CHECKED_SECONDS * rate:
+            if sum(map(len, speech)) > ONNX_CHECK_SECONDS * rate:
                 break
     waveform = torch.from_numpy(np.concatenate(speech)) / FULL_SCALE
     agreement = save_onnx(options.out, voices.model, voices.digest, waveform)

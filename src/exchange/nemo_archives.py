@@ -31,7 +31,8 @@ class NemoError(UserError):
 
 
 class _BoundedStream:
-    """A stream that refuses to pass `MAX_BYTES`, whatever a tar's headers claim."""
+    """A stream that ends with an error at `MAX_BYTES`, whatever a tar's headers
+    claim."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -75,7 +76,7 @@ def read_members(file: BinaryIO) -> dict[str, bytes]:
                     f"{name}: expected at most {largest} bytes, got {member.size}"
                 )
             if str(path) in members:
-                raise NemoError(f"{name}: expected once, given twice")
+                raise NemoError(f"{name}: expected once, got it twice")
             if str(path) in (CONFIG, WEIGHTS):
                 members[str(path)] = archive.extractfile(member).read()
     for name in (CONFIG, WEIGHTS):
@@ -85,8 +86,8 @@ def read_members(file: BinaryIO) -> dict[str, bytes]:
 
 
 def read_tensors(content: bytes) -> dict[str, Tensor]:
-    """Return the state dict in the weights; raise `NemoError` unless it is flat, its
-    tensors are finite, and none is larger than its storage."""
+    """Return the state dict in the content of the weights' file; raise `NemoError`
+    unless it is flat, its tensors are finite, and none is larger than its storage."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         unpacked = sum(record.file_size for record in archive.infolist())
     if unpacked > MAX_BYTES:

@@ -3,8 +3,8 @@
 model_config.yaml, tensors -> `read_parameters` -> `Parameters`
 `SpeakerModel` -> `nemo_config` -> model_config.yaml
 
-A key or value that would change the embeddings, and that this program does not compute,
-is refused by its name.
+If a key or value would change the embeddings in a way that this program does not
+compute, an error names it.
 """
 
 import math
@@ -20,8 +20,8 @@ from models import SIZES, TitaNet
 from parameters import Parameters, merged
 from runs.speaker_model import SpeakerModel
 
-# The values that NeMo's keys must have, where a file gives them, for the same results
-# here. ANY: the value is read, or embeddings do not depend on it.
+# The values that NeMo's keys must have if a file sets them. With others, embeddings
+# here would differ from NeMo's. ANY: the value is read, or it changes no embedding.
 ANY = object()
 MODEL = {"target": "nemo.collections.asr.models.EncDecSpeakerLabelModel"}
 PREPROCESSOR = {
@@ -98,7 +98,7 @@ LOSSES = {
 
 
 def _blocks(encoder: TitaNet) -> list[dict[str, Any]]:
-    """Return the configuration of each block, without `BLOCK`."""
+    """Return the keys of each block's configuration that are not in `BLOCK`."""
     return [
         {
             "filters": block.sub_blocks[0].pointwise.out_features,
@@ -115,14 +115,14 @@ def _last_name(dotted: Any) -> Any:
     return dotted.rpartition(".")[2] if isinstance(dotted, str) else dotted
 
 
-def _honour(section: Any, where: str, honoured: Mapping[str, Any]) -> None:
-    """Raise `NemoError` for the first key or value that this program would ignore."""
+def _refuse_others(section: Any, where: str, supported: Mapping[str, Any]) -> None:
+    """Raise `NemoError` for the first key or value that is not `supported`."""
     if not isinstance(section, dict):
         raise NemoError(f"{where}: expected a section, got {shown(section)}")
     for key, value in section.items():
-        if key not in honoured:
+        if key not in supported:
             raise NemoError(f"{where}.{key}: expected no such key")
-        expected = honoured[key]
+        expected = supported[key]
         if key in ("target", "_target_"):  # versions moved classes, not their names
             expected, value = _last_name(expected), _last_name(value)
         if isinstance(expected, list) and not isinstance(value, list):
@@ -132,11 +132,11 @@ def _honour(section: Any, where: str, honoured: Mapping[str, Any]) -> None:
 
 
 def _whole_samples(preprocessor: Mapping[str, Any], key: str) -> float:
-    """Return seconds; raise `NemoError` unless they are a whole number of samples,
-    since NeMo would round down."""
+    """Return the seconds of a key; raise `NemoError` unless they are a whole number of
+    samples, since NeMo would round down."""
     seconds, rate = preprocessor.get(key), preprocessor.get("sample_rate")
-    numbers = isinstance(seconds, int | float) and isinstance(rate, int)
-    if not (numbers and abs(seconds * rate) < MAX_BYTES):
+    are_numbers = isinstance(seconds, int | float) and isinstance(rate, int)
+    if not (are_numbers and abs(seconds * rate) < MAX_BYTES):
         raise NemoError(
             f"preprocessor.{key}: expected seconds, got {shown(seconds)} "
             f"at a sample_rate of {shown(rate)}"
@@ -162,7 +162,7 @@ def _read_front_end(
     _, num_mels, bins = _shape(state, "preprocessor.featurizer.fb", 3)
     n_fft = 2 * (bins - 1)
     sizes = {key: source.get(key) for key in ("n_fft", "features")}
-    _honour(sizes, "preprocessor", {"n_fft": n_fft, "features": num_mels})
+    _refuse_others(sizes, "preprocessor", {"n_fft": n_fft, "features": num_mels})
     return {
         "sample_rate": source.get("sample_rate"),
         "window_seconds": _whole_samples(source, "window_size"),
@@ -184,7 +184,8 @@ def _read_encoder(blocks: Any, state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise NemoError(f"encoder.jasper: expected 5 blocks, got {shown(blocks)}")
     for number, block in enumerate(blocks):
         keys = (*BLOCK, "filters", "repeat", "kernel", "dropout", "residual")
-        _honour(block, f"encoder.jasper.{number}", dict.fromkeys(keys, ANY) | BLOCK)
+        supported = dict.fromkeys(keys, ANY) | BLOCK
+        _refuse_others(block, f"encoder.jasper.{number}", supported)
     return {
         "size": size,
         "channels": None if channels == SIZES[size][0] else channels,
@@ -214,14 +215,15 @@ def _read_loss(loss: Any) -> dict[str, Any]:
 def read_parameters(
     config: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> Parameters:
-    """Return what the configuration and the shapes determine, the rest as shipped."""
-    _honour({"target": config.get("target")}, WEIGHTS, MODEL)
-    for name, honoured in (
+    """Return the parameters that the configuration and the shapes of the tensors
+    determine; all others are those of the shipped `parameters.yml`."""
+    _refuse_others({"target": config.get("target")}, WEIGHTS, MODEL)
+    for name, supported in (
         ("preprocessor", PREPROCESSOR),
         ("encoder", ENCODER),
         ("decoder", DECODER),
     ):
-        _honour(config.get(name), name, honoured)
+        _refuse_others(config.get(name), name, supported)
     update = {
         "front_end": _read_front_end(config["preprocessor"], state),
         "model": {
@@ -237,7 +239,7 @@ def refuse_other_blocks(config: Mapping[str, Any], encoder: TitaNet) -> None:
     """Raise `NemoError` unless the configuration describes the encoder's blocks."""
     for number, expected in enumerate(_blocks(encoder)):
         block = config["encoder"]["jasper"][number]
-        _honour(block, f"encoder.jasper.{number}", BLOCK | expected)
+        _refuse_others(block, f"encoder.jasper.{number}", BLOCK | expected)
 
 
 def read_speakers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
@@ -248,8 +250,10 @@ def read_speakers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> lis
     labels = training.get("labels") if isinstance(training, dict) else None
     if labels is None:
         return [f"class {number}" for number in range(count)]
-    names = isinstance(labels, list) and all(isinstance(x, str | int) for x in labels)
-    if not names or len({str(label) for label in labels}) != count:
+    are_names = isinstance(labels, list) and all(
+        isinstance(label, str | int) for label in labels
+    )
+    if not are_names or len({str(label) for label in labels}) != count:
         raise NemoError(
             f"train_ds.labels: expected {count} different names, got {shown(labels)}"
         )
@@ -257,7 +261,8 @@ def read_speakers(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> lis
 
 
 def _nemo_seconds(samples: int, sample_rate: int) -> float:
-    """Return seconds that NeMo, which rounds down, converts back to `samples`."""
+    """Return the seconds that NeMo converts back to `samples`, though it rounds
+    down."""
     seconds = samples / sample_rate
     too_low = int(seconds * sample_rate) < samples
     return math.nextafter(seconds, math.inf) if too_low else seconds

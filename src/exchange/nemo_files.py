@@ -1,10 +1,10 @@
-"""Reads and writes NVIDIA NeMo's speaker checkpoints, without NeMo.
+"""Read and write NVIDIA NeMo's speaker checkpoints, without NeMo.
 
 model.nemo <-> `load_nemo`, `save_nemo` <-> `SpeakerModel`
 
 Names are those of NeMo 2.7.3's `EncDecSpeakerLabelModel`. Embeddings are the same in
-both programs, but classifiers may name different speakers: NeMo does not normalise its
-class vectors, ArcFace here does.
+both programs, but classifiers may choose different speakers: NeMo does not normalise
+its class vectors, while ArcFace here does.
 """
 
 import io
@@ -38,8 +38,8 @@ from exchange.nemo_configuration import (
 from runs.checkpoints import load_model
 from runs.speaker_model import SpeakerModel, build_model
 
-# NeMo's modules that are convolutions of width 1 there and linear layers here.
-CONVOLUTIONS = (".conv", ".conv_layer", ".attention_layer.2", ".emb_layers.0.1")
+# The modules that are convolutions of width 1 in NeMo and linear layers here.
+NARROW_CONVOLUTIONS = (".conv", ".conv_layer", ".attention_layer.2", ".emb_layers.0.1")
 
 
 def _modules(model: SpeakerModel) -> Iterator[tuple[str, nn.Module]]:
@@ -75,7 +75,7 @@ def _tensors(model: SpeakerModel) -> dict[str, Tensor]:
     }
     for name, module in _modules(model):
         for leaf, tensor in module.state_dict().items():
-            flat = name.endswith(CONVOLUTIONS) and tensor.ndim == 2
+            flat = name.endswith(NARROW_CONVOLUTIONS) and tensor.ndim == 2
             tensors[f"{name}.{leaf}"] = tensor[..., None] if flat else tensor
     return tensors
 
@@ -103,7 +103,7 @@ def _load(file: BinaryIO) -> SpeakerModel:
     if not isinstance(config, dict):
         raise NemoError(f"{CONFIG}: expected sections, got {shown(config)}")
     parameters, speakers = read_parameters(config, state), read_speakers(config, state)
-    # A model without memory: a file may claim sizes of any number of bytes.
+    # The outline takes no memory, since a file may claim any sizes.
     with (meta := torch.device("meta")):
         outline = build_model(parameters, speakers, {}, meta)
     _refuse_other_shapes(state, _tensors(outline))

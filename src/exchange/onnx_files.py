@@ -1,4 +1,4 @@
-"""Writes a speaker model as an ONNX file, for other programs such as sherpa-onnx.
+"""Write a speaker model as an ONNX file, for other programs such as sherpa-onnx.
 
 `SpeakerModel` -> `save_onnx` -> model.onnx, `Agreement`
 
@@ -11,7 +11,8 @@ sherpa-onnx reads the file as a NeMo speaker model and takes the second output. 
 features differ from ours: frames begin at the first sample instead of being centred,
 and mel bands end at 7,600 Hz.
 
-Exporting needs onnxscript, and comparing onnxruntime: init/requirements-onnx.txt.
+Exporting needs onnxscript, and comparing needs onnxruntime:
+init/requirements-onnx.txt.
 """
 
 import importlib
@@ -35,7 +36,7 @@ from runs.speaker_model import SpeakerModel
 
 INPUTS, OUTPUTS = ("features", "frames"), ("unit", "embedding")
 EXCERPT_SECONDS = (0.3, 1.0, 3.0, 10.0, 30.0, 60.0)
-NUM_IN_BATCH = 4  # excerpts, from the shortest on, that are also run as a padded batch
+NUM_IN_BATCH = 4  # the shortest excerpts, which are also run as one padded batch
 
 
 class OnnxError(UserError):
@@ -137,8 +138,8 @@ def _export(graph: _Graph, num_mels: int) -> torch.onnx.ONNXProgram:
 
 
 def _excerpts(speech: Tensor, rate: int) -> list[tuple[Tensor, Tensor]]:
-    """Return batches of waveforms [B, N] and lengths [B] in samples: each excerpt
-    alone, then the short ones together."""
+    """Return batches of waveforms [B, N] and lengths [B] in samples: one of each
+    excerpt alone, then one of the shortest excerpts together."""
     sizes = [min(round(seconds * rate), len(speech)) for seconds in EXCERPT_SECONDS]
     alone = [(speech[None, :size], torch.tensor([size])) for size in sizes]
     lengths = torch.tensor(sizes[:NUM_IN_BATCH])

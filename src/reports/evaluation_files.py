@@ -25,7 +25,7 @@ from verification.trials import write_scores, write_table, write_trials
 MIN_DRAWN = 10  # utterances; with fewer, UMAP has nothing to show
 EMBEDDINGS_TITLE = "Utterances of speakers never heard in training"
 MAPPED_UTTERANCES = 400  # in a map, not counting those of its errors
-MAPPED_SECONDS = 3  # of each mapped utterance; a map then has about 10 MB
+MAPPED_SECONDS = 3  # of each utterance in a map, which then has about 10 MB
 
 
 def write_evaluation(directory: Path, evaluation: Evaluation, splits: Splits) -> None:
@@ -50,8 +50,8 @@ def write_evaluation(directory: Path, evaluation: Evaluation, splits: Splits) ->
 def write_trials_and_scores(
     directory: Path, test: Verification, splits: Splits
 ) -> None:
-    """Write a test's `trials.txt` and `scores.txt`, which its metrics can be recomputed
-    from, and its hardest trials, `errors.tsv`."""
+    """Write a test's `trials.txt` and `scores.txt`, from which its metrics can be
+    computed again, and `errors.tsv`, its hardest trials."""
     ids = [splits.pack.entries[i].id for i in test.indices]
     write_trials(directory / "trials.txt", test.trials, ids)
     write_scores(directory / "scores.txt", test.trials, test.scores["trained"], ids)
@@ -83,7 +83,7 @@ def write_map(
 ) -> None:
     """Write `map.html`: the UMAP of a test's embeddings, to explore and to hear.
 
-    It holds people's voices: it is never uploaded. Its title begins with `name`.
+    It holds people's voices, so it is never uploaded. Its title begins with `name`.
     """
     if len(test.indices) < MIN_DRAWN:
         return

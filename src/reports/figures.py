@@ -29,9 +29,9 @@ from reports.style import NON_TARGET, PALETTE, STYLE, TARGET, system_colours
 def draw_corpus(
     seconds: Sequence[float], speakers: Sequence[str], genders: Sequence[str | None]
 ) -> Figure:
-    """Draw the durations of utterances, and how much and how often each speaker speaks.
+    """Draw the durations of utterances, and each speaker's minutes and utterances.
 
-    The arguments have a value for each utterance, [U]; a gender is `f`, `m` or None,
+    The arguments have a value for each utterance, [U]. A gender is `f`, `m`, or None if
     unknown.
     """
     names, codes = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
@@ -242,7 +242,7 @@ def draw_det(
 def draw_turns(turns: Sequence[tuple[float, float, str | None]]) -> Figure:
     """Draw who speaks when, with a row for each speaker.
 
-    A turn is its begin and end in seconds and a name, None for somebody unknown.
+    A turn is (begin, end, name), in seconds; the name is None for an unknown speaker.
     """
     names = sorted({name for *_, name in turns if name is not None})
     rows = [*names, *([None] if any(name is None for *_, name in turns) else [])]
@@ -267,8 +267,8 @@ def draw_scores(
     targets: NDArray[np.bool_],
     thresholds: Mapping[str, float],
 ) -> Figure:
-    """Draw histograms, of area 1, of each system's target and non-target scores [K],
-    and its threshold if it has one."""
+    """Draw two histograms of area 1 for each system, of its target and its non-target
+    scores [K], and its threshold if it has one."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.8 + 4 * len(scores), 3.2))
         panels = figure.subplots(1, len(scores), squeeze=False)[0]

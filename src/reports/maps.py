@@ -49,7 +49,7 @@ MAP = Template("""\
 })();
 </script>
 """)
-# A notebook does not wait for a script from the web before it runs the next one.
+# A notebook runs the next script without waiting for one from the web.
 FROM_WEB = Template("""\
 if (window.Plotly) return draw();
   document.head.append(Object.assign(document.createElement("script"), {
@@ -97,10 +97,10 @@ def map_embeddings(
 
     A tooltip names speaker and utterance; a click plays the Ogg file that `sounds` has
     for the utterance's id, if any. The first 24 speakers look as in `draw_embeddings`,
-    others share their looks. `errors` are trials as (id, id, what went wrong): each is
-    a line, and an item of a list below. With `offline` the HTML is a complete page;
-    otherwise it is a fragment for a notebook, which loads plotly.js (5 MB) from the
-    web. `title` may have several lines.
+    others share their looks. `errors` are trials as (id, id, what went wrong). Each is
+    a line on the map, and an item of the list below it. With `offline` the HTML is a
+    complete page; otherwise it is a fragment for a notebook, which loads plotly.js (5
+    MB) from the web. `title` may have several lines.
     """
     sounds, row_of = sounds or {}, {name: row for row, name in enumerate(ids)}
     pairs = [(row_of[one], row_of[other]) for one, other, _ in errors]

@@ -26,8 +26,8 @@ from verification.scoring import unit
 class PrincipalPlane:
     """The two directions in which vectors differ most.
 
-    It depends on the vectors that it was fitted to alone: no point moves when others
-    are projected beside it.
+    It depends on the fitted vectors alone, so no point moves when others are projected
+    beside it.
     """
 
     mean: NDArray[np.float64]  # [E]
@@ -73,8 +73,8 @@ def project_umap(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float
 
 
 def project_tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """Return t-SNE of unit embeddings, [U, E] -> [U, 2]; their distances grow with the
-    angle."""
+    """Return t-SNE of embeddings at length 1, whose distances grow with their angles:
+    [U, E] -> [U, 2]."""
     from sklearn.manifold import TSNE  # takes seconds
 
     perplexity = min(30, (len(embeddings) - 1) / 3)

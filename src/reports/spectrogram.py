@@ -31,7 +31,7 @@ def colour_spectrogram(
         return_complex=True,
     )
     level = 20 * (spectrum.abs() + 1).log10()  # dB above an amplitude of 1
-    top = level.max().clamp(min=DYNAMIC_RANGE)  # so silence is dark
+    top = level.max().clamp(min=DYNAMIC_RANGE)  # so that silence is dark
     height = (level - top) / DYNAMIC_RANGE + 1
     colours = matplotlib.colormaps["magma"](height.flip(0).numpy(), bytes=True)
     return colours[..., :3]

@@ -1,8 +1,8 @@
 """The style and the palette that all figures share.
 
-A colour has one meaning throughout: systems that are often compared have their own, and
-so have target and non-target trials. Other systems, and speakers, take the palette's
-colours in order.
+A colour has one meaning throughout. Systems that are often compared have colours of
+their own, and so have target and non-target trials. Other systems, and speakers, take
+the palette's colours in order.
 """
 
 import itertools

@@ -60,16 +60,16 @@ def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
         with zipfile.ZipFile(file) as archive:
             packed = any(record.compress_type for record in archive.infolist())
             if packed or archive.testzip():
-                raise zipfile.BadZipFile("other bytes than were written")
+                raise zipfile.BadZipFile("its bytes are not those that were written")
         if not isinstance(file, Path):
             file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{name}: expected a checkpoint, got no such file") from None
     except pickle.UnpicklingError:  # torch's message advises executing the file
-        reason = "damaged, or more than tensors and plain values"
+        reason = "damaged, or it holds more than tensors and plain values"
         raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
-    except Exception as error:  # which one torch raises depends on the damaged bytes
+    except Exception as error:  # torch's error depends on which bytes are damaged
         reason = first_line(error)
         raise RunError(f"{name}: not a readable checkpoint: {reason}") from None
 
@@ -109,8 +109,8 @@ def restore_model(
         with (meta := torch.device("meta")):
             outline = build_model(parameters, state["speakers"], {}, meta)
         for name, module in outline.named_children():
-            # A copy: torch notes `assign` in the metadata of the state that it is given
-            # and would assign below too, where float16 must become float32.
+            # A copy, since torch notes `assign` in the state itself. It would then also
+            # assign below, where it must copy, so that float16 becomes float32.
             module.load_state_dict(dict(state[name]), assign=True)
         model = build_model(parameters, state["speakers"], state["digests"], device)
         for name, module in model.named_children():

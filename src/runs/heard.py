@@ -1,4 +1,4 @@
-"""Speakers that a model was trained on are not tested.
+"""Refuse to test a model on speakers that it was trained on.
 
 model, splits -> `refuse_heard` -> an error that names one of them
 """
@@ -15,7 +15,8 @@ def refuse_heard(
     """Raise `ParameterError` if the model, or one whose weights it started from, was
     trained on development or test speakers.
 
-    Speakers of another corpus are other people: equal names only print a note.
+    Speakers of other corpora are other people, so for equal names it only prints a
+    note.
     """
     namesakes: set[str] = set()
     for label, corpus in dataset.corpora.items():

@@ -134,14 +134,14 @@ def _make_directory(parameters: Parameters) -> Path:
         _write_parameters(directory, parameters)
     except FileError:
         with suppress(OSError):
-            directory.rmdir()  # or the name would be taken
+            directory.rmdir()  # so that the name stays free
         raise
     return directory
 
 
 def _rewind(directory: Path, parameters: Parameters, epoch: int) -> int:
-    """Delete what a run wrote after an epoch; return the number of epochs that are on
-    W&B, where nothing can be deleted."""
+    """Delete what a run wrote after an epoch. Return the number of epochs written
+    before: they may all be on W&B, where nothing can be deleted."""
     path, lines = directory / "metrics.jsonl", []
     try:
         if epoch:  # the first epoch makes the file

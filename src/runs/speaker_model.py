@@ -59,7 +59,7 @@ class SpeakerModel(nn.Module):
 
     @property
     def heard(self) -> tuple[Heard, ...]:
-        """All speakers that the weights were trained on, those of ancestors too."""
+        """All speakers that the weights were trained on, with those of ancestors."""
         corpora, names = self.config.dataset.corpora, {}
         for speaker in self.speakers:
             label = "" if "" in corpora else speaker.partition("/")[0]
@@ -78,7 +78,8 @@ class SpeakerModel(nn.Module):
         return next(self.parameters()).device
 
     def flop(self, samples: int) -> int:
-        """The encoder's operations in a training step on a crop of so many samples."""
+        """Return the number of the encoder's operations in a training step on a crop of
+        `samples`."""
         frames = samples // self.front_end.hop
         return FLOP_PER_PRODUCT * self.encoder.products(frames)
 
@@ -94,7 +95,7 @@ def build_model(
     digests: dict[str, str],
     device: torch.device,
 ) -> SpeakerModel:
-    """Return an untrained model; `seed` draws its weights, the same on any device."""
+    """Return an untrained model; its weights depend on `seed`, not on the device."""
     torch.manual_seed(config.seed)
     return SpeakerModel(config, speakers, digests).to(device)
 
@@ -103,7 +104,7 @@ def build_model(
 @torch.inference_mode()
 def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
     """Embed every batch by `model(waveforms, lengths)`; return [U, E] float32 in the
-    order of the indices.
+    order of `batches.indices`.
 
     The embedding of a long utterance is the mean of its windows'. The ranks share the
     work, and each returns all embeddings.

@@ -28,7 +28,7 @@ from verification.records import Evaluation
 
 START_SECONDS = 20  # the longest that W&B may delay the start of a run
 END_SECONDS = 30  # the longest that it may delay the end
-SERVER_SHARE = 0.7  # of these times: what wandb may spend waiting for its server
+SERVER_SHARE = 0.7  # of these times, which wandb may spend waiting for its server
 # Metrics that others can be drawn against. Their own charts would be straight lines.
 AXES = ("epoch", "step", "spent/seconds", "spent/audio_seconds", "spent/flop")
 ENVIRONMENT = {
@@ -85,7 +85,7 @@ class Mirror:
         self._enqueue(lambda wandb, page: self._log_artifacts(wandb, page, splits))
 
     def alert(self, title: str, text: str) -> None:
-        """Send the user an alert, as their settings on W&B say."""
+        """Send the user an alert, in the way that their settings on W&B choose."""
         self._enqueue(lambda wandb, page: page.alert(title, text, level="ERROR"))
 
     def finish(self, failed: bool = False) -> None:
@@ -140,7 +140,8 @@ class Mirror:
     ) -> None:
         columns, *rows = as_table(evaluation)
         summary = as_summary(evaluation)
-        # The curves of validation keep their last point: this is the best epoch's.
+        # Validation is left out. Its curves end with the last epoch, but these results
+        # are the best epoch's.
         results = {k: v for k, v in summary.items() if not k.startswith("validation/")}
         results["results"] = wandb.Table(columns=columns, data=rows)
         for folder, test in evaluation.tests.items():
@@ -149,15 +150,15 @@ class Mirror:
             for path in sorted((self.directory / folder).glob("*.png")):
                 name = Path("figures", folder, path.stem).as_posix()
                 results[name] = wandb.Image(str(path))
-        lowest = [f"{folder or 'test'}/eer" for folder in evaluation.tests]
-        for name in lowest:
+        eer_names = [f"{folder or 'test'}/eer" for folder in evaluation.tests]
+        for name in eer_names:
             page.define_metric(name, step_metric="epoch", summary="min")
         step = max(self.step, page.starting_step)
         page.log({"epoch": self.step, **results}, step, commit=True)
-        page.summary.update({k: v for k, v in summary.items() if k not in lowest})
+        page.summary.update({k: v for k, v in summary.items() if k not in eer_names})
 
     def _error_table(self, wandb: Any, errors: list[list], splits: Splits) -> Any:
-        """A table of trials with the spectrograms and the sound of both sides."""
+        """Return a table of trials with spectrograms and players of both utterances."""
         columns, *rows = errors
         spectrogram, player = _media(wandb, splits.pack)
         columns = [*columns, "enrolment spectrogram", "test spectrogram"]
@@ -169,16 +170,17 @@ class Mirror:
 
     def _log_artifacts(self, wandb: Any, page: Any, splits: Splits) -> None:
         corpus = _corpus(wandb, f"corpus-{self.parameters.dataset.name}", splits)
-        # As `use_artifact` does, which refuses offline and waits for the upload.
+        # What `use_artifact` does, but that fails offline and waits for the upload.
         page._log_artifact(corpus, is_user_created=True, use_after_commit=True)
-        for name in ("last", "best"):  # in this order the latest is the best
+        for name in ("last", "best"):  # so that W&B's latest version is the best
             artifact = wandb.Artifact(f"model-{self.wandb_id}", type="model")
             artifact.add_file(str(self.directory / f"{name}.pt"))
             page.log_artifact(artifact, aliases=[name])
 
 
 def _media(wandb: Any, pack: Pack) -> tuple[Callable[[str], Any], ...]:
-    """Two functions of an utterance's id: its spectrogram, and a player for it."""
+    """Return two functions of an utterance's id: one makes its spectrogram, the other a
+    player for it."""
     entries = {entry.id: entry for entry in pack.entries}
 
     def samples_of(name: str) -> NDArray[np.int16]:
@@ -196,7 +198,8 @@ def _media(wandb: Any, pack: Pack) -> tuple[Callable[[str], Any], ...]:
 
 
 def _corpus(wandb: Any, name: str, splits: Splits) -> Any:
-    """An artifact of the pack's digests and the sizes of its splits: no audio."""
+    """Return an artifact with the pack's digests and the sizes of its splits, without
+    audio."""
     sizes = {
         split: len(indices)
         for part in SPLIT_NAMES

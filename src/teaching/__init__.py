@@ -1,2 +1,2 @@
 """What only the notebook and the studies use: the model taken apart, figures that
-teach, trainings that are run once. Calls train and all below."""
+teach, trainings that run once. Calls train and all below."""

@@ -1,11 +1,11 @@
-"""What TitaNet does on its way: shapes, receptive fields, gates, attention.
+"""TitaNet from the inside: shapes, receptive fields, gates, attention.
 
-encoder -> `layers`, `parts_of`, `receptive_fields`, `convolution_costs`: its tables
+encoder -> `layers`, `parts_of`, `receptive_fields`, `convolution_costs` -> tables
 waveforms [1, N] -> `walk` -> `Step`s: the shape after each part of the model
 features [1, M, T] -> `look_inside` -> `Inside`: gates [C], frames and attention [T, P]
 
-All of it is counted in a model's layers or read by forward hooks. N samples, M mel
-bands, T frames, C channels, P channels of the epilog.
+Numbers are counted in a model's layers, values are read by forward hooks. N samples, M
+mel bands, T frames, C channels, P channels of the epilog.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,8 +49,8 @@ def _num_weights(*modules: nn.Module) -> int:
 def layers(encoder: TitaNet | DVector) -> list[Step]:
     """Return an encoder's parts from features to embedding; shapes are [channels].
 
-    A part of TitaNet sees as far as the convolutions up to it do, though
-    squeeze-and-excitation adds a mean over the utterance.
+    What a part of TitaNet sees is counted for the convolutions up to it, without the
+    means over the utterance that squeeze-and-excitation adds.
     """
     size = encoder.embedding_size
     if isinstance(encoder, DVector):
@@ -86,8 +86,8 @@ def layers(encoder: TitaNet | DVector) -> list[Step]:
 
 
 def parts_of(block: Block) -> list[tuple[str, int]]:
-    """Return the layers of a block in the order of their work, each with its number of
-    weights; a skip connection comes last."""
+    """Return the layers of a block in the order in which they run, each with its number
+    of weights; a skip connection comes last."""
     parts: list[tuple[str, nn.Module]] = []
     for sub_block in block.sub_blocks:
         kernel = sub_block.depthwise.kernel_size[0]
@@ -115,8 +115,8 @@ def receptive_fields(encoder: TitaNet) -> list[tuple[int, int]]:
 
 
 def convolution_costs(encoder: TitaNet) -> dict[int, tuple[int, int]]:
-    """Return numbers of weights by kernel of the mega blocks: of a depthwise and a
-    pointwise convolution, and of a full one between as many channels."""
+    """Return two numbers of weights by kernel of the mega blocks: of a depthwise and a
+    pointwise convolution together, and of a full convolution of the same channels."""
     costs = {}
     for block in encoder.blocks:
         if block.skip is None:

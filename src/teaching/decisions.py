@@ -29,8 +29,8 @@ from verification.metrics import OperatingPoint, error_rates
 def losses_on_circle(
     criterion: nn.Module, class_vectors: Tensor, angles: Tensor
 ) -> Tensor:
-    """Return the loss of a unit embedding at each angle, were it of one speaker and of
-    the other: [K] radians -> [K, 2].
+    """Return two losses of a unit embedding at each angle, one if it is the first
+    speaker's and one if it is the second's: [K] radians -> [K, 2].
 
     `class_vectors` [2, 2] become the classifier's rows.
     """
@@ -47,10 +47,10 @@ def draw_target_cosines(
     cosines: Mapping[str, NDArray[np.float64]],
     bends: Mapping[str, float],
 ) -> Figure:
-    """Draw what each loss uses for the target speaker's cosine, [K] by loss, over the
-    angle to the class vector.
+    """Draw what each loss puts in place of the target speaker's cosine, [K] by loss,
+    over the angle to the class vector.
 
-    Dots mark the angles, `bends` in degrees, from which a curve is a flipped cosine.
+    Dots mark `bends`, the angles in degrees beyond which a curve is a flipped cosine.
     """
     looks = {"cosine": ("0.3", "-")} | dict(
         zip(
@@ -84,9 +84,9 @@ def draw_margins(
 ) -> Figure:
     """Draw the losses of two speakers around a circle, [K, 2] by name at [K] radians.
 
-    Below are the losses. Above are the arcs on which each is under ln 2: there its
-    speaker is the likelier one. The gap between the arcs is the margin. Arrows are the
-    class vectors [2, 2].
+    Below are the losses. Above are the arcs on which a loss is under ln 2, which means
+    that its speaker is the likelier one. The gap between the arcs is the margin. Arrows
+    are the class vectors [2, 2].
     """
     degrees = np.degrees(angles)
     half_step = (degrees[1] - degrees[0]) / 2
@@ -181,8 +181,8 @@ def draw_error_rates(scores: NDArray[np.float64], targets: NDArray[np.bool_]) ->
 def draw_costs(
     scores: NDArray[np.float64], targets: NDArray[np.bool_], priors: Sequence[float]
 ) -> Figure:
-    """Draw the detection cost over the threshold for priors of a target, with the
-    lowest of each marked."""
+    """Draw the detection cost over the threshold, a curve for each prior of a target;
+    mark the lowest cost of each curve."""
     thresholds, miss, false_alarm = _finite_error_rates(scores, targets)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 3.2))
@@ -228,10 +228,10 @@ def draw_llr_costs(llrs: NDArray[np.float64], targets: NDArray[np.bool_]) -> Fig
 def draw_normalisation(
     cohorts: Mapping[str, NDArray[np.float64]], score: float, top: int
 ) -> Figure:
-    """Draw how two utterances score with a cohort, [S] each by name.
+    """Draw the scores [S] of two utterances with a cohort, by the utterance's name.
 
-    It shows the highest `top` scores of each, their mean and deviation, and the score
-    of the trial of both.
+    For each it shows the `top` highest scores, their mean and deviation, and the score
+    of the trial that pairs the two utterances.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 3.6))

@@ -169,8 +169,8 @@ def _draw_block(axes: Axes, parts: Sequence[tuple[str, int]]) -> None:
 
 
 def draw_convolution_costs(costs: Mapping[int, tuple[int, int]]) -> Figure:
-    """Draw the weights of a depthwise and a pointwise convolution beside those of a
-    full one, by kernel."""
+    """Draw the number of weights of a depthwise and a pointwise convolution, beside
+    that of a full convolution, by kernel."""
     rows = np.arange(len(costs))
     separable, full = np.array(list(costs.values())).T
     with matplotlib.rc_context(STYLE):
@@ -202,8 +202,8 @@ def draw_convolution_costs(costs: Mapping[int, tuple[int, int]]) -> Figure:
 def draw_receptive_fields(
     fields: Sequence[tuple[int, int]], features: NDArray[np.float32], hop_seconds: float
 ) -> Figure:
-    """Draw features [M, T], and below how far each convolution sees around the middle
-    frame. `fields` are pairs of a kernel and the frames seen after it."""
+    """Draw features [M, T], and below them how far each convolution sees around the
+    middle frame. `fields` are pairs: a kernel, and the number of frames it sees."""
     reach = max(seen for _, seen in fields) // 2 + 30  # the texts need space
     centre = features.shape[1] // 2
     around = features[:, max(0, centre - reach) : centre + reach + 1]
@@ -243,8 +243,9 @@ def draw_gates(
 ) -> Figure:
     """Draw squeeze-and-excitation gates, [C] for each block, by utterance.
 
-    The utterances are two of one voice, then one of another. Each row plots the gates
-    of the second or third against those of the first, one column per block of `names`.
+    The first two utterances are of one voice, the third is of another. One row plots
+    the gates of the second against those of the first, one row those of the third. Each
+    block has a column, with its name from `names`.
     """
     first, *others = gates.items()
     with matplotlib.rc_context(STYLE):

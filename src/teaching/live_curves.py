@@ -22,16 +22,16 @@ class LiveCurves:
         self._show([*self.epochs, metrics])
 
     def finish(self, epochs: Sequence[Mapping[str, float]]) -> str:
-        """Show all epochs of a run; return a sentence that says how many of them were
-        trained now."""
-        now, minutes = len(self.epochs), (time.perf_counter() - self.began) / 60
+        """Show all epochs of a run; return a sentence that says how many of them are
+        new."""
+        num_new, minutes = len(self.epochs), (time.perf_counter() - self.began) / 60
         self._show(epochs)
-        if now == 0:
+        if num_new == 0:
             return f"{self.name}: a finished run, loaded"
-        before = f", after {len(epochs) - now} of an earlier start"
+        before = f", after {len(epochs) - num_new} of an earlier start"
         return (
-            f"{self.name}: {now} epochs trained and tested in {minutes:.1f} min"
-            f"{before if now < len(epochs) else ''}"
+            f"{self.name}: {num_new} epochs trained and tested in {minutes:.1f} min"
+            f"{before if num_new < len(epochs) else ''}"
         )
 
     def _show(self, epochs: Sequence[Mapping[str, float]]) -> None:

@@ -1,4 +1,4 @@
-"""Trainings that a study or a notebook needs, run once and found again.
+"""Trainings that a study or a notebook needs, run once and then reused.
 
 `Parameters` -> `train_once` -> the run's directory
 """
