@@ -81,8 +81,8 @@ from verification.records import (
 from verification.scoring import Calibration, cosine_scores
 from verification.trials import Trials, conditions, read_scores, read_trials
 
-LOGITS_AT_ONCE = 2**24  # 64 MB, whatever the number of utterances and speakers
-TOP = 5  # ranks that count for `top_5_accuracy`
+LOGITS_AT_ONCE = 2**24  # 64 MB, for any number of utterances and speakers
+TOP_RANK = 5  # the last at which the right speaker counts for `top_5_accuracy`
 
 
 def identify(model: SpeakerModel, splits: Splits) -> dict[str, IdentificationReport]:
@@ -115,7 +115,7 @@ def _identify(
             embeddings.split(rows), targets.split(rows), strict=True
         ):
             mean_loss, logits = model.criterion.identify(part, expected, centroids)
-            nearest = logits.topk(min(TOP, num_classes), dim=1).indices  # [B, 5]
+            nearest = logits.topk(min(TOP_RANK, num_classes), dim=1).indices  # [B, 5]
             hits = nearest == expected[:, None]
             loss += mean_loss.item() * len(part)
             first += hits[:, 0].sum().item()
@@ -180,7 +180,7 @@ def verify(
 def evaluate(model: SpeakerModel, splits: Splits) -> Evaluation:
     """Identify on validation, and verify on development and test.
 
-    Identification needs the model's training speakers: other corpora have none.
+    Identification is left out if the model was trained on other speakers.
     """
     parameters = model.config
     model.eval()
@@ -249,7 +249,7 @@ def _verify_split(
             plain[mask], trials.where(mask), evaluation, speakers, calibration
         )
         for condition, mask in masks.items()
-        # Not for all trials, which have been reported, nor for one kind of them.
+        # A report needs targets and non-targets; the one of all trials exists already.
         if 0 < trials.targets[mask].sum() < mask.sum() < len(mask)
     }
     return Verification(
@@ -270,13 +270,15 @@ def mean_log_mel(front_end: FrontEnd) -> Callable:
     return mean
 
 
-# A checkpoint has its own parameters, and a backend that was fitted with some of them.
+# Keys that may be overridden. A checkpoint has its own values for all others.
 OVERRIDABLE = ("dataset.", "evaluation.", "training.device=")
 OVERRIDABLE_OF_SCORES = tuple(
     f"evaluation.{key}=" for key in ("p_target", "c_miss", "c_fa")
 )
-SPLIT_WITH = ("seed", "validation_fraction", "development_fraction", "test_fraction")
-FITTED_WITH = ("false_alarm_rate", "as_norm.utterances_per_speaker", "as_norm.top")
+# Keys of a corpus that its splits depend on.
+SPLIT_KEYS = ("seed", "validation_fraction", "development_fraction", "test_fraction")
+# Keys of `evaluation` that a fitted backend depends on.
+BACKEND_KEYS = ("false_alarm_rate", "as_norm.utterances_per_speaker", "as_norm.top")
 
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
@@ -292,7 +294,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
     print(splits.summary())
     refuse_heard(model, splits, parameters.dataset)
     of_training = _is_split_of_training(model, splits, parameters.dataset)
-    if not of_training:  # other validation utterances may have been trained on
+    if not of_training:  # the model may have been trained on the validation utterances
         splits = replace(splits, validation=[])
     fitted_with, model.config = model.config.evaluation, parameters
     model.to(device)
@@ -312,7 +314,7 @@ def _is_split_of_training(
 ) -> bool:
     now, in_training = (
         [
-            [getattr(corpus, key) for key in SPLIT_WITH]
+            [getattr(corpus, key) for key in SPLIT_KEYS]
             for corpus in parameters.corpora.values()
         ]
         for parameters in (dataset, model.config.dataset)
@@ -332,22 +334,22 @@ def _fit_anew(
     `of_training` says whether the splits are those of the model's training.
     """
     before, after = (
-        {key: attrgetter(key)(evaluation) for key in FITTED_WITH}
+        {key: attrgetter(key)(evaluation) for key in BACKEND_KEYS}
         for evaluation in (fitted_with, model.config.evaluation)
     )
-    changed = [key for key in FITTED_WITH if before[key] != after[key]]
+    changed = [key for key in BACKEND_KEYS if before[key] != after[key]]
     if not changed:
         return
     if of_training and (splits.development or "false_alarm_rate" not in changed):
         model.backend = fit_backend(model, splits)
         return
     if len(model.backend.cohort) and not model.backend.calibrations:
-        # AS-norm reads `top` anew each time: only calibrations were fitted with it.
+        # AS-norm reads `top` at each call: only calibrations depend on the old one.
         changed = [key for key in changed if key != "as_norm.top"]
     for key in changed[:1]:
         raise ParameterError(
             f"evaluation.{key}: expected {before[key]}, which the model was fitted "
-            f"with, as the speakers to fit it again are missing, got {after[key]}"
+            f"with (the speakers to fit it again are missing), got {after[key]}"
         )
 
 

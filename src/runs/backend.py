@@ -1,4 +1,4 @@
-"""The trials of a corpus, and the backend of a model fitted to its training corpus.
+"""The trials of a corpus, and a model's backend, fitted to its training corpus.
 
 splits -> `make_split_trials` -> `Trials` by split
 model, splits -> `embed_utterances` -> embeddings [U, E]
@@ -82,9 +82,9 @@ def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     """Build the cohort of training speakers and, if there are development speakers,
     calibrate on their trials. `splits` are those of the model's training.
 
-    In a mixture every corpus with development speakers has equal weight, whatever its
-    size: one threshold serves recordings of unknown origin. A corpus counts if its
-    `development_fraction` is above 0.
+    In a mixture all corpora with development speakers have equal weight, whatever their
+    size, since one threshold serves recordings of unknown origin. A corpus has such
+    speakers if it names them or if its `development_fraction` is above 0.
     """
     evaluation = model.config.evaluation
     model.eval()
