@@ -77,12 +77,9 @@ def batched(
         if augmentation.speed is not None:
             x = augmentation.speed(x, batch.crop)
             watch.lap("speed")
-        if augmentation.reverberation is not None:
-            x = augmentation.reverberation(x)
-            watch.lap("reverberation")
-        if augmentation.noise is not None:
-            x = augmentation.noise(x)
-            watch.lap("noise")
+        for name, change in augmentation.changes.items():
+            x = change(x)
+            watch.lap(name)
         front_end(x)
         watch.lap("log-mel")
         audio += x.numel() / batches.sample_rate

@@ -139,8 +139,8 @@ def draw_augmentation() -> None:
     sounds = {
         "as recorded": before,
         "faster or slower": augmentation.speed(batch.waveforms, batch.crop),
-        "in a room": augmentation.reverberation(before),
-        "with noise": augmentation.noise(before),
+        "in a room": augmentation.changes["reverberation"](before),
+        "with noise": augmentation.changes["noise"](before),
     }
     samples = {name: x[0].numpy() for name, x in sounds.items()}
     figure = draw_sounds(samples, sample_rate)

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     train_options()  # answers --help before torch is loaded
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -85,7 +86,8 @@ def training_step(
     # These copies are put back if it is not.
     buffers = [buffer.clone() for buffer in model.buffers()]
     state.optimizer.zero_grad()
-    loss = hits = torch.zeros((), device=batch.waveforms.device)
+    loss = torch.zeros((), device=batch.waveforms.device)
+    sums = defaultdict(float)  # over the batch; their means are logged as train/NAME
     # Ranks add up their gradients once, with the last part.
     for number, part in enumerate(batch.parts(training.accumulation), 1):
         with gradients_of_all_ranks(encoder, last=number == training.accumulation):
@@ -102,7 +104,7 @@ def training_step(
             part_loss = output.loss * (len(speakers) / batch.size)
             part_loss.backward()
         loss = loss + part_loss.detach()
-        hits = hits + (output.predictions == speakers).sum()
+        sums["accuracy"] += (output.predictions == speakers).sum()
     norms = block_norms(model.encoder) if measures_blocks else {}
     # A long gradient is shortened, so that one bad batch cannot throw the weights far.
     norm = clip_gradient(state.optimizer, training.optimizer.clip_norm)
@@ -111,7 +113,7 @@ def training_step(
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(torch.where(finite, buffer, before))
     state.step += 1  # a skipped step counts too: the schedule goes on
-    return StepReading(loss, norm, hits, norms)
+    return StepReading(loss, norm, sums, norms)
 
 
 def training_epoch(

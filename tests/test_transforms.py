@@ -326,8 +326,8 @@ def test_real_rooms_and_noise(shared, miniature):
     )
     surroundings = load_surroundings(p, CPU)
     augmentation = Augmentation(p.augmentation, p.front_end.sample_rate, surroundings)
-    assert len(augmentation.noise.recordings) == 400
-    assert len(augmentation.reverberation.responses) == 60
+    assert len(augmentation.changes["noise"].recordings) == 400
+    assert len(augmentation.changes["reverberation"].responses) == 60
     for seed in range(20):
         torch.manual_seed(seed)
         found = augmentation(0.1 * torch.randn(16, 16_800), 16_000)

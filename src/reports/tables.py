@@ -7,17 +7,17 @@ The first row of a table names its columns.
 """
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
 from dataset import Splits
+from verification.metrics import Interval
 from verification.records import Evaluation, Verification, VerificationReport
 from verification.trials import hardest_trials
 
 FEW_SPEAKERS = 20  # with fewer, intervals are rough
-REPORT_COLUMNS = ("EER", "minDCF", "Cllr", "on")  # of `report_cells`
 NUM_HARDEST = 25  # trials of each kind in a list of errors
 
 
@@ -93,21 +93,44 @@ def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[
     return rows
 
 
-def report_cells(report: VerificationReport) -> list[str]:
-    """Return the cells of `REPORT_COLUMNS`: metrics, and the trials they are from."""
-    eer, dcf = f"{report.eer:.2%}", f"{report.min_dcf:.3f}"
-    if report.eer_interval is not None:
-        low, high = report.eer_interval.low, report.eer_interval.high
-        eer += f" [{100 * low:.2f}, {100 * high:.2f}]"
-        low, high = report.min_dcf_interval.low, report.min_dcf_interval.high
-        dcf += f" [{low:.3f}, {high:.3f}]"
-    on = f"{report.num_targets} targets, {report.num_non_targets} non-targets"
+def _with_interval(value: str, interval: Interval | None, scale: float, to: str) -> str:
+    if interval is None:
+        return value
+    low, high = scale * interval.low, scale * interval.high
+    return f"{value} [{low:{to}}, {high:{to}}]"
+
+
+def _eer(report: VerificationReport) -> str:
+    return _with_interval(f"{report.eer:.2%}", report.eer_interval, 100, ".2f")
+
+
+def _min_dcf(report: VerificationReport) -> str:
+    return _with_interval(f"{report.min_dcf:.3f}", report.min_dcf_interval, 1, ".3f")
+
+
+def _cllr(report: VerificationReport) -> str:
+    return "" if report.cllr is None else f"{report.cllr:.3f}"
+
+
+def _trials(report: VerificationReport) -> str:
+    """Return which trials the metrics are from."""
+    text = f"{report.num_targets} targets, {report.num_non_targets} non-targets"
     if report.num_speakers is not None:
-        on += f", {report.num_speakers} speakers"
+        text += f", {report.num_speakers} speakers"
         if report.num_speakers < FEW_SPEAKERS:
-            on += ": few, intervals are rough"
-    cost = "" if report.cllr is None else f"{report.cllr:.3f}"
-    return [eer, dcf, cost, on]
+            text += ": few, intervals are rough"
+    return text
+
+
+# The columns of verification, by their titles.
+REPORT_COLUMNS = {"EER": _eer, "minDCF": _min_dcf, "Cllr": _cllr, "on": _trials}
+
+
+def report_cells(
+    report: VerificationReport, columns: Iterable[str] = REPORT_COLUMNS
+) -> list[str]:
+    """Return the cells of these columns."""
+    return [REPORT_COLUMNS[column](report) for column in columns]
 
 
 def print_table(rows: list[list[str]]) -> None:
@@ -142,7 +165,8 @@ def compare_models(
     last = list(evaluations.values())[-1]
     systems |= {label: (system, last) for system, label in references.items()}
     labels = [folder.partition("/")[2] for folder in last.tests]
-    metrics = [f"{label} {of}".strip() for label in labels for of in ("EER", "minDCF")]
+    columns = ("EER", "minDCF")
+    metrics = [f"{label} {column}".strip() for label in labels for column in columns]
     rows = [["", "accuracy", *metrics]]
     for name, (system, evaluation) in systems.items():
         accuracies = [
@@ -152,12 +176,12 @@ def compare_models(
         ]
         accuracy = f"{mean(accuracies):.1%}" if accuracies else ""
         reports = [test.reports[system] for test in evaluation.tests.values()]
-        cells = [cell for report in reports for cell in report_cells(report)[:2]]
+        cells = [cell for report in reports for cell in report_cells(report, columns)]
         rows.append([name, accuracy, *cells])
     if not any(row[1] for row in rows[1:]):
         rows = [[name, *cells] for name, _, *cells in rows]
     trials = [
-        f"{label}: {report_cells(test.reports['trained'])[-1]}".removeprefix(": ")
+        f"{label}: {_trials(test.reports['trained'])}".removeprefix(": ")
         for label, test in zip(labels, last.tests.values(), strict=True)
     ]
     details = {name: as_table(e) for name, e in evaluations.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from engine.optimizers import build_optimizer
 from parameters import ParameterError, Parameters
@@ -90,7 +91,7 @@ class State:
         names = {"epoch", "step", "best_loss", "wandb_id"}
         names |= {"recordings", "spent"} & set(saved)  # earlier versions lack these
         values = {name: saved[name] for name in names}
-        return cls(model, optimizer, tally=Tally(**saved["tally"]), **values)
+        return cls(model, optimizer, tally=Tally.restore(saved["tally"]), **values)
 
 
 def _group_sizes(optimizer_state: Mapping[str, Any]) -> list[int]:
@@ -135,7 +136,7 @@ def refuse_other_audio(
 
 def start_from(other: SpeakerModel, source: Path, model: SpeakerModel) -> str:
     """Copy another model's front end and encoder, and its classifier if both have the
-    same speakers and the same loss; return what was copied.
+    same speakers, loss and shapes; return what was copied.
 
     `source` is the other model's file. Raises `ParameterError` if the architectures
     differ.
@@ -146,10 +147,15 @@ def start_from(other: SpeakerModel, source: Path, model: SpeakerModel) -> str:
     model.ancestors = tuple(one for one in other.heard if one not in model.heard)
     same_loss = other.config.loss.name == model.config.loss.name
     same_speakers = (other.speakers, other.digests) == (model.speakers, model.digests)
-    if not (same_loss and same_speakers):
+    same_shapes = _shapes(other.criterion) == _shapes(model.criterion)
+    if not (same_loss and same_speakers and same_shapes):
         return "encoder"
     model.criterion.load_state_dict(other.criterion.state_dict())
     return "encoder and classifier"
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
 def _architecture(parameters: Parameters) -> dict[str, Any]:

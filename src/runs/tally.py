@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class StepReading(NamedTuple):
 
     loss: Tensor
     gradient_norm: Tensor
-    hits: Tensor  # correct predictions
+    sums: dict[str, Tensor]  # over the batch, by metric: `accuracy` counts the right
     block_norms: dict[str, Tensor]  # of gradients, by block; empty unless measured
 
 
@@ -40,8 +40,8 @@ class Tally:
     """Sums over the utterances and steps of an epoch so far."""
 
     utterances: int = 0
-    correct: int = 0
     loss: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # of other metrics
     audio_seconds: float = 0.0
     seconds: float = 0.0
     flop: float = 0.0  # of the encoder
@@ -50,12 +50,26 @@ class Tally:
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
 
+    @classmethod
+    def restore(cls, values: Mapping[str, Any]) -> "Tally":
+        """Return the tally of a checkpoint, of any version."""
+        values = dict(values)
+        if "correct" in values:  # before there were other sums
+            values["sums"] = {"accuracy": values.pop("correct")}
+        return cls(**values)
+
     def add(
-        self, loss: float, hits: int, size: int, block_norms: Mapping[str, Tensor]
+        self,
+        loss: float,
+        sums: Mapping[str, float],
+        size: int,
+        block_norms: Mapping[str, Tensor],
     ) -> None:
-        """Add a step with the mean `loss` of a batch of `size` utterances."""
+        """Add a step with the mean `loss` and the `sums` of a batch of `size`
+        utterances."""
         self.loss += loss * size
-        self.correct += hits
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.utterances += size
         self.skipped_in_a_row = 0
         self.measured += bool(block_norms)
@@ -70,7 +84,7 @@ class Tally:
         }
         return {
             "train/loss": self.loss / self.utterances,
-            "train/accuracy": self.correct / self.utterances,
+            **{f"train/{k}": total / self.utterances for k, total in self.sums.items()},
             "train/audio_seconds_per_second": self.audio_seconds / self.seconds,
             "train/skipped_steps": self.skipped,
             **norms,
@@ -108,13 +122,14 @@ class Readings:
 
         Raises `NotFiniteError` for a step that may not be skipped.
         """
-        rows = torch.stack([torch.stack(reading[:3]) for reading, *_ in self.unread])
+        values = torch.stack([_as_row(reading) for reading, *_ in self.unread])
         first = step - len(self.unread) + 1
-        for number, (loss, norm, hits), (reading, indices, size) in zip(
-            range(first, step + 1), rows.tolist(), self.unread, strict=True
+        for number, (loss, norm, *sums), (reading, indices, size) in zip(
+            range(first, step + 1), values.tolist(), self.unread, strict=True
         ):
             if math.isfinite(loss) and math.isfinite(norm):
-                self.tally.add(loss, int(hits), size, reading.block_norms)
+                named = dict(zip(reading.sums, sums, strict=True))
+                self.tally.add(loss, named, size, reading.block_norms)
             else:
                 self._skip(number, loss, norm, indices)
         self.unread.clear()
@@ -144,6 +159,12 @@ class Readings:
         if self.tally.skipped_in_a_row == MAX_SKIPPED:
             raise NotFiniteError(f"{fault}; skipped {MAX_SKIPPED} steps in a row")
         tqdm.write(f"{fault}; skipped")
+
+
+def _as_row(reading: StepReading) -> Tensor:
+    """Return the values to be read, so that all steps wait for the device once."""
+    loss, norm, sums, _ = reading
+    return torch.stack([loss, norm, *sums.values()])
 
 
 def epoch_line(metrics: Mapping[str, float], epochs: int) -> str:

@@ -71,8 +71,8 @@ def test_nothing_from_crop_to_loss_leaves_the_device(
         batches.device = CUDA
         for bank in (
             batches.bank,
-            augmentation.reverberation.responses,
-            augmentation.noise.recordings,
+            augmentation.changes["reverberation"].responses,
+            augmentation.changes["noise"].recordings,
         ):
             bank.samples = mode.from_tensor(bank.samples).to(CUDA)
             bank.device, bank.resident = CUDA, True
