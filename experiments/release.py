@@ -27,8 +27,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from tables import TESTS
-
 from dataset import Splits, UtteranceBatches, prepare
 from engine.parameter_files import SHIPPED, load_parameters
 from errors import run_command
@@ -40,6 +38,7 @@ from runs.backend import fit_backend
 from runs.checkpoints import load_model, save_checkpoint
 from runs.run_directory import read_metrics
 from runs.speaker_model import embed
+from tables import TESTS
 from verification.metrics import equal_error_rate
 from verification.records import Verification
 from verification.scoring import cosine_scores

@@ -14,20 +14,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reliability"))
 
+from conftest import REPOSITORY
 from hostile import fuzz
 from kills import kill_and_go_on
 
-from conftest import REPOSITORY
-
-LARGE = ("hours", "recording", "utterances")  # kinds of tests/reliability/large.py
+LARGE = ("hours", "recording", "utterances")  # kinds of large.py
 
 
 def cost(kind: str) -> dict[str, float]:
     """Return peak anonymous memory in bytes, and run time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        program = REPOSITORY / "tests" / "reliability" / "large.py"
+        program = Path(__file__).with_name("large.py")
         command = [sys.executable, program, kind, folder]
         ran = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY

@@ -21,14 +21,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from release import TEST_OTHER
-
 from dataset import Splits, TrainingBatches, UtteranceBatches, prepare
 from engine.devices import choose_device
 from engine.parameter_files import load_parameters
 from errors import run_command
 from eval import evaluate_checkpoint
 from parameters import Parameters
+from release import TEST_OTHER
 from reports.figures import draw_curves, draw_sounds
 from reports.projections import draw_embeddings
 from reports.tables import as_report

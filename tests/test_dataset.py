@@ -193,7 +193,7 @@ def test_utterances_that_the_corpus_names_are_the_validation(split_pack, fractio
 @pytest.mark.parametrize("name", ["development", "test"])
 def test_no_unseen_speaker_is_in_training(name):
     indices = {"train": [0, 2], "validation": [1], "development": [], "test": []}
-    with pytest.raises(CorpusError, match="got b$"):
+    with pytest.raises(CorpusError, match=r"got b$"):
         Splits(made_up_pack({"a": 2, "b": 2}), ["a", "b"], **{**indices, name: [3]})
 
 

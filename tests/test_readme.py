@@ -2,18 +2,15 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
+import documents
 from conftest import REPOSITORY
+from documents import ASSETS, DOCUMENTS
 from engine.parameter_files import SHIPPED, load_parameters, parse_yaml
 from runs.checkpoints import load_checkpoint
-
-sys.path.insert(0, str(REPOSITORY / "experiments"))
-import documents
-from documents import ASSETS, DOCUMENTS
 
 README = REPOSITORY / "README.md"
 

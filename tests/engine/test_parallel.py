@@ -67,7 +67,9 @@ def ten_steps(p: Parameters, name: str) -> dict:
     for batch in itertools.islice(stream, NUM_STEPS):
         wide = replace(batch, waveforms=batch.waveforms.to(dtype))
         reading = training_step(state, encoder, steps.augmentation, wide, NUM_STEPS)
-        rows.append(torch.stack([*reading[:2], *reading.sums.values()]).double())  # of all ranks
+        rows.append(
+            torch.stack([*reading[:2], *reading.sums.values()]).double()
+        )  # of all ranks
     running = [b for name, b in model.encoder.named_buffers() if "running" in name]
     model.eval()
     splits = steps.batches.splits

@@ -1,19 +1,14 @@
 """What the experiments count and what they write into documents, by hand."""
 
-import sys
-
 import numpy as np
 import pytest
 
-from conftest import REPOSITORY
-from recognition.verdicts import Turn
-
-sys.path.insert(0, str(REPOSITORY / "experiments"))
 import cells
 import documents
 import open_set
 import tables
 import turns
+from recognition.verdicts import Turn
 
 FIGURES = {"a.b": {"c": [0.25, {"d / e": 3000}]}}
 

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import hostile
 import numpy as np
 import pytest
+
+import hostile
 from hostile import KINDS, damaged, fuzz
 
 

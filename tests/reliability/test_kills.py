@@ -1,6 +1,7 @@
 """A killed training loses nothing that was finished."""
 
 import pytest
+
 from kills import kill_and_go_on
 
 

@@ -4,9 +4,9 @@ import subprocess
 import sys
 import time
 
-import large
 import pytest
 
+import large
 from conftest import MINIATURE, RATE, REPOSITORY
 
 pytestmark = [

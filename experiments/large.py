@@ -1,6 +1,6 @@
 """The memory that long recordings and large corpora take.
 
-    python tests/reliability/large.py hours|recording|utterances FOLDER
+    python experiments/large.py hours|recording|utterances FOLDER
 
 Prints the peak of anonymous memory in bytes, the number of samples, rows or entries,
 and the run time in seconds. A sparse file holds the samples: they are really read, but
@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # as a command
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # as a command
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from conftest import CPU, MINIATURE, RATE, Steps
 from dataset import TrainingBatches, UtteranceBatches, split

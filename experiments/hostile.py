@@ -1,6 +1,6 @@
 """Damaged files: sound ones, changed at random, are read or refused in one line.
 
-    python tests/reliability/hostile.py COUNT SEED FOLDER    prints `fuzz`'s JSON
+    python experiments/hostile.py COUNT SEED FOLDER    prints `fuzz`'s JSON
 
 Every input depends only on (seed, kind, number). None may raise anything but the
 refusal of its kind, in one line, take longer than `MAX_SECONDS`, or make the process
@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # as a command
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # as a command
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from conftest import CPU, MINIATURE, RATE, noise, write
 from engine.parameter_files import SHIPPED, dump_yaml, load_parameters
