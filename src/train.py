@@ -73,12 +73,12 @@ def training_step(
     and buffers, such as batch statistics, stay unchanged.
 
     `state.model` holds the front end, the encoder and the criterion, which is the loss
-    with its classifier. `encoder` is the same encoder, compiled or shared among ranks.
+    with its classifier. `encoder` is that encoder, compiled or shared among ranks.
     """
     model, training = state.model, state.model.config.training
     progress = (state.step + 1) / num_steps
-    # The rate rises over the first steps, a tenth by default: the optimizer's momenta
-    # and the batch statistics have seen too little to be trusted. Then it falls.
+    # The rate rises over the first steps (a tenth of them by default), while momenta
+    # and batch statistics have seen too little to be trusted. Then it falls.
     set_learning_rate(state.optimizer, training.optimizer, progress)
     model.criterion.schedule(progress)  # sets the margin, which grows
     torch.manual_seed(batch.seed)  # for augmentation and dropout
@@ -97,10 +97,10 @@ def training_step(
             features = augmentation.spec_augment(features)
             with bfloat16_where_fast(features.device.type):
                 embeddings = encoder(features, frames)  # [B, E]
-            # With several ranks each computes the loss of all rows, [B, E] again.
+            # With several ranks, each computes the loss of the rows of all ranks.
             output = model.criterion(gather(embeddings), speakers)
-            # Weighted by its share of the batch, a part adds its share of the batch's
-            # mean loss and gradient.
+            # Each part is weighted by its share of the rows, so that the sum over the
+            # parts is the mean loss of the batch.
             part_loss = output.loss * (len(speakers) / batch.size)
             part_loss.backward()
         loss = loss + part_loss.detach()
@@ -124,12 +124,12 @@ def training_epoch(
     num_steps: int,
     stop: StopSignals,
 ) -> dict[str, float] | None:
-    """Train for one epoch, or what is left of it; return its metrics, or None if
+    """Train for one epoch, or for the rest of one; return its metrics, or None if
     stopped."""
     model, training = state.model.train(), state.model.config.training
     skips = training.on_nonfinite == "skip"
     readings = Readings(state.tally, batches.splits.pack, model.flop, skips)
-    done = state.step - state.epoch * len(batches)  # steps of a resumed epoch
+    done = state.step - state.epoch * len(batches)  # more than 0 in a resumed epoch
     with tqdm(
         total=len(batches),
         initial=done,
@@ -140,8 +140,8 @@ def training_epoch(
     ) as progress:
         for number, batch in enumerate(batches.epoch(state.epoch, done), done + 1):
             last = number == len(batches)
-            # Reading a loss waits for the GPU that computes it. Read rarely, so that
-            # the GPU always has steps to work on.
+            # Reading a loss waits for the GPU that computes it. Losses are read rarely,
+            # so that the GPU always has steps to work on.
             reads = last or number % STEPS_PER_READING == 0
             reading = training_step(
                 state, encoder, augmentation, batch, num_steps, measures_blocks=reads
@@ -152,7 +152,7 @@ def training_epoch(
             if stop.asked() or reads:
                 readings.read(state.step)  # raises for a loss that is not finite
                 progress.set_postfix_str(str(state.tally))
-            if stop.agreed and not last:  # after the last, validate first
+            if stop.agreed and not last:  # after the last step, validate first
                 return None
     rate = state.optimizer.param_groups[-1]["lr"]  # Muon's group is the first
     scheduled = model.criterion.scheduled()
@@ -204,7 +204,7 @@ def train(
     """
     keep_freed_memory()
     device = choose_device(parameters.training, parameters.model)
-    with first_rank_first():  # it decodes the recordings; the others find them decoded
+    with first_rank_first():  # rank 0 decodes the recordings for all
         splits = prepare(parameters.dataset, parameters.front_end)
         recordings = recording_digests(parameters)
     print(splits.summary())
@@ -219,7 +219,9 @@ def train(
         refuse_other_audio(resume, state.model.digests, splits.pack.digests)
         refuse_other_audio(resume, state.recordings, recordings)
         state.recordings = recordings  # runs of earlier versions have none
-        if rank() == 0:  # a stop from here on resumes with these parameters
+        if (
+            rank() == 0
+        ):  # if stopped from here on, the run resumes with these parameters
             state.save(resume / "last.pt")
         run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     with run:
@@ -235,12 +237,11 @@ def train(
 def refuse_splits(
     splits: Splits, dataset: DatasetParameters, evaluation: EvaluationParameters
 ) -> None:
-    """Raise `UserError` for too little to train or to test on, before hours of
-    training."""
+    """Raise `UserError` before training if there is too little to train or test on."""
     if len(splits.speakers) < 2:
         raise CorpusError(
             "dataset: expected at least two speakers to train on, got "
-            f"{len(splits.speakers)} after those held out"
+            f"{len(splits.speakers)} who are not held out"
         )
     make_split_trials(splits, dataset, evaluation)
 
@@ -250,15 +251,15 @@ def begin(parameters: Parameters, splits: Splits, device: torch.device) -> State
     `training.init_from`."""
     model = build_model(parameters, splits.speakers, splits.pack.digests, device)
     if (source := parameters.training.init_from) is not None:
-        taken = start_from(load_any_model(source, CPU), source, model)
-        print(f"starting from the {taken} of {source}")
+        copied = start_from(load_any_model(source, CPU), source, model)
+        print(f"starting from the {copied} of {source}")
     refuse_heard(model, splits, parameters.dataset)
     optimizer = build_optimizer(model.parameters(), parameters.training.optimizer)
     return State(model, optimizer)
 
 
 def train_epochs(state: State, splits: Splits, run: Run, watch: Watch | None) -> None:
-    """Train to the last epoch; raise `StoppedError` after a signal, all saved."""
+    """Train to the last epoch; after a signal, save all and raise `StoppedError`."""
     parameters, device = state.model.config, state.model.device
     training, epochs = parameters.training, parameters.training.epochs
     batches = TrainingBatches(splits, parameters, device)
@@ -294,7 +295,7 @@ def train_epochs(state: State, splits: Splits, run: Run, watch: Watch | None) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit status is 2 for a mistake of the user's, 130 if
+    """Run the command line; the exit status is 2 for a user's mistake, 130 if
     stopped."""
     options = train_options(arguments)
 

@@ -27,7 +27,7 @@ def as_report(evaluation: Evaluation) -> dict[str, Any]:
         name: asdict(report) for name, report in evaluation.identification.items()
     }
     return {
-        # The report itself, or in a mixture reports by split.
+        # A report, or in a mixture the reports by split.
         "identification": identification.get("validation", identification or None),
         "calibrated_on": evaluation.calibrated_on,
         "verification": {
@@ -85,7 +85,7 @@ def as_table(evaluation: Evaluation) -> list[list[str]]:
 
 
 def joint_table(tables: Mapping[str, list[list[str]]], title: str) -> list[list[str]]:
-    """Join tables of the same columns, with their names in a first column."""
+    """Join tables of the same columns; a new first column holds their names."""
     rows: list[list[str]] = []
     for name, (header, *body) in tables.items():
         rows += [] if rows else [[title, *header]]

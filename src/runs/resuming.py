@@ -27,8 +27,8 @@ MAY_CHANGE = (  # keys that do not affect a run's result
     "wandb",
 )
 MAY_CHANGE_ON_RESUME = (*MAY_CHANGE, "training.epochs")
-# Keys of the front end and the encoder in which a model may differ from the one that it
-# starts from: no weight depends on them.
+# Keys of the front end and the encoder that no weight depends on. A model may differ in
+# them from the model that it starts from.
 MAY_DIFFER = ("dither", "dropout", "crop_seconds")
 
 
@@ -43,7 +43,7 @@ class State:
     tally: Tally = field(default_factory=Tally)  # of the unfinished epoch
     best_loss: float = math.inf  # on validation
     wandb_id: str = ""
-    recordings: dict[str, str] = field(default_factory=dict)  # of rooms, noise; digests
+    recordings: dict[str, str] = field(default_factory=dict)  # digests: rooms and noise
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
 
     def save(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class State:
         chosen = parameters.training.optimizer
         optimizer = build_optimizer(model.parameters(), chosen)
         if _group_sizes(optimizer.state_dict()) != _group_sizes(saved["optimizer"]):
-            # An earlier version wrote it, in which Muon trained every matrix.
+            # An earlier version wrote the checkpoint; there Muon trained every matrix.
             for weight in model.parameters():
                 weight.muon = True
             optimizer = build_optimizer(model.parameters(), chosen)
@@ -105,7 +105,7 @@ def refuse_changes(
     allowed: Sequence[str] = (),
     path: str = "",
 ) -> None:
-    """Raise `ParameterError` for the first key that differs and is not `allowed` to.
+    """Raise `ParameterError` for the first key that differs but is not `allowed` to.
 
     `source` is the run or file that has the old values; `path` is the key of the
     section, with a dot.
@@ -144,7 +144,7 @@ def start_from(other: SpeakerModel, source: Path, model: SpeakerModel) -> str:
     refuse_changes(source, _architecture(other.config), _architecture(model.config))
     model.front_end.load_state_dict(other.front_end.state_dict())
     model.encoder.load_state_dict(other.encoder.state_dict())
-    model.ancestors = tuple(one for one in other.heard if one not in model.heard)
+    model.ancestors = tuple(heard for heard in other.heard if heard not in model.heard)
     same_loss = other.config.loss.name == model.config.loss.name
     same_speakers = (other.speakers, other.digests) == (model.speakers, model.digests)
     same_shapes = _shapes(other.criterion) == _shapes(model.criterion)
@@ -159,7 +159,7 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 def _architecture(parameters: Parameters) -> dict[str, Any]:
-    """The parameters that the weights of the front end and the encoder depend on."""
+    """Return the parameters that weights of the front end and the encoder depend on."""
 
     def fixed(section: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key not in MAY_DIFFER}

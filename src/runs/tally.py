@@ -23,7 +23,7 @@ MAX_SKIPPED = 10  # steps in a row without a finite loss and gradient
 
 
 class NotFiniteError(UserError):
-    """A loss or a gradient that is not finite, and ends the training."""
+    """A loss or gradient that is not finite and ends the training."""
 
 
 class StepReading(NamedTuple):
@@ -77,7 +77,7 @@ class Tally:
             self.block_norms[block] = self.block_norms.get(block, 0.0) + norm.item()
 
     def metrics(self) -> dict[str, float]:
-        """Means over the utterances, mean gradient norms, and the speed."""
+        """Return means over the utterances, mean gradient norms, and the speed."""
         norms = {
             f"gradient_norm/{block}": total / self.measured
             for block, total in self.block_norms.items()
@@ -101,7 +101,7 @@ class Readings:
     """The readings of the latest steps, kept on the device until they are read.
 
     `flop(samples)` is the number of operations of a step on one crop. `skips` says
-    whether training goes on after a step without a finite loss and gradient.
+    whether training continues after a step without a finite loss and gradient.
     """
 
     def __init__(
