@@ -219,9 +219,7 @@ def train(
         refuse_other_audio(resume, state.model.digests, splits.pack.digests)
         refuse_other_audio(resume, state.recordings, recordings)
         state.recordings = recordings  # runs of earlier versions have none
-        if (
-            rank() == 0
-        ):  # if stopped from here on, the run resumes with these parameters
+        if rank() == 0:  # the next resumption is compared with these parameters
             state.save(resume / "last.pt")
         run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     with run:

@@ -113,7 +113,7 @@ def _cllr(report: VerificationReport) -> str:
 
 
 def _trials(report: VerificationReport) -> str:
-    """Return which trials the metrics are from."""
+    """Return the counts of the trials and speakers that a report is of."""
     text = f"{report.num_targets} targets, {report.num_non_targets} non-targets"
     if report.num_speakers is not None:
         text += f", {report.num_speakers} speakers"
@@ -129,7 +129,7 @@ REPORT_COLUMNS = {"EER": _eer, "minDCF": _min_dcf, "Cllr": _cllr, "on": _trials}
 def report_cells(
     report: VerificationReport, columns: Iterable[str] = REPORT_COLUMNS
 ) -> list[str]:
-    """Return the cells of these columns."""
+    """Return the cells of a report in these columns of `REPORT_COLUMNS`."""
     return [REPORT_COLUMNS[column](report) for column in columns]
 
 

@@ -31,7 +31,7 @@ class StepReading(NamedTuple):
 
     loss: Tensor
     gradient_norm: Tensor
-    sums: dict[str, Tensor]  # over the batch, by metric: `accuracy` counts the right
+    sums: dict[str, Tensor]  # over the batch, by metric; `accuracy` counts hits
     block_norms: dict[str, Tensor]  # of gradients, by block; empty unless measured
 
 
@@ -54,7 +54,7 @@ class Tally:
     def restore(cls, values: Mapping[str, Any]) -> "Tally":
         """Return the tally of a checkpoint, of any version."""
         values = dict(values)
-        if "correct" in values:  # before there were other sums
+        if "correct" in values:  # written before there were other sums
             values["sums"] = {"accuracy": values.pop("correct")}
         return cls(**values)
 
@@ -162,7 +162,7 @@ class Readings:
 
 
 def _as_row(reading: StepReading) -> Tensor:
-    """Return the values to be read, so that all steps wait for the device once."""
+    """Return a reading's values in one tensor, to wait for the device only once."""
     loss, norm, sums, _ = reading
     return torch.stack([loss, norm, *sums.values()])
 

@@ -44,7 +44,7 @@ def unpacked(url: str, algorithm: str, checksum: str, root: Path) -> Iterator[Pa
     """
     if not hasattr(tarfile, "data_filter"):
         raise DownloadError(
-            "download: expected Python 3.10.12, 3.11.4 or newer, which unpacks safely"
+            "download: expected a Python that unpacks safely: 3.10.12, 3.11.4 or newer"
         )
     root.mkdir(parents=True, exist_ok=True)
     partial = root / f"{url.rpartition('/')[2]}.partial"
