@@ -6,14 +6,7 @@ import torch
 
 from conftest import MINIATURE
 from models import SqueezeExcitation, build_encoder
-from teaching.anatomy import (
-    convolution_costs,
-    layers,
-    look_inside,
-    parts_of,
-    receptive_fields,
-    walk,
-)
+from teaching import anatomy
 from transforms import FrontEnd
 
 
@@ -25,7 +18,7 @@ def encoder(shipped):
 @pytest.mark.parametrize("name", ["titanet", "dvector"])
 def test_layers_hold_every_weight(shipped, name):
     encoder = build_encoder(shipped(f"model.name={name}").model, 80)
-    parts = layers(encoder)
+    parts = anatomy.layers(encoder)
     weights = sum(w.numel() for w in encoder.parameters())
     assert sum(layer.weights for layer in parts) == weights
     assert parts[-1].shape == (encoder.embedding_size,)
@@ -34,17 +27,17 @@ def test_layers_hold_every_weight(shipped, name):
 def test_shapes_and_weights_on_the_way(shipped):
     p = shipped()
     encoder = build_encoder(p.model, 80).eval()
-    steps = walk(FrontEnd(p.front_end).eval(), encoder, torch.zeros(1, 48_000))
+    steps = anatomy.walk(FrontEnd(p.front_end).eval(), encoder, torch.zeros(1, 48_000))
     middle = [(1, 80, 300), *4 * [(1, 300, 256)], (1, 300, 1536), (1, 3072)]
     assert [step.shape for step in steps] == [(1, 48_000), *middle, (1, 192)]
     assert sum(step.weights for step in steps) == 3_275_568
-    parts = parts_of(encoder.blocks[1])
+    parts = anatomy.parts_of(encoder.blocks[1])
     assert sum(weights for _, weights in parts) == steps[3].weights
     assert len(parts) == 3 * 3 + 2
 
 
 def test_costs_by_hand(encoder):
-    assert convolution_costs(encoder) == {
+    assert anatomy.convolution_costs(encoder) == {
         kernel: (16 * kernel + 16 * 16, 16 * 16 * kernel) for kernel in (7, 11, 15)
     }
 
@@ -60,15 +53,15 @@ def test_fields_are_where_a_gradient_arrives(encoder, monkeypatch):
         (reached,) = gradient[0].abs().sum(1).nonzero(as_tuple=True)
         assert 100 - reached[0] == reached[-1] - 100
         sees.append(f"{len(reached)} frames")
-    assert sees == [layer.sees for layer in layers(encoder)[:5]]
-    fields = receptive_fields(encoder)
+    assert sees == [layer.sees for layer in anatomy.layers(encoder)[:5]]
+    fields = anatomy.receptive_fields(encoder)
     assert (fields[0], fields[-1]) == ((3, 3), (1, 93))
     assert sees[-1] == "93 frames"
 
 
 def test_pooled_is_what_attention_makes_of_the_frames(encoder):
     features = torch.randn(1, 80, 50)
-    inside = look_inside(encoder, features)
+    inside = anatomy.look_inside(encoder, features)
     assert not any(module._forward_hooks for module in encoder.modules())
     assert [gates.shape for gates in inside.gates] == [(16,)] * 4 + [(32,)]
     assert all(((gates > 0) & (gates < 1)).all() for gates in inside.gates)

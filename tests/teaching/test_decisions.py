@@ -9,16 +9,7 @@ from matplotlib.colors import to_hex
 
 from losses import build_loss
 from reports.style import NON_TARGET, TARGET
-from teaching.decisions import (
-    draw_costs,
-    draw_error_rates,
-    draw_llr_costs,
-    draw_margins,
-    draw_normalisation,
-    draw_target_cosines,
-    losses_on_circle,
-)
-from teaching.lessons import VOICES
+from teaching import decisions, lessons
 from verification.metrics import OperatingPoint, equal_error_rate, min_dcf
 
 
@@ -32,39 +23,38 @@ def trials():
 def test_a_dot_where_a_curve_bends():
     degrees = np.linspace(0, 180, 181)
     cosines = dict.fromkeys(("cosine", "one", "two", "three"), degrees)
-    (axes,) = draw_target_cosines(degrees, cosines, {"one": 90}).axes
+    (axes,) = decisions.draw_target_cosines(degrees, cosines, {"one": 90}).axes
     (dot,) = [line for line in axes.get_lines() if line.get_marker() == "o"]
     assert dot.get_xydata().tolist() == [[90, 90]]
 
 
 @pytest.mark.parametrize(
-    ("name", "gap"), [("cross_entropy", 0.0), ("arcface", 0.3), ("sphereface", None)]
+    ("name", "gap"),  # SphereFace: 1.5 a = pi / 2 - a, from the class vector
+    [("cross_entropy", 0.0), ("arcface", 0.3), ("sphereface", math.pi / 10)],
 )
 def test_losses_on_a_circle(shipped, name, gap):
     criterion = build_loss(shipped(f"loss.name={name}").loss, 2, 2)
     angles = torch.linspace(-0.7, 0.7, 1401, dtype=torch.float64)
     vectors = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    losses = losses_on_circle(criterion, vectors, angles)
+    losses = decisions.losses_on_circle(criterion, vectors, angles)
     assert torch.allclose(losses[:, 0], losses.flip(0)[:, 1], atol=1e-3)
     neither = (losses >= math.log(2)).all(1).sum().item() / 1000  # radians
-    # SphereFace multiplies the angle from its class vector: 1.5 a = pi / 2 - a.
-    expected = math.pi / 2 - 2 * (math.pi / 2 / 2.5) if gap is None else gap
-    assert neither == pytest.approx(expected, abs=3e-3)
+    assert neither == pytest.approx(gap, abs=3e-3)
 
 
 def test_ring_is_grey_where_both_losses_are_high():
     angles = np.radians(np.arange(-180, 180))
     losses = np.stack([np.where(angles > 0.5, 0.1, 2), np.where(angles < 0, 0, 2)], 1)
     vectors = np.array([[0.0, 1.0], [0.0, -2.0]], np.float32)
-    circle, curve = draw_margins(angles, {"loss": losses}, vectors).axes
+    circle, curve = decisions.draw_margins(angles, {"loss": losses}, vectors).axes
     ring = [(p.get_facecolor()[:3], p.theta2 - p.theta1) for p in circle.patches]
     assert [round(width) for _, width in ring] == [180, 29, 151]
     assert ring[1][0] == (0.85, 0.85, 0.85)
-    assert [line.get_color() for line in curve.get_lines()[:2]] == [*VOICES]
+    assert [line.get_color() for line in curve.get_lines()[:2]] == [*lessons.VOICES]
 
 
 def test_equal_error_rate_is_where_the_curves_cross(trials):
-    above, below = draw_error_rates(*trials).axes
+    above, below = decisions.draw_error_rates(*trials).axes
     (text,) = below.texts
     assert text.get_text() == f"EER {equal_error_rate(*trials):.1%}"
     misses, false_alarms = below.get_lines()[:2]
@@ -73,20 +63,20 @@ def test_equal_error_rate_is_where_the_curves_cross(trials):
 
 
 def test_costs_are_those_of_the_metric(trials):
-    (axes,) = draw_costs(*trials, (0.01, 0.5)).axes
+    (axes,) = decisions.draw_costs(*trials, (0.01, 0.5)).axes
     labels = {line.get_label() for line in axes.get_lines()}
     costs = {prior: min_dcf(*trials, OperatingPoint(prior)) for prior in (0.01, 0.5)}
     assert {f"prior {p:g}: minDCF {cost:.3f}" for p, cost in costs.items()} <= labels
 
 
 def test_no_evidence_costs_one_bit(trials):
-    above, _ = draw_llr_costs(*trials).axes
+    above, _ = decisions.draw_llr_costs(*trials).axes
     for line in above.get_lines()[:2]:
         assert np.interp(0, *line.get_data()) == pytest.approx(1, abs=0.01)
 
 
 def test_normalised_by_the_nearest():
     cohort = np.concatenate([np.zeros(50), [0.2, 0.4]])
-    first, _ = draw_normalisation({"a": cohort, "b": cohort}, 0.6, 2).axes
+    first, _ = decisions.draw_normalisation({"a": cohort, "b": cohort}, 0.6, 2).axes
     title = "a: mean 0.30, deviation 0.100; the trial is at +3.0 deviations"
     assert first.get_title(loc="left") == title
