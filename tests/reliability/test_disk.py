@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from speech import packs
 pytestmark = pytest.mark.reliability
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+AT_END = "report.json", "trials.txt", "scores.txt", "errors.tsv", "det.png", "map.html"
 
 
 @pytest.fixture
@@ -43,11 +45,9 @@ def disk(tmp_path) -> Iterator[Path]:
 def fill(disk: Path) -> None:
     with open(disk / "filler", "wb", buffering=0) as file:
         for size in (2**12, 1):
-            try:
+            with suppress(OSError):
                 while file.write(bytes(size)) == size:
                     pass
-            except OSError:
-                pass
 
 
 def make_read_only(disk: Path) -> None:
@@ -56,9 +56,8 @@ def make_read_only(disk: Path) -> None:
 
 @pytest.fixture
 def command(tmp_path, capsys, monkeypatch) -> Callable[..., str]:
-    """src/train.py with parameters, or to resume a run; return its error, which must be
-    one line."""
-    # Slow, and no matter here.
+    """Train, or resume a run; return the error, which must be one line."""
+    # Figures and maps are slow, and no matter here.
     plane, figures = (lambda x, _: np.zeros((len(x), 2))), {"det": Figure()}
     monkeypatch.setattr(evaluation_files, "draw_verification", lambda *_: figures)
     monkeypatch.setattr(evaluation_files, "project_umap", plane)
@@ -76,16 +75,9 @@ def command(tmp_path, capsys, monkeypatch) -> Callable[..., str]:
     return run
 
 
-def partial_files(folder: Path) -> list[Path]:
-    return list(folder.rglob("*partial*"))
-
-
 def finished_epochs(run: Path) -> tuple[int, int]:
     """Those in the last and in the best checkpoint."""
     return tuple(load_checkpoint(run / f"{n}.pt")["epoch"] for n in ("last", "best"))
-
-
-# A small file system
 
 
 @pytest.mark.parametrize("spoil", [fill, make_read_only])
@@ -96,7 +88,7 @@ def test_checkpoint_survives_a_disk_that_fails(disk, model, spoil):
     with pytest.raises(FileError, match=f"{disk / 'x.pt'}: .*{reason}"):
         save_checkpoint(disk / "x.pt", model, epoch=2)
     assert load_checkpoint(disk / "x.pt")["epoch"] == 1
-    assert not partial_files(disk)
+    assert not list(disk.rglob("*partial*"))
 
 
 @pytest.mark.parametrize("large", [0, 10**5, 10**6])
@@ -125,28 +117,19 @@ def test_run_that_cannot_begin_takes_no_name(disk, miniature, spoil):
 
 
 @pytest.mark.parametrize("spoil", [fill, make_read_only])
-def test_training_goes_on_where_the_disk_has_recovered(
-    disk, miniature, command, strike, spoil
-):
+def test_training_goes_on_a_recovered_disk(disk, miniature, command, strike, spoil):
     p = miniature("run.name=mine", f"run.directory={disk}", "training.epochs=3")
     run = disk / "mine"
     strike(training, "identify", lambda: spoil(disk), call=2)
     assert command(p).startswith(f"error: {run}/")
     assert finished_epochs(run) == (1, 1)
-    assert not partial_files(run)
+    assert not list(run.rglob("*partial*"))
     subprocess.run(["mount", "-o", "remount,rw,size=64m", disk], check=True)
     assert command("--resume", str(run)) == ""
     assert [row["epoch"] for row in read_metrics(run)] == [1, 2, 3]
 
 
-# Everywhere
-
-
-AT_THE_END = ["report.json", "trials.txt", "scores.txt", "errors.tsv"]
-AT_THE_END += ["det.png", "map.html"]
-
-
-@pytest.mark.parametrize("name", ["parameters.yml", "best.pt", "last.pt", *AT_THE_END])
+@pytest.mark.parametrize("name", ["parameters.yml", "best.pt", "last.pt", *AT_END])
 def test_every_file_is_written_whole_or_named(miniature, command, monkeypatch, name):
     p = miniature("run.name=mine", "training.epochs=1")
     run, real_open = p.run.directory / "mine", open
@@ -163,9 +146,9 @@ def test_every_file_is_written_whole_or_named(miniature, command, monkeypatch, n
     assert error.startswith(f"error: {run / name}: ")
     assert FULL.strerror in error
     assert not (run / name).exists()
-    assert not partial_files(p.run.directory)
+    assert not list(p.run.directory.rglob("*partial*"))
     assert run.exists() == (name != "parameters.yml")
-    if name in AT_THE_END:
+    if name in AT_END:
         assert finished_epochs(run) == (1, 1)
 
 
@@ -183,9 +166,6 @@ def test_metrics_that_cannot_be_appended(miniature, command, strike):
     assert load_checkpoint(path.parent / "last.pt")["epoch"] == 1
     assert command("--resume", str(path.parent)) == ""
     assert [row["epoch"] for row in read_metrics(path.parent)] == [1, 2, 3]
-
-
-# A directory that goes away
 
 
 @pytest.mark.parametrize(
@@ -210,8 +190,7 @@ def test_run_directory_that_goes_away(miniature, command, strike, place, call, n
 
 
 def test_pack_that_goes_away_while_packing(miniature, command, strike):
-    p = miniature()
-    folder = p.dataset.packs
+    folder = (p := miniature()).dataset.packs
     strike(packs, "load_recording", lambda: shutil.rmtree(folder), call=9)
     assert f"{folder}/synthetic-" in command(p)
     assert len(prepare(p.dataset, p.front_end).pack.entries) == 40
