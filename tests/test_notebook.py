@@ -13,15 +13,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from conftest import MINIATURE, RATE, REPOSITORY, write
+from conftest import MINIATURE, RATE, REPOSITORY, SPOKEN, write
 from engine.parameter_files import load_parameters
-from parameters import SyntheticParameters
 from speech.synthetic import synthetic_utterances
 
-STRANGERS = [
-    "dataset.seed=2",
-    *(option for option in MINIATURE if option.startswith("dataset.synthetic")),
-]
+STRANGERS = ["dataset.seed=2", *(option for option in MINIATURE if "synth" in option)]
 RUNS = ("d-vector-CE", "TitaNet-CE", "TitaNet-ArcFace")
 
 
@@ -43,7 +39,7 @@ def test_cells_are_short_finished_and_define_nothing(notebook):
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)
 
 
-def test_committed_copy_was_run_in_order_and_without_a_warning(notebook):
+def test_committed_copy_was_run_in_order_and_can_be_passed_on(notebook):
     counts = [cell.execution_count for cell in code(notebook)]
     assert counts == list(range(1, len(counts) + 1))
     for cell in code(notebook):
@@ -55,17 +51,13 @@ def test_committed_copy_was_run_in_order_and_without_a_warning(notebook):
             assert not any("widget" in kind for kind in kinds)
             # A picture has a text for those who do not see it.
             assert "alt" in cell.metadata or "image/png" not in kinds
-
-
-def test_committed_copy_can_be_passed_on():
     text = (REPOSITORY / "titanet.ipynb").read_text()
     assert len(text) < 3_000_000
     assert not re.findall(r"/(?:home|root|tmp|work|Users|mnt)/\w+", text)
 
 
 def cell_of_studies(notebook):
-    (cell,) = [cell for cell in code(notebook) if cell.source.startswith("STUDY")]
-    return cell
+    return next(cell for cell in code(notebook) if cell.source.startswith("STUDY"))
 
 
 @pytest.mark.parametrize("study", ["embedded", "mini", "full", "folder", "excerpt"])
@@ -90,19 +82,17 @@ def run(notebook, tmp_path, monkeypatch, study: str) -> None:
     monkeypatch.setenv("STUDY", study)
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    packs, runs = f"dataset.packs={tmp_path}/packs", f"run.directory={tmp_path}/runs"
-    small = [*MINIATURE, packs, runs]
+    paths = f"dataset.packs={tmp_path}/packs", f"run.directory={tmp_path}/runs"
     cell_of_studies(notebook).source += (
         "\nfiles, corpus, unseen, epochs = STUDIES[STUDY]"
         f"\nstrangers = {STRANGERS}"
-        f"\nSTUDIES[STUDY] = files, [*corpus, *{small}], strangers, (1, 1)"
+        f"\nSTUDIES[STUDY] = files, [*corpus, *{MINIATURE + paths}], strangers, (1, 1)"
     )
     resources = {"metadata": {"path": str(REPOSITORY)}}
     NotebookClient(notebook, timeout=300, resources=resources).execute()
     for output in (output for cell in code(notebook) for output in cell.outputs):
         assert output.get("name") != "stderr", output.text
-    for name in RUNS:
-        assert (tmp_path / "runs" / name / "report.json").exists()
+    assert all((tmp_path / "runs" / name / "report.json").exists() for name in RUNS)
 
 
 def test_the_embedded_study(notebook, tmp_path, monkeypatch):
@@ -111,9 +101,7 @@ def test_the_embedded_study(notebook, tmp_path, monkeypatch):
 
 def librispeech(folder: Path) -> bytes:
     """An archive with five speakers of dev-clean and four of test-clean."""
-    voices = SyntheticParameters(
-        num_speakers=9, utterances_per_speaker=3, min_seconds=1.6, max_seconds=2.4
-    )
+    voices = SPOKEN.model_copy(update={"num_speakers": 9})
     for voice in synthetic_utterances(voices, seed=5):
         subset = "dev-clean" if voice.speaker < 5 else "test-clean"
         speaker = 100 + voice.speaker
