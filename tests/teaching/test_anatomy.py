@@ -37,9 +37,8 @@ def test_shapes_and_weights_on_the_way(shipped):
 
 
 def test_costs_by_hand(encoder):
-    assert anatomy.convolution_costs(encoder) == {
-        kernel: (16 * kernel + 16 * 16, 16 * 16 * kernel) for kernel in (7, 11, 15)
-    }
+    costs = {k: (16 * k + 16 * 16, 16 * 16 * k) for k in (7, 11, 15)}  # kernels
+    assert anatomy.convolution_costs(encoder) == costs
 
 
 def test_fields_are_where_a_gradient_arrives(encoder, monkeypatch):

@@ -53,23 +53,18 @@ def test_ring_is_grey_where_both_losses_are_high():
     assert [line.get_color() for line in curve.get_lines()[:2]] == [*lessons.VOICES]
 
 
-def test_equal_error_rate_is_where_the_curves_cross(trials):
+def test_curves_of_trials_say_what_the_metrics_do(trials):
     above, below = decisions.draw_error_rates(*trials).axes
     (text,) = below.texts
     assert text.get_text() == f"EER {equal_error_rate(*trials):.1%}"
     misses, false_alarms = below.get_lines()[:2]
     assert (misses.get_color(), false_alarms.get_color()) == (TARGET, NON_TARGET)
     assert to_hex(TARGET) in {to_hex(p.get_facecolor()) for p in above.patches}
-
-
-def test_costs_are_those_of_the_metric(trials):
     (axes,) = decisions.draw_costs(*trials, (0.01, 0.5)).axes
     labels = {line.get_label() for line in axes.get_lines()}
     costs = {prior: min_dcf(*trials, OperatingPoint(prior)) for prior in (0.01, 0.5)}
     assert {f"prior {p:g}: minDCF {cost:.3f}" for p, cost in costs.items()} <= labels
-
-
-def test_no_evidence_costs_one_bit(trials):
+    # No evidence costs one bit.
     above, _ = decisions.draw_llr_costs(*trials).axes
     for line in above.get_lines()[:2]:
         assert np.interp(0, *line.get_data()) == pytest.approx(1, abs=0.01)

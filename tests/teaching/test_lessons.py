@@ -1,10 +1,14 @@
-"""What the figures of the model say, not how they look."""
+"""What the figures of the model and of its training say, not how they look."""
+
+from unittest.mock import Mock
 
 import numpy as np
+import pytest
 
 from models import Block
 from teaching import lessons
 from teaching.anatomy import Inside, Step
+from teaching.live_curves import LiveCurves
 from verification.metrics import equal_error_rate
 
 
@@ -59,3 +63,19 @@ def test_even_attention_is_one_and_pooling_shows_mean_and_deviation():
     np.testing.assert_allclose(below.get_lines()[0].get_ydata(), 1)
     (axes,) = lessons.draw_pooling(inside, [1], 0.01).axes
     assert axes.get_title(loc="left") == "channel 1: mean 10.00, deviation 2.00"
+
+
+@pytest.mark.parametrize("num_trained", [0, 1, 3])
+def test_live_curves_grow_in_their_place_and_say_what_was_trained_now(num_trained):
+    epochs = [{"epoch": n, "train/loss": 1 / n, "train/accuracy": 1} for n in (1, 2, 3)]
+    curves = LiveCurves("run", handle := Mock())
+    for epoch in epochs[3 - num_trained :]:
+        curves(epoch)
+    said = curves.finish(epochs)
+    assert (f"{num_trained} epochs trained" in said) == (num_trained > 0)
+    assert ("after 2 of an earlier start" in said) == (num_trained == 1)
+    calls = ["display", "update", "update", "update"]
+    assert [name for name, _, _ in handle.mock_calls] == calls[: num_trained + 1]
+    lines = [figure.axes[0].get_lines()[0] for _, (figure,), _ in handle.mock_calls]
+    counts = [*range(1, num_trained + 1), 3]
+    assert [len(line.get_xdata()) for line in lines] == counts
