@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
-import torchaudio
+from torchaudio import functional
 
 import transforms
 from conftest import CPU, REPOSITORY, tone
@@ -21,9 +21,8 @@ def front_end(shipped) -> FrontEnd:
 
 
 def test_filterbank_is_torchaudios():
-    expected = torchaudio.functional.melscale_fbanks(
-        257, 0.0, 8000.0, 80, 16000, norm="slaney", mel_scale="slaney"
-    )
+    slaney = {"norm": "slaney", "mel_scale": "slaney"}
+    expected = functional.melscale_fbanks(257, 0.0, 8000.0, 80, 16000, **slaney)
     # torchaudio computes it in float32.
     found = transforms.slaney_filterbank(16000, 512, 80)
     assert torch.allclose(found, expected.T, atol=3e-5)
@@ -158,8 +157,8 @@ def test_speed_of_one_changes_no_bit(speed_of):
 def test_speed_agrees_with_resampling(speed_of, percent):
     x = torch.randn(2, 33_600)
     for _ in range(2):
-        x = torchaudio.functional.lowpass_biquad(x, 16_000, 3000)
-    expected = torchaudio.functional.resample(x, percent, 100, lowpass_filter_width=64)
+        x = functional.lowpass_biquad(x, 16_000, 3000)
+    expected = functional.resample(x, percent, 100, lowpass_filter_width=64)
     error = (speed_of(x, percent)[:, :31_000] - expected[:, :31_000])[:, 200:]
     assert error.square().mean() < 1e-5 * x.square().mean()
 
@@ -212,8 +211,7 @@ def test_ratios_fill_their_range():
     speech = torch.randn(400, 2000)
     noise = Noise(1.0, bank(0.1 * torch.randn(9000)), (0.0, 15.0))
     ratios = snr_of(speech, noise(speech))
-    assert ratios.min() + 0.01 >= 0
-    assert ratios.max() <= 15.01
+    assert (ratios - 7.5).abs().max() <= 7.51
     assert ratios.mean() == pytest.approx(7.5, abs=1)
 
 
@@ -236,8 +234,8 @@ def test_a_telephone_passes_its_band_alone(rate):
 
 def test_mu_law_is_torchaudios():
     x = torch.linspace(-1, 1, 10_001)
-    codes = torchaudio.functional.mu_law_encoding(x, 256)
-    expected = torchaudio.functional.mu_law_decoding(codes, 256)
+    codes = functional.mu_law_encoding(x, 256)
+    expected = functional.mu_law_decoding(codes, 256)
     found = transforms.through_mu_law(x)
     # rounding decides at the edge of two levels
     assert ((found - expected).abs() < 1e-6).float().mean() > 0.995
@@ -307,10 +305,9 @@ def test_all_is_switched_off(augmented):
 
 @torch.inference_mode()
 def test_real_rooms_and_noise(shared, miniature):
-    p = miniature(
-        f"augmentation.noise.root={shared / 'data' / 'noise'}",
-        f"augmentation.reverberation.root={shared / 'data' / 'rirs'}",
-    )
+    noise = f"augmentation.noise.root={shared / 'data' / 'noise'}"
+    rooms = f"augmentation.reverberation.root={shared / 'data' / 'rirs'}"
+    p = miniature(noise, rooms)
     surroundings = load_surroundings(p, CPU)
     augmentation = Augmentation(p.augmentation, p.front_end.sample_rate, surroundings)
     assert len(augmentation.changes["noise"].recordings) == 400
