@@ -1,17 +1,19 @@
 """The W&B mirror: what a page holds, and what W&B may not do to a run or its key."""
 
-import builtins
 import itertools
 import json
 import operator
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -20,8 +22,8 @@ import PIL.Image
 import pytest
 import soundfile
 import wandb
+from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps import utils as sweeps
-from wandb_stand_in import Page, WandbServer, files_of
 
 import train as training
 from conftest import MIXTURE, REPOSITORY, TIMED, interrupt
@@ -44,6 +46,115 @@ MEASURED = ("eer", "min_dcf", "cllr")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )
+
+
+class Page:
+    """What the logs of a run hold, complete: `finish` does not wait for the disk."""
+
+    def __init__(self, run: Path) -> None:
+        for _ in range(300):
+            files = sorted(run.glob("wandb/*run-*/*.wandb"))
+            logs = [list(_records(file)) for file in files]
+            if all(log and log[-1].HasField("exit") for log in logs):
+                break
+            time.sleep(0.1)
+        self.records = [record for log in logs for record in log]
+
+    def all_of(self, kind: str) -> list:
+        return [getattr(r, kind) for r in self.records if r.HasField(kind)]
+
+    @cached_property
+    def steps(self) -> list[dict]:
+        return [_named(history.item) for history in self.all_of("history")]
+
+    @property
+    def summary(self) -> dict:
+        return _named(item for s in self.all_of("summary") for item in s.update)
+
+    def artifacts(self, kind: str) -> list:
+        sent = [r.request.log_artifact.artifact for r in self.records]
+        sent += [r.artifact for r in self.records]
+        return [artifact for artifact in sent if artifact.type == kind]
+
+
+def files_of(artifact) -> dict[str, str]:
+    """Path in the artifact -> file."""
+    return {entry.path: entry.local_path for entry in artifact.manifest.contents}
+
+
+def _records(path: Path) -> Iterator:
+    """The protobufs of a log in LevelDB's format."""
+    header, block, (full, last) = 7, 2**15, (1, 4)  # bytes, and kinds of chunks
+    data, at, message = path.read_bytes(), header, b""
+    while at + header <= len(data):
+        if block - at % block < header:  # padding
+            at += block - at % block
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        message += data[at + header : at + header + size]
+        at += header + size
+        if kind in (full, last):
+            yield wandb_internal_pb2.Record.FromString(message)
+            message = b""
+
+
+def _named(items) -> dict:
+    """Name -> value; the fields of a medium stand below its name."""
+    values = {}
+    for item in items:
+        name, *fields = item.nested_key or [item.key]
+        value = json.loads(item.value_json)
+        if fields:
+            values.setdefault(name, {})["/".join(fields)] = value
+        else:
+            values[name] = value
+    return values
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """As much of W&B's interface as a run needs, as long as the server is well."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        trouble, answer = self.server.trouble, {}
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if trouble == "hangs":
+            self.server.over.wait()
+        if trouble in ("hangs", "disappears"):
+            return
+        if trouble is None and self.path == "/graphql":
+            answer = {"data": self._answer(**json.loads(body))}
+        self.send_response(trouble or 200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    do_GET = do_PUT = do_POST  # noqa: N815 (their names)
+
+    def _answer(self, query, variables, **_):
+        if "upsertBucket" in query:
+            project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
+            bucket = {"id": "b", "name": variables["name"], "project": project}
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        url = f"{self.server.url}/upload"
+        files = [{"name": n, "uploadUrl": url} for n in variables.get("files", [])]
+        return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+
+
+class WandbServer(ThreadingHTTPServer):
+    """Well until it gets into `trouble`: a status, `hangs` or `disappears`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.trouble = None
+        self.over = threading.Event()
+
+    def handle_error(self, *_):
+        pass  # whoever asked has gone
 
 
 @pytest.fixture(autouse=True)
@@ -125,16 +236,12 @@ def run_of_an_epoch(p) -> Run:
     return run
 
 
-# Without a page
-
-
 @pytest.mark.parametrize("key", [None, b"", b"\xff"])  # a folder, nothing, no text
-def test_auto_goes_offline_without_a_key(miniature, key_file, capsys, monkeypatch, key):
-    monkeypatch.setattr(builtins, "input", None)  # a prompt would fail
+def test_auto_goes_offline_without_a_key(online, key_file, capsys, monkeypatch, key):
+    monkeypatch.setattr("builtins.input", None)  # a prompt would fail
     key_file.unlink()
     key_file.mkdir() if key is None else key_file.write_bytes(key)
-    p = miniature("wandb.mode=auto", f"wandb.api_key_file={key_file}")
-    run = run_of_an_epoch(p)
+    run = run_of_an_epoch(online)
     assert "wandb sync" in capsys.readouterr().out
     assert len(list(run.directory.glob("wandb/offline-run-*"))) == 1
 
@@ -145,9 +252,6 @@ def test_wandb_not_installed(miniature, capsys, monkeypatch, mode):
     run = run_of_an_epoch(miniature(f"wandb.mode={mode}"))
     assert ("W&B" in capsys.readouterr().out) == (mode == "auto")
     assert set(os.listdir(run.directory)) == {"metrics.jsonl", "parameters.yml"}
-
-
-# Sweeps
 
 
 def test_every_choice_of_the_sweep_is_a_training(monkeypatch):
@@ -182,9 +286,6 @@ def test_a_sweep_chooses_the_page(offline, monkeypatch):
     assert run.wandb_id == page.run_id == "chosen"
 
 
-# The page
-
-
 def test_the_page_of_a_mixture_tells_its_corpora_apart(offline):
     run = training.train(offline(*MIXTURE, "training.epochs=1"))
     page = Page(run)
@@ -200,51 +301,30 @@ def test_the_page_of_a_mixture_tells_its_corpora_apart(offline):
     assert validated < set(page.summary)
 
 
-@pytest.mark.parametrize("log_audio", [False, True])
+@pytest.mark.parametrize("audio", ["false", "true"])
 def test_the_page_holds_all_that_a_run_leaves(
-    offline, monkeypatch, tmp_path, key_file, the_key_stays_in, log_audio
+    offline, monkeypatch, tmp_path, key_file, the_key_stays_in, audio
 ):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    p = offline(
-        f"wandb.api_key_file={key_file}",
-        f"wandb.log_audio={str(log_audio).lower()}",
-        "training.epochs=3",
-        "dataset.development_fraction=0.25",
-    )
+    mirror = f"wandb.api_key_file={key_file}", f"wandb.log_audio={audio}"
+    p = offline(*mirror, "training.epochs=3", "dataset.development_fraction=0.25")
     run, splits = training.train(p), prepare(p.dataset, p.front_end)
     page, report = Page(run), json.loads((run / "report.json").read_text())
-    last = check_steps(page, run)
-    check_definitions(page, run)
-    check_summary(page.summary, last, report)
+    check_metrics(page, run, report)
     check_artifacts(page, splits)
     tables = page.artifacts("run_table")
     logged = {name: file for t in tables for name, file in files_of(t).items()}
     table = json.loads(Path(logged["results.table.json"]).read_text())
     assert table["columns"] == ["split", "system", *REPORT_COLUMNS]
-    assert len(table["data"]) == last["results"]["nrows"]
-    check_errors(logged, run, splits.pack, log_audio)
-    assert any(name.endswith(".wav") for name in logged) == log_audio
-    assert log_audio or not list(tmp_path.rglob("*.wav"))
+    assert len(table["data"]) == page.steps[-1]["results"]["nrows"]
+    check_errors(logged, run, splits.pack, audio == "true")
+    assert any(name.endswith(".wav") for name in logged) == (audio == "true")
+    assert audio == "true" or not list(tmp_path.rglob("*.wav"))
     the_key_stays_in()
 
 
-def check_steps(page: Page, run: Path) -> dict:
-    """Return what the last step has besides its epoch's metrics."""
-    metrics = read_metrics(run)
-    assert [step.pop("_step") for step in page.steps] == [1, 2, 3]
-    steps = [{n: v for n, v in s.items() if n[0] != "_"} for s in page.steps]
-    last = {name: steps[-1].pop(name) for name in {*steps[-1]} - {*metrics[-1]}}
-    assert steps == metrics
-    measured = {f"{split}/{name}" for split in TESTED for name in MEASURED}
-    assert set(last) == FIGURES | measured | {"results", "errors"}
-    files = next(run.glob("wandb/offline-run-*/files"))
-    for name in FIGURES:
-        image = (run / f"{name.removeprefix('figures/')}.png").read_bytes()
-        assert (files / last[name]["path"]).read_bytes() == image
-    return last
-
-
-def check_definitions(page: Page, run: Path) -> None:
+def check_metrics(page: Page, run: Path, report: dict) -> None:
+    """The last step has the report's values besides its epoch's metrics."""
     defined = {m.glob_name or m.name: m for m in page.all_of("metric")}
     axes = [defined[name].step_metric for name in ("*", SPEED, "test/eer")]
     assert axes == ["epoch", "spent/seconds", "epoch"]
@@ -255,9 +335,17 @@ def check_definitions(page: Page, run: Path) -> None:
     (of_run,) = page.all_of("run")
     assert of_run.run_group == run.parent.name == "runs"
     assert [record.exit_code for record in page.all_of("exit")] == [0]
-
-
-def check_summary(summary: dict, last: dict, report: dict) -> None:
+    metrics, summary = read_metrics(run), page.summary
+    assert [step.pop("_step") for step in page.steps] == [1, 2, 3]
+    steps = [{n: v for n, v in s.items() if n[0] != "_"} for s in page.steps]
+    last = {name: steps[-1].pop(name) for name in {*steps[-1]} - {*metrics[-1]}}
+    assert steps == metrics
+    measured = {f"{split}/{name}" for split in TESTED for name in MEASURED}
+    assert set(last) == FIGURES | measured | {"results", "errors"}
+    files = next(run.glob("wandb/offline-run-*/files"))
+    for name in FIGURES:
+        image = (run / f"{name.removeprefix('figures/')}.png").read_bytes()
+        assert (files / last[name]["path"]).read_bytes() == image
     assert not {"identification", "verification"} & set(summary)
     for split, name in itertools.product(TESTED, MEASURED):
         value = report["verification"][split]["systems"]["trained"][name]
@@ -339,9 +427,6 @@ def test_a_value_that_is_not_finite_alerts(offline):
     assert [record.exit_code for record in page.all_of("exit")] == [1]
 
 
-# Servers in trouble
-
-
 @pytest.mark.reliability
 @pytest.mark.parametrize("trouble", [401, 500, "hangs", "disappears"])
 @pytest.mark.parametrize("at_start", [True, False])
@@ -371,25 +456,18 @@ def test_trouble_is_waited_for_at_the_start_and_the_end_only(
 
 
 @pytest.mark.reliability
-def test_a_server_that_hangs_holds_up_neither_training_nor_exit(
-    server, online, tmp_path
-):
-    few = (
-        "dataset.synthetic.utterances_per_speaker=4"  # too few for UMAP, which is slow
-    )
+def test_a_hanging_server_holds_up_neither_training_nor_exit(server, online, tmp_path):
+    few = "dataset.synthetic.utterances_per_speaker=4"  # too few for slow UMAP
     (tmp_path / "p.yml").write_text(dump_yaml(online.as_dict()))
     program = (
-        "from runs import wandb_mirror\n"
-        "from train import main\n"
+        f"import sys\nsys.path.append({str(REPOSITORY / 'src')!r})\n"
+        "from runs import wandb_mirror\nfrom train import main\n"
         "wandb_mirror.START_SECONDS = wandb_mirror.END_SECONDS = 3\n"
         f"raise SystemExit(main(['-p', 'p.yml', {few!r}]))"
     )
     server.trouble = "hangs"
-    command, path = [sys.executable, "-c", program], str(REPOSITORY / "src")
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     run = online.run.directory / "mine"
@@ -427,13 +505,8 @@ def test_a_wandb_that_never_returns(offline, monkeypatch, capsys, place):
     assert len(read_metrics(run.directory)) == 99
 
 
-# The key
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_wandbs_process_does_not_show_the_key_and_may_die(
-    server, impatient, online, capfd
-):
+def test_wandbs_process_hides_the_key_and_may_die(server, impatient, online, capfd):
     run, found = Run.create(online), []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended, or somebody else's
