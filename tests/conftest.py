@@ -2,6 +2,7 @@
 a server of archives, and optional real data."""
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from transforms import Augmentation
 from verification.scoring import Backend, Calibration
 from voices import Voices
 
+os.environ["TQDM_DISABLE"] = "1"  # bars would stand before the lines that are read
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 CPU = torch.device("cpu")
