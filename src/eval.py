@@ -363,7 +363,13 @@ def evaluate_scores(
     """
     parameters = load_parameters(SHIPPED, overrides=overrides).evaluation
     pairs, ids = read_trials(trials)
-    return verify(read_scores(scores, pairs, ids), pairs, parameters)
+    report = verify(read_scores(scores, pairs, ids), pairs, parameters)
+    if report.eer > 0.5:
+        print(
+            f"warning: {scores}: the EER is above 50 %; the scores may run the wrong "
+            "way: a higher one must mean the same speaker"
+        )
+    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -407,6 +407,11 @@ def test_metrics_of_two_files_alone(tmp_path, command, shipped):
     assert f"{expected.min_dcf:.3f}" in shown
     dcf = min_dcf(scores, trials.targets, OperatingPoint(0.5))
     assert f"{dcf:.3f}" in command(*arguments, "evaluation.p_target=0.5")[1]
+    write_scores(scores_file, trials, -scores, ids)
+    reversed_output = command(*arguments)[1]
+    warned = [f"warning: {scores_file}" in text for text in (shown, reversed_output)]
+    assert warned == [False, True]
+    write_scores(scores_file, trials, scores, ids)
     lines = scores_file.read_text().splitlines()
     scores_file.write_text("\n".join(lines[::-1]))  # in any order
     assert command(*arguments)[:2] == (0, shown)

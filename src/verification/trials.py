@@ -6,11 +6,13 @@ speakers [U] -> `make_trials` -> `Trials` <-> `write_trials`, `read_trials` <-> 
 
 U utterances, K trials. Files are in VoxCeleb's format (arXiv 1706.08612), one trial a
 line: `1 enrolment test` for the same speaker, `0 enrolment test` for different ones.
-Scores have their own file with lines `enrolment test score`.
+Scores have their own file with lines `enrolment test score`. Kaldi's trials, `enrolment
+test target` or `nontarget`, and scores in the first column are read too.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,56 +183,93 @@ def _read_lines(path: Path, expected: str) -> list[str]:
     return lines
 
 
+def _columns(line: str) -> list[str]:
+    """Return the columns of a line; between tabs, ids may hold spaces."""
+    columns = [column.strip() for column in line.split("\t")]
+    return columns if len(columns) > 2 and all(columns) else line.split()
+
+
+def _parse_score(
+    line: str, pairs: Container[tuple[str, str]]
+) -> tuple[tuple[str, str], float]:
+    """Return a pair and its score, which stands after the pair or before it; raise
+    `ValueError` if there is none.
+
+    If it may stand on either side, as ids may be numbers, the pair is one of `pairs`.
+    """
+    first, second, third, *others = _columns(line)
+    if len(others) > 1:  # one is common: the label
+        raise ValueError("too many columns")
+    readings = []
+    for enrolment, test, score in ((first, second, third), (second, third, first)):
+        with suppress(ValueError):
+            readings.append(((enrolment, test), float(score)))
+    if not readings:
+        raise ValueError("no score")
+    return next((r for r in readings if r[0] in pairs), readings[0])
+
+
 def read_scores(path: Path, trials: Trials, ids: Sequence[str]) -> NDArray[np.float64]:
     """Read scores of trials of the utterances `ids` [U], in the order of the trials.
 
-    The file may hold other scores too. Raises `TrialError` naming file and line for a
-    line that is not a score, a score that is not finite and a pair given twice, and for
-    a trial without a score.
+    The file may hold other scores too, and the same one again. Raises `TrialError`
+    naming file and line for a line that is not a score, a score that is not finite and
+    a pair with two scores, and for a trial without a score.
     """
-    expected = "`id id score`"
+    expected = "`id id score` or `score id id`"
+    indices = zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True)
+    pairs = [(ids[i], ids[j]) for i, j in indices]
+    known = set(pairs)
     scores: dict[tuple[str, str], float] = {}
     for number, line in enumerate(_read_lines(path, expected), start=1):
         try:
-            enrolment, test, score = line.split()
-            value = float(score)
+            pair, score = _parse_score(line, known)
         except ValueError:
             raise TrialError(
                 f"{path}:{number}: expected {expected}, got {line!r}"
             ) from None
-        if not np.isfinite(value):
+        if not np.isfinite(score):
             raise TrialError(f"{path}:{number}: expected a finite score, got {score}")
-        if (enrolment, test) in scores:
+        if scores.setdefault(pair, score) != score:
             raise TrialError(
-                f"{path}:{number}: expected a pair once, got {enrolment} {test} again"
+                f"{path}:{number}: expected one score for a pair, got another for "
+                f"{' '.join(pair)}"
             )
-        scores[enrolment, test] = value
-    in_order = []
-    for i, j in zip(trials.enrolment.tolist(), trials.test.tolist(), strict=True):
-        if (ids[i], ids[j]) not in scores:
+    for pair in pairs:
+        if pair not in scores:
             raise TrialError(
                 f"{path}: expected a score for each trial, got none for "
-                f"{ids[i]} {ids[j]}"
+                f"{' '.join(pair)}"
             )
-        in_order.append(scores[ids[i], ids[j]])
-    return np.array(in_order)
+    return np.array([scores[pair] for pair in pairs])
+
+
+def _parse_trial(line: str) -> tuple[bool, str, str] | None:
+    """Return whether the speakers are the same, and both ids; None if it is no
+    trial."""
+    match _columns(line):
+        case ["0" | "1" as target, enrolment, test]:
+            return target == "1", enrolment, test
+        case [enrolment, test, "target" | "nontarget" as label]:  # Kaldi's
+            return label == "target", enrolment, test
+    return None
 
 
 def read_trials(
     path: Path, ids: Sequence[str] | None = None, speakers: Sequence[str] | None = None
 ) -> tuple[Trials, list[str]]:
-    """Read trials; return them and the ids [U] that their indices refer to.
+    """Read trials; return them, each once, and the ids [U] that their indices refer to.
 
     Without `ids` these are the ids in the file, in order of appearance. `speakers` [U]
     are the speakers of `ids`, if known.
 
-    Raises `TrialError` naming file and line for a line that is not a trial and an id
-    that is not among `ids`; if speakers are known, also for an utterance paired with
-    itself, a target of two speakers and a non-target of one. Raises it without a line
-    for duplicate ids, for a file without targets or without non-targets, and for one
-    that is empty or cannot be read.
+    Raises `TrialError` naming file and line for a line that is not a trial, an id that
+    is not among `ids` and a pair that is both target and non-target; if speakers are
+    known, also for an utterance paired with itself, a target of two speakers and a
+    non-target of one. Raises it without a line for duplicate ids, for a file without
+    targets or without non-targets, and for one that is empty or cannot be read.
     """
-    expected = "`1 id id` or `0 id id`"
+    expected = "`1 id id`, `0 id id`, `id id target` or `id id nontarget`"
     known = ids is not None
     indices = {name: index for index, name in enumerate(ids or ())}
     if known and len(indices) < len(ids):
@@ -238,36 +277,65 @@ def read_trials(
     lines = _read_lines(path, expected)
     rows = np.empty((len(lines), 3), dtype=np.int64)
     for number, line in enumerate(lines, start=1):
-        match line.split():
-            case ["0" | "1" as target, enrolment, test]:
-                pass
-            case _:
-                raise TrialError(f"{path}:{number}: expected {expected}, got {line!r}")
-        for name in (enrolment, test):
+        trial = _parse_trial(line)
+        if trial is None:
+            raise TrialError(f"{path}:{number}: expected {expected}, got {line!r}")
+        target, *pair = trial
+        for name in pair:
             if known and name not in indices:
                 raise TrialError(
                     f"{path}:{number}: expected the id of an utterance, got {name!r}"
                 )
             indices.setdefault(name, len(indices))
-        rows[number - 1] = int(target), indices[enrolment], indices[test]
-    targets, enrolment, test = rows.T
+        rows[number - 1] = target, *(indices[name] for name in pair)
     if speakers is not None:
-        _, codes = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
-        same_speaker = codes[enrolment] == codes[test]
-        wrong = (enrolment == test) | (same_speaker != targets)
-        if wrong.any():
-            row = int(wrong.argmax())
-            first, second = ids[enrolment[row]], ids[test[row]]
-            expected = "one speaker" if targets[row] else "two speakers"
-            if first == second:
-                expected = "two recordings"
-            raise TrialError(
-                f"{path}:{row + 1}: expected utterances of {expected}, "
-                f"got {first} and {second}"
-            )
+        _refuse_other_speakers(path, rows, ids, speakers)
+    names = list(indices)
+    _refuse_contradictions(path, rows, names)
+    _, once = np.unique(rows, axis=0, return_index=True)
+    targets, enrolment, test = rows[np.sort(once)].T
     if targets.all() or not targets.any():
         raise TrialError(
             f"{path}: expected target and non-target trials, got "
             f"{targets.sum()} and {len(targets) - targets.sum()}"
         )
-    return Trials(enrolment.copy(), test.copy(), targets.astype(bool)), list(indices)
+    return Trials(enrolment.copy(), test.copy(), targets.astype(bool)), names
+
+
+def _refuse_other_speakers(
+    path: Path, rows: NDArray[np.int64], ids: Sequence[str], speakers: Sequence[str]
+) -> None:
+    """Raise `TrialError` for the first row [K, 3] that the speakers contradict."""
+    targets, enrolment, test = rows.T
+    _, codes = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
+    same_speaker = codes[enrolment] == codes[test]
+    wrong = (enrolment == test) | (same_speaker != targets)
+    if wrong.any():
+        row = int(wrong.argmax())
+        first, second = ids[enrolment[row]], ids[test[row]]
+        expected = "one speaker" if targets[row] else "two speakers"
+        if first == second:
+            expected = "two recordings"
+        raise TrialError(
+            f"{path}:{row + 1}: expected utterances of {expected}, "
+            f"got {first} and {second}"
+        )
+
+
+def _refuse_contradictions(
+    path: Path, rows: NDArray[np.int64], ids: Sequence[str]
+) -> None:
+    """Raise `TrialError` for the first row [K, 3] whose pair, in either order, has the
+    other target above."""
+    targets, enrolment, test = rows.T
+    # A number for each unordered pair.
+    pairs = np.minimum(enrolment, test) * len(ids) + np.maximum(enrolment, test)
+    _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
+    above = first[inverse]  # [K], the first row of the same pair
+    if (contradicting := targets != targets[above]).any():
+        row = int(contradicting.argmax())
+        raise TrialError(
+            f"{path}:{row + 1}: expected a pair as target or as non-target, got "
+            f"{ids[enrolment[row]]} and {ids[test[row]]} as both; see line "
+            f"{above[row] + 1}"
+        )

@@ -129,8 +129,37 @@ def test_refuses_lines(path, line, value):
     path.write_text(f"1 anna/0 anna/2\n{line}\n0 anna/0 ben/1\n")
     with pytest.raises(TrialError, match=f"^{path}:2: expected .*, got {value}$"):
         read_trials(path, IDS, SPEAKERS)
-    if " and " in value:  # which the speakers contradict, and nothing else
+    if "anna/0 and anna/0" in value:  # which nothing but the speakers contradicts
         assert len(read_trials(path, IDS)[0].targets) == 3
+
+
+@pytest.mark.parametrize("again", ["0 a b", "0 b a", "b a nontarget"])
+def test_a_pair_is_target_or_non_target_and_a_trial_counts_once(path, again):
+    path.write_text("1 a b\n0 a c\n1 b a\n0 a c\na b target\n")
+    trials, ids = read_trials(path)
+    assert ids == ["a", "b", "c"]
+    assert pairs_of(trials) == [(0, 1), (0, 2), (1, 0)]
+    assert trials.targets.tolist() == [True, False, True]
+    path.write_text(f"0 a c\n1 a b\n{again}\n")
+    with pytest.raises(TrialError, match=f"^{path}:3: .* got . and . .* line 2$"):
+        read_trials(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "scores"),
+    [
+        ("a b target\na c nontarget", "0.5 a b\n-1 a c\nx y 3"),
+        ("1\ta\tb\n0\ta\tc", "a b 0.5 target\na\tc\t-1\tnontarget"),
+        ("1 7 8\n0 7 9", "0.5 7 8\n-1 7 9 0\n-1 7 9"),  # ids that may be scores
+        ("1\tan a\tb c\n0\tan a\td e", "an a\tb c\t0.5\n-1\tan a\td e"),
+    ],
+)
+def test_lists_of_other_programs(path, tmp_path, lines, scores):
+    path.write_text(lines)
+    (tmp_path / "scores.txt").write_text(scores)
+    trials, ids = read_trials(path)
+    assert trials.targets.tolist() == [True, False]
+    assert read_scores(tmp_path / "scores.txt", trials, ids).tolist() == [0.5, -1]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +185,8 @@ def test_refuses_files(path, content, value):
     ("lines", "where", "value"),
     [
         ("a b 1", "", "b a"),
-        ("a b 1\nb a 2\na b 1", ":3", "a b again"),
+        ("a b 1\nb a 2\na b 3", ":3", "a b"),
+        ("a b 1 2 3", ":1", "'a b 1 2 3'"),
         ("a b nan", ":1", "nan"),
         ("a b x", ":1", "'a b x'"),
         ("a 0.5", ":1", "'a 0.5'"),
