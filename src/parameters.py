@@ -9,6 +9,7 @@ behaviour. A check of several keys stands in the smallest section that holds the
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -82,7 +83,9 @@ def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _as_path(value: Any) -> Any:
-    return Path(value) if isinstance(value, str) and value else value
+    if not isinstance(value, str) or not value:
+        return value
+    return Path(os.path.expanduser(value))  # unlike Path's, it never raises
 
 
 def _as_tuple(value: Any) -> Any:
@@ -180,7 +183,7 @@ class MixedCorpus(Section):
 class DatasetParameters(Section):
     """Where the audio comes from, and how much is kept out of training."""
 
-    name: CorpusName | Literal["mixture"]
+    name: Literal[CorpusName, "mixture"]
     root: PathLike
     packs: PathLike
     download: bool
@@ -511,7 +514,7 @@ class WandbParameters(Section):
 
     mode: Literal["auto", "online", "offline", "disabled"]
     entity: str | None
-    project: str
+    project: str | None
     api_key_file: PathLike | None
     log_audio: bool
 

@@ -59,7 +59,7 @@ NUMBERS = "training.epochs=0 training.epochs=1.5 seed=-1 dataset.root=3 training
 NUMBERS += " front_end.hop_seconds=0.05 front_end.n_fft=256"
 NUMBERS += " model.dvector.projection_size=768"
 TEXTS = "training.optimizer.lr=fast training.on_nonfinite=x model.name=ecapa"
-TEXTS += " dataset.download=maybe run.name=../x"
+TEXTS += " dataset.download=maybe run.name=../x dataset.name=foo"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,31 @@ def test_mistake_in_an_override(shipped, override, value):
     assert re.fullmatch(rf"{key}(\.0)?: expected .+, got {value}", message)
     # Nothing of pydantic's words.
     assert not re.search("Input|valid|instance|greater|less than 1", message)
+
+
+def test_the_choices_of_a_corpus_are_named(shipped):
+    message = refusal(shipped, "dataset.name=foo")
+    assert "'synthetic'" in message
+    assert "'mixture'" in message
+
+
+def test_a_path_may_begin_at_home(shipped, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    p = shipped("dataset.root=~/x", "run.directory=~/", "evaluation.trials=a/~/b")
+    assert (p.dataset.root, p.run.directory) == (tmp_path / "x", tmp_path)
+    assert p.evaluation.trials.as_posix() == "a/~/b"
+    mixed = "[{label: a, weight: 1, name: folder, root: ~/y}]"
+    p = shipped("dataset.name=mixture", f"dataset.mixture={mixed}")
+    assert p.dataset.corpora["a"].root == tmp_path / "y"
+    assert shipped("dataset.root=~nobody.at.all/x").dataset.root.name == "x"
+
+
+@pytest.mark.parametrize("name", ["1e3", "1.5E-3", "2_0e1", "12", "on"])
+def test_a_text_that_looks_like_something_else_stays_text(load, shipped, name):
+    p = shipped(f"run.name='{name}'")
+    assert load(dump_yaml(p.as_dict())) == p
+    assert p.run.name == name
 
 
 @pytest.mark.parametrize("key", ["training.epohcs", "epochs"])

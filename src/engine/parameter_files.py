@@ -70,11 +70,16 @@ class _Loader(yaml.SafeLoader):
     keys."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML with quotes around text that `_Loader` would read as a number."""
+
+
+for reader_or_writer in (_Loader, _Dumper):
+    reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Return plain values as YAML text, in their order."""
-    return yaml.safe_dump(values, sort_keys=False)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from typing import Any, BinaryIO
 import torch
 
 from engine.files import atomic_write
-from engine.parameter_files import check_parameters, migrate
+from engine.parameter_files import check_parameters
 from errors import UserError, first_line
 from parameters import ParameterError
 from runs.speaker_model import Heard, SpeakerModel, build_model
 from verification.scoring import Backend
 
 CHECKPOINT_VERSION = 2
+LIGHTNING = b"pytorch-lightning_version"  # a key of every checkpoint that it writes
 MODEL_MODULES = ("front_end", "encoder", "criterion")
 
 
@@ -61,6 +62,11 @@ def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
             packed = any(record.compress_type for record in archive.infolist())
             if packed or archive.testzip():
                 raise zipfile.BadZipFile("its bytes are not those that were written")
+            for record in archive.namelist():
+                if record.endswith("data.pkl") and LIGHTNING in archive.read(record):
+                    raise zipfile.BadZipFile(
+                        "a checkpoint of Lightning; export the model to .nemo or .pt"
+                    )
         if not isinstance(file, Path):
             file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -92,7 +98,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not (isinstance(speakers, list) and all(isinstance(s, str) for s in speakers)):
         raise RunError(f"{path}: the checkpoint does not name its speakers")
     try:
-        state["parameters"] = migrate(state["parameters"])
+        # Checked, so that paths of all versions compare: earlier ones kept a `~`.
+        state["parameters"] = check_parameters(state["parameters"]).as_dict()
     except (ParameterError, AttributeError) as error:
         raise RunError(f"{path}: the checkpoint does not fit: {error}") from None
     return state

@@ -8,8 +8,9 @@ runs/<name>/  parameters.yml  metrics.jsonl  trials.txt  scores.txt  errors.tsv
 Metrics have the same names in `metrics.jsonl` and on W&B.
 """
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -114,22 +115,34 @@ class Run:
         self.mirror.finish(failed=error is not None)
 
 
+def _names(parameters: Parameters) -> Iterator[str]:
+    """Yield the run's name; if it has none, names that say what is run and when, which
+    end in a number from the second on."""
+    if parameters.run.name is not None:
+        yield parameters.run.name
+        return
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    choices = (parameters.dataset, parameters.model, parameters.loss)
+    name = "-".join([*(choice.name for choice in choices), time])
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
 def _make_directory(parameters: Parameters) -> Path:
-    name = parameters.run.name
-    if name is None:
-        time = datetime.now().strftime("%Y%m%d-%H%M%S")
-        choices = (parameters.dataset, parameters.model, parameters.loss)
-        name = "-".join([*(choice.name for choice in choices), time])
-    directory = parameters.run.directory / name
-    try:
-        directory.mkdir(parents=True)
-    except FileExistsError:
-        raise RunError(
-            f"{directory}: this run exists; choose another run.name, "
-            f"or go on with --resume {directory}"
-        ) from None
-    except OSError as error:
-        raise FileError(f"{directory}: cannot be written: {error}") from None
+    for name in _names(parameters):
+        directory = parameters.run.directory / name
+        try:
+            directory.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if parameters.run.name is None and directory.exists():
+                continue  # of a run that began in the same second
+            raise RunError(
+                f"{directory}: this run exists; choose another run.name, "
+                f"or go on with --resume {directory}"
+            ) from None
+        except OSError as error:
+            raise FileError(f"{directory}: cannot be written: {error}") from None
     try:
         _write_parameters(directory, parameters)
     except FileError:

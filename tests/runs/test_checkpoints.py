@@ -110,6 +110,16 @@ def test_checkpoints_with_another_value_are_refused(path, key, value, named):
     assert named in refusal(path)
 
 
+@pytest.mark.parametrize("hyper_parameters", [{}, Intruder()])
+def test_a_checkpoint_of_lightning_is_named(path, hyper_parameters):
+    state = {"state_dict": {}, "pytorch-lightning_version": "2.4.0"}
+    path = path.with_suffix(".ckpt")
+    torch.save(state | {"hyper_parameters": hyper_parameters}, path)
+    for words in ("Lightning", ".nemo or .pt"):
+        assert words in refusal(path)
+    assert not os.path.exists("intruded")
+
+
 def test_every_flipped_bit_of_a_weight_is_noticed(path, model):
     whole = path.read_bytes()
     weight = next(model.encoder.parameters()).detach().numpy().tobytes()

@@ -1,5 +1,7 @@
 """Run directories."""
 
+from unittest.mock import MagicMock
+
 import pytest
 
 from engine.files import FileError
@@ -27,6 +29,15 @@ def test_a_run_holds_its_parameters_and_is_never_overwritten(run, miniature):
 def test_name_says_what_is_run(miniature):
     name = Run.create(miniature("model.name=dvector")).directory.name
     assert name.startswith("synthetic-dvector-arcface-")
+
+
+def test_unnamed_runs_of_one_second_have_two_directories(miniature, monkeypatch):
+    monkeypatch.setattr(run_directory, "datetime", clock := MagicMock())
+    clock.now.return_value.strftime.return_value = "now"
+    names = [Run.create(miniature()).directory.name for _ in range(3)]
+    first = "synthetic-titanet-arcface-now"
+    assert names == [first, f"{first}-2", f"{first}-3"]
+    assert load_parameters(miniature().run.directory / names[1] / "parameters.yml")
 
 
 def test_directory_that_cannot_be_written(tmp_path, miniature):
