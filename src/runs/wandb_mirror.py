@@ -4,6 +4,7 @@ A step of the page is an epoch; the last one also has the results. Only this mod
 imports wandb, and calls it in a thread: whatever wandb does, training goes on.
 """
 
+import codecs
 import json
 import netrc
 import os
@@ -36,6 +37,13 @@ ENVIRONMENT = {
     "WANDB_HTTP_TIMEOUT": "5",  # seconds that a table may wait, instead of 19
 }
 
+PROJECT = "titanet"  # where neither the parameters nor WANDB_PROJECT name one
+MODES = {  # values of WANDB_MODE, wandb's older words among them
+    **{mode: mode for mode in ("online", "offline", "disabled")},
+    "run": "online",
+    "dryrun": "offline",
+}
+
 Action = Callable[[Any, Any], None]  # gets the wandb module and the W&B run
 
 
@@ -46,8 +54,18 @@ def new_id() -> str:
     return os.urandom(8).hex()
 
 
+def _choose_mode(mode: str) -> str:
+    """Return the mode of the parameters; auto becomes that of WANDB_MODE, if any."""
+    wanted = os.environ.get("WANDB_MODE")
+    if mode != "auto" or not wanted:
+        return mode
+    if wanted not in MODES:
+        print(f"W&B: WANDB_MODE: expected {' or '.join(MODES)}, got {wanted}")
+    return MODES.get(wanted, mode)
+
+
 class Mirror:
-    """A run's page on W&B; does nothing if `wandb.mode` is disabled.
+    """A run's page on W&B; does nothing if `wandb.mode` or WANDB_MODE is disabled.
 
     `step` is the last epoch on the page.
     """
@@ -57,10 +75,11 @@ class Mirror:
     ) -> None:
         self.directory, self.parameters = directory, parameters
         self.wandb_id, self.step = wandb_id, step
+        self._mode = _choose_mode(parameters.wandb.mode)
         self._failed = False
         self._actions: SimpleQueue[Action | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        if parameters.wandb.mode != "disabled":
+        if self._mode != "disabled":
             self._start()
 
     def log_epoch(self, metrics: Mapping[str, float]) -> None:
@@ -113,7 +132,9 @@ class Mirror:
 
     def _work(self, opened: threading.Event) -> None:
         """Open the page, then do what is queued until `finish`."""
-        wandb_and_page = _open_page(self.parameters, self.directory, self.wandb_id)
+        wandb_and_page = _open_page(
+            self.parameters, self._mode, self.directory, self.wandb_id
+        )
         opened.set()
         if wandb_and_page is None:
             return
@@ -214,7 +235,7 @@ def _corpus(wandb: Any, name: str, splits: Splits) -> Any:
 
 
 def _open_page(
-    parameters: Parameters, directory: Path, wandb_id: str
+    parameters: Parameters, mode: str, directory: Path, wandb_id: str
 ) -> tuple[Any, Any] | None:
     """Return the wandb module and a W&B run, or None; print one line on what
     happened."""
@@ -225,7 +246,7 @@ def _open_page(
     except Exception as error:  # missing, or broken by another package
         print(f"W&B: wandb cannot be imported ({error}), not logging there")
         return None
-    key, mode = _read_api_key(parameters.wandb.api_key_file), parameters.wandb.mode
+    key = _read_api_key(parameters.wandb.api_key_file)
     if mode == "online" and key is None:
         print("W&B: no API key in wandb.api_key_file, WANDB_API_KEY or ~/.netrc")
     if mode != "offline" and key is not None:
@@ -254,8 +275,8 @@ def _init(
 ) -> Any:
     """Open a page: online with a key, else offline."""
     page = wandb.init(
-        entity=parameters.wandb.entity,
-        project=parameters.wandb.project,
+        entity=parameters.wandb.entity,  # None means WANDB_ENTITY to wandb
+        project=parameters.wandb.project or os.environ.get("WANDB_PROJECT") or PROJECT,
         name=directory.name,
         id=wandb_id,
         group=parameters.run.directory.resolve().name,  # runs of one study
@@ -283,7 +304,7 @@ def _read_api_key(path: Path | None) -> str | None:
     """Return the key from the key file, the environment or ~/.netrc, or None; warn if
     others can read the file."""
     try:
-        if path is not None and (key := path.read_text(encoding="utf-8").strip()):
+        if path is not None and (key := _decode(path.read_bytes()).strip()):
             others = stat.S_IRGRP | stat.S_IROTH
             if os.name == "posix" and path.stat().st_mode & others:
                 print(f"warning: {path}: others can read this key; chmod 600 {path}")
@@ -298,6 +319,12 @@ def _read_api_key(path: Path | None) -> str | None:
         return login[2] if login else None
     except (OSError, netrc.NetrcParseError):
         return None
+
+
+def _decode(text: bytes) -> str:
+    """Return UTF-8 text, or UTF-16 after its byte order mark, without the mark."""
+    sixteen_bits = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return text.decode("utf-16" if sixteen_bits else "utf-8-sig")
 
 
 def _stop_wandb(wandb: Any) -> None:

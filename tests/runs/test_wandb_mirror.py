@@ -159,7 +159,8 @@ class WandbServer(ThreadingHTTPServer):
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch, tmp_path):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("API_KEY", "MODE", "PROJECT", "ENTITY", "DIR"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc either
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens
 
@@ -244,6 +245,49 @@ def test_auto_goes_offline_without_a_key(online, key_file, capsys, monkeypatch, 
     run = run_of_an_epoch(online)
     assert "wandb sync" in capsys.readouterr().out
     assert len(list(run.directory.glob("wandb/offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "mode", "expected"),
+    [
+        *((variable, "auto", variable) for variable in ("online", "offline")),
+        ("disabled", "auto", "disabled"),
+        ("dryrun", "auto", "offline"),
+        ("mistyped", "auto", "online"),
+        ("disabled", "offline", "offline"),
+    ],
+)
+def test_auto_is_the_mode_of_the_environment(
+    miniature, key_file, monkeypatch, capsys, variable, mode, expected
+):
+    monkeypatch.setitem(sys.modules, "wandb", module := MagicMock())
+    monkeypatch.setenv("WANDB_MODE", variable)
+    key = f"wandb.api_key_file={key_file}"
+    Run.create(miniature(key, f"wandb.mode={mode}")).mirror.finish()
+    opened = [call.kwargs["mode"] for call in module.init.call_args_list]
+    assert opened == ([] if expected == "disabled" else [expected])
+    assert ("got mistyped" in capsys.readouterr().out) == (variable == "mistyped")
+
+
+@pytest.mark.parametrize("given", ["null", "mine"])
+def test_null_is_the_project_and_the_entity_of_the_environment(
+    offline, monkeypatch, tmp_path, given
+):
+    keys = [f"wandb.{key}={given}" for key in ("project", "entity")]
+    for name in ("PROJECT", "ENTITY"):
+        monkeypatch.setenv(f"WANDB_{name}", f"their-{name}")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    wandb.teardown()  # it reads its variables once
+    (page,) = Page(run_of_an_epoch(offline(*keys)).directory).all_of("run")
+    expected = ("their-PROJECT", "their-ENTITY") if given == "null" else ("mine",) * 2
+    assert (page.project, page.entity) == expected
+    assert not (tmp_path / "elsewhere").exists()  # outside the run's directory
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_key_file_may_begin_with_a_byte_order_mark(key_file, encoding):
+    key_file.write_text(f"{KEY}\n", encoding)
+    assert wandb_mirror._read_api_key(key_file) == KEY
 
 
 @pytest.mark.parametrize("mode", ["auto", "disabled"])
