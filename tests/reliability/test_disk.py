@@ -135,7 +135,7 @@ def test_every_file_is_written_whole_or_named(miniature, command, monkeypatch, n
     run, real_open = p.run.directory / "mine", open
 
     def full_open(file, *arguments, **options):
-        if Path(str(file)).name == f"{name}.partial":
+        if Path(str(file)).name.endswith(f".{name}.partial"):
             Path(file).write_bytes(b"half")
             raise FULL
         return real_open(file, *arguments, **options)
