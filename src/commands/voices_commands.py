@@ -7,17 +7,20 @@ the encoder. With `--checkpoint mine.pt`, that threshold replaces the encoder's 
 import itertools
 import json
 import math
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from commands.folder import embed_folder
-from engine.files import atomic_write
+from engine.files import atomic_write, locked
 from recognition.people import audio_below, checked_name, load_people, read_people
 from recognition.sounds import VoiceError
 from recognition.vectors import refuse_format
@@ -45,13 +48,19 @@ def compare(options: Namespace) -> None:
     _print([voices.compare_clips(*pair) for pair in pairs], options.json)
 
 
+def _alone_with(store: Path) -> AbstractContextManager[None]:
+    """Return the lock of the folder that a store lies in, behind its links."""
+    return locked(Path(os.path.realpath(store)).parent)
+
+
 def enrol(options: Namespace) -> None:
     """Add people to a store, which is made if it is missing."""
     sounds = read_people(options.people)
-    enrolled = load_people(options.store) if options.store.exists() else None
-    voices = _load_voices(options)
-    people = voices.enrol(sounds, enrolled)
-    people.save(options.store)
+    with _alone_with(options.store):
+        enrolled = load_people(options.store) if options.store.exists() else None
+        voices = _load_voices(options)
+        people = voices.enrol(sounds, enrolled)
+        people.save(options.store)
     for line in voices.disagreements(people, list(sounds)):
         print(f"warning: {line}", file=sys.stderr)
     before = 0 if enrolled is None else len(enrolled.names)
@@ -88,9 +97,10 @@ def _as_dict(result: Comparison | Identification) -> dict[str, Any]:
 
 def forget(options: Namespace) -> None:
     """Remove a person from a store."""
-    people = load_people(options.store)
-    left = people.without(checked_name(options.name))
-    left.save(options.store)
+    with _alone_with(options.store):
+        people = load_people(options.store)
+        left = people.without(checked_name(options.name))
+        left.save(options.store)
     print(
         f"{options.store}: {len(people.names) - len(left.names)} clips forgotten, "
         f"{len(np.unique(left.names))} people left"

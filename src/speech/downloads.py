@@ -2,6 +2,7 @@
 
 URL, published checksum -> `unpacked` -> a folder of its members
 URL -> `fetched` -> a file
+a path that may be missing, a download -> `download_once`
 
 A download that was cut off resumes where it stopped. Members are unpacked into a
 scratch folder, never outside it; the caller renames it once all of them are there.
@@ -10,7 +11,7 @@ scratch folder, never outside it; the caller renames it once all of them are the
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -19,7 +20,7 @@ from urllib.request import Request, urlopen
 
 from tqdm.auto import tqdm
 
-from engine.files import file_digest
+from engine.files import file_digest, locked
 from engine.parallel import progress_options
 from errors import UserError, first_line
 
@@ -32,6 +33,17 @@ MAX_RATIO = 20  # of unpacked bytes to packed bytes; recordings have less than 4
 
 class DownloadError(UserError):
     """A download that fails or differs from what was published."""
+
+
+def download_once(target: Path, root: Path, download: Callable[[], None]) -> None:
+    """Call a download to `root` that makes `target`, unless it is there; wait while
+    another program downloads to `root`."""
+    if target.exists():
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        if not target.exists():  # another program may have made it in the meantime
+            download()
 
 
 @contextmanager

@@ -5,17 +5,16 @@ utterances -> `pack` -> `Pack` -> `SoundBank` -> pieces [B, N]
 B pieces in a batch, N samples.
 """
 
-import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from engine.devices import to_device
-from engine.files import file_digest
+from engine.files import file_digest, locked
 from engine.parallel import progress_options
 from speech.audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
 from speech.corpora import without_label
@@ -174,35 +173,19 @@ def pack(
         fingerprint = _fingerprint(corpus, sample_rate, min_seconds)
         packed = open_pack(directory, fingerprint)
         if packed is None:
-            with _alone_in(directory.parent):
+            target = Path(os.path.realpath(directory))  # a link stays
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with locked(target.parent):
                 # Another process may have packed it in the meantime.
                 packed = open_pack(directory, fingerprint)
                 if packed is None:
-                    _write_pack(
-                        corpus, directory, sample_rate, min_seconds, fingerprint
-                    )
+                    _write_pack(corpus, target, sample_rate, min_seconds, fingerprint)
                     packed = open_pack(directory, fingerprint)
     except OSError as error:
         raise CorpusError(f"{directory}: cannot pack the corpus: {error}") from None
     if packed is None:
         raise CorpusError(f"{directory}: the pack just written cannot be read back")
     return packed
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; wait while another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: waiting for another run that packs there")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # which gives up the lock
 
 
 def _write_pack(
@@ -212,12 +195,16 @@ def _write_pack(
     min_seconds: float,
     fingerprint: str,
 ) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    partial = directory.with_name(f".{directory.name}-{secrets.token_hex(4)}")
+    mode = stat.S_IMODE(directory.stat().st_mode) if directory.exists() else None
+    partial.mkdir(0o777 if mode is None else 0o700)
     try:
         samples = partial / "samples.int16"
         contents = _write_samples(samples, corpus, sample_rate, min_seconds)
         index = {"fingerprint": fingerprint, "sample_rate": sample_rate, **contents}
         (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        if mode is not None:
+            partial.chmod(mode)
         shutil.rmtree(directory, ignore_errors=True)
         os.rename(partial, directory)
     finally:

@@ -9,10 +9,11 @@ import csv
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from parameters import DatasetParameters
-from speech.downloads import fetched, unpacked
+from speech.downloads import download_once, fetched, unpacked
 from speech.folders import expect_folder, known_genders, quoted, table_rows
 from speech.utterances import SPEAKER_SPLITS, CorpusError, Utterance
 
@@ -54,8 +55,9 @@ def scan_librispeech(parameters: DatasetParameters) -> Iterator[Utterance]:
                 f"dataset.librispeech.{split}: expected {subset} once, got it twice"
             )
     for subset in subsets:
-        if parameters.download and not (home / subset).exists():
-            _download_librispeech(parameters.root, subset)
+        if parameters.download:
+            fetch = partial(_download_librispeech, parameters.root, subset)
+            download_once(home / subset, parameters.root, fetch)
         expect_folder(
             home / subset,
             f"LibriSpeech's {subset} (set dataset.download=true to fetch it)",
@@ -92,9 +94,13 @@ def scan_vctk(parameters: DatasetParameters) -> Iterator[Utterance]:
     """Yield the utterances of one of the two microphones."""
     root = parameters.root
     home = root / "VCTK-Corpus-0.92"
-    if parameters.download and not home.exists():
+
+    def download() -> None:
         with unpacked(VCTK_URL, "sha256", VCTK_SHA256, root) as scratch:
             os.rename(scratch, home)
+
+    if parameters.download:
+        download_once(home, root, download)
     audio = home / "wav48_silence_trimmed"
     expect_folder(audio, "VCTK 0.92 (set dataset.download=true to fetch it)")
     genders = _table_genders(home / "speaker-info.txt", None, 2)
@@ -158,9 +164,13 @@ def _voxceleb_list(parameters: DatasetParameters, name: str) -> list[tuple[str, 
     """Read one of `VOXCELEB_LISTS`; download it first if it is missing and
     `dataset.download` is true."""
     path = parameters.root / name
-    if parameters.download and not path.exists():
-        with fetched(f"{VOXCELEB_URL}/{name}", parameters.root) as partial:
-            _matching_lines(partial, *VOXCELEB_LISTS[name])
+
+    def download() -> None:
+        with fetched(f"{VOXCELEB_URL}/{name}", parameters.root) as file:
+            _matching_lines(file, *VOXCELEB_LISTS[name])
+
+    if parameters.download:
+        download_once(path, parameters.root, download)
     if not path.is_file():
         raise CorpusError(
             f"{path}: expected VoxCeleb1's list (set dataset.download=true to fetch "

@@ -13,7 +13,7 @@ import torch
 from parameters import Parameters
 from speech.acoustics import coloured_noise, simulate_rooms
 from speech.audio import Segment
-from speech.downloads import unpacked
+from speech.downloads import download_once, unpacked
 from speech.folders import expect_folder, folders_in, recordings_below
 from speech.packs import Pack, SoundBank, pack
 from speech.utterances import CorpusError, Utterance
@@ -114,9 +114,13 @@ def response_recordings(root: Path, download: bool) -> list[Utterance]:
     by name alone.
     """
     home = root / "RIRS_NOISES"
-    if download and not home.exists():
+
+    def fetch() -> None:
         with unpacked(OPENSLR28_URL, "md5", OPENSLR28_MD5, root) as scratch:
             os.rename(scratch / "RIRS_NOISES", home)
+
+    if download:
+        download_once(home, root, fetch)
     expect_folder(root, "the folder of augmentation.reverberation.root")
     responses = recordings_below(
         root,

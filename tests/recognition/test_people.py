@@ -1,10 +1,14 @@
 """Stores of enrolled people, and how a command names people."""
 
+import time
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from commands import voices_commands
 from conftest import write
 from recognition.people import People, checked_name, load_people, read_people
 from recognition.sounds import Clip, VoiceError
@@ -30,6 +34,35 @@ def test_people_come_and_go(people, tmp_path):
     assert left.names.tolist() == ["ben"]
     with pytest.raises(VoiceError, match=r"^ann: .*ben"):
         left.without("ann")
+
+
+def test_writers_at_once_lose_nobody(people, tmp_path, monkeypatch):
+    def load_slowly(path: Path) -> People:
+        loaded = load_people(path)
+        time.sleep(0.05)
+        return loaded
+
+    def enrol(sounds: dict, enrolled: People) -> People:
+        clip = Clip("d", people.vectors[0], 3.0, 2.0, "d", ())
+        return enrolled.with_clips(*sounds, [clip])
+
+    voices = Namespace(enrol=enrol, disagreements=lambda *_: [])
+    monkeypatch.setattr(voices_commands, "load_people", load_slowly)
+    monkeypatch.setattr(voices_commands, "_load_voices", lambda _: voices)
+    store, link = tmp_path / "people.npz", tmp_path / "folder" / "link.npz"
+    link.parent.mkdir()
+    link.symlink_to(store)
+    people.save(store)
+    calls = [
+        (voices_commands.forget, Namespace(name="ann", store=link)),
+        (voices_commands.forget, Namespace(name="ben", store=store)),
+        (voices_commands.enrol, Namespace(people=["cy=a.wav"], store=link)),
+        (voices_commands.enrol, Namespace(people=["dan=a.wav"], store=store)),
+    ]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda call: call[0](call[1]), calls))
+    assert set(load_people(store).names) == {"cy", "dan"}
+    assert link.is_symlink()
 
 
 def change(store: Path, **arrays) -> None:

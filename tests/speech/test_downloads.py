@@ -3,11 +3,12 @@
 import hashlib
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from layouts import archive
 
-from speech.downloads import DownloadError, fetched, unpacked
+from speech.downloads import DownloadError, download_once, fetched, unpacked
 
 CONTENT = os.urandom(100_000)
 
@@ -65,6 +66,20 @@ def test_resumes_after_a_cut_connection_and_leaves_nothing(download):
     assert download.fetch() == ["deep"]
     assert download.server.requests[-1][1] == "bytes=50000-"
     assert os.listdir(download.root) == []
+
+
+def test_two_runs_download_once(download):
+    home = download.root / "home"
+
+    def fetch() -> None:
+        with unpacked(download.url, "md5", download.checksum, download.root) as scratch:
+            os.rename(scratch, home)
+
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(download_once, home, download.root, fetch) for _ in "ab"]
+    assert [run.result() for run in runs] == [None, None]
+    assert len(download.server.requests) == 1
+    assert (home / "deep" / "file").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("is_complete", [True, False])

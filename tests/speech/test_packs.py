@@ -1,5 +1,7 @@
 """Packs: decoded once, made again when a source changes, whole or not there."""
 
+import errno
+import fcntl
 import json
 import os
 import time
@@ -155,6 +157,26 @@ def test_an_interruption_and_a_disk_that_refuses(home, corpus, packed, strike):
     home.write_text("in the way")
     with pytest.raises(CorpusError, match="cannot pack the corpus"):
         packed(corpus)
+
+
+def test_a_pack_keeps_its_mode_and_its_link(home, tmp_path, corpus, packed):
+    packed(corpus)
+    assert (home / "x").stat().st_mode == home.stat().st_mode  # of any new folder
+    target = (home / "x").rename(tmp_path / "elsewhere")
+    target.chmod(0o750)
+    (home / "x").symlink_to(target)
+    assert len(packed(corpus[1:]).entries) == 2
+    assert (home / "x").is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o750
+
+
+def test_packing_where_there_are_no_locks(home, corpus, packed, monkeypatch, capsys):
+    def refuse(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert len(packed(corpus).entries) == 3
+    assert f"warning: {home}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
