@@ -14,10 +14,12 @@ two references: the same encoder untrained, and the mean log-mel spectrum.
 B utterances in a batch, U in all, K trials, N samples, M mel bands.
 """
 
-if __name__ == "__main__":  # --help is answered before torch is loaded
+if __name__ == "__main__":  # before torch is loaded
     from command_lines import eval_options
+    from errors import begin_program
 
-    eval_options()
+    begin_program()
+    eval_options()  # answers --help
 
 import sys
 import time

@@ -9,9 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from errors import begin_program, run_command
+
+if __name__ == "__main__":
+    begin_program()
+
 import torch
 
-from errors import run_command
 from exchange.nemo_archives import NemoError
 from exchange.nemo_files import load_nemo, save_nemo
 from runs.checkpoints import load_model, save_checkpoint

@@ -13,9 +13,11 @@ ranks, each embeds its share of a batch, and all compute the loss of the whole b
 import sys
 
 from command_lines import train_options
+from errors import StoppedError, begin_program, run_command
 
-if __name__ == "__main__":
-    train_options()  # answers --help before torch is loaded
+if __name__ == "__main__":  # before torch is loaded
+    begin_program()
+    train_options()  # answers --help
 
 import math
 from collections import defaultdict
@@ -41,7 +43,6 @@ from engine.parallel import first_rank_first, gather, progress_options, rank, ra
 from engine.parameter_files import check_parameters, load_parameters, override_values
 from engine.precision import bfloat16_where_fast
 from engine.signals import StopSignals
-from errors import StoppedError, run_command
 from eval import evaluate, identify
 from exchange.nemo_files import load_any_model
 from parameters import DatasetParameters, EvaluationParameters, Parameters

@@ -27,6 +27,9 @@ With P people enrolled, `identify` and `who` use the threshold for 1/P of that r
 import sys
 
 if __name__ == "__main__":  # arguments are parsed before torch is loaded
+    from errors import begin_program
+
+    begin_program()
     from commands.parser import main
 
     sys.exit(main())
