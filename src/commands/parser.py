@@ -20,13 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0 whatever the verdict, 2 after a user's mistake and 130 if it was stopped.
     """
     options = parse(arguments)
+    from commands.voices_commands import COMMANDS  # loads torch
 
-    def command() -> None:
-        from commands.voices_commands import COMMANDS  # loads torch
-
-        COMMANDS[options.command](options)
-
-    return run_command(command)
+    return run_command(lambda: COMMANDS[options.command](options))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
