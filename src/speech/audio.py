@@ -9,7 +9,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ import numpy as np
 import soundfile
 import torch
 
+from speech.channels import Channels
 from speech.synthetic import SyntheticUtterance
 
 MIN_SECONDS = 0.025  # of a recording; a front end may need more
@@ -36,7 +37,8 @@ class AudioError(Exception):
 class Segment:
     """A part of an audio file, in seconds.
 
-    Without a duration it reaches to the end; without a channel all are averaged.
+    Without a duration it reaches to the end. Channels count from 0; without a channel
+    `load_recording` chooses.
     """
 
     path: Path
@@ -61,12 +63,15 @@ def load_recording(
 ) -> Recording:
     """Decode speech to mono int16 [N] at `sample_rate` Hz.
 
-    Channels are averaged unless the segment names one, other rates are resampled, peaks
+    Channels are averaged unless the segment names one. If only one has sound it is
+    taken, and if they cancel each other the first with sound is; a warning says so, and
+    also if they differ as those of two people do. Other rates are resampled, peaks
     beyond full scale are clipped. A 16-bit mono file at `sample_rate` comes back bit
     for bit. Only the segment is decoded. A WAV, Ogg or MP3 file that was cut short, or
     that ends within the segment, gives the samples that it has, with a warning. Raises
     `AudioError` if the file is not audio, is a FLAC file cut short, is damaged or
-    empty, is shorter than `min_seconds`, or holds samples that are not finite.
+    empty, has no such channel, is shorter than `min_seconds`, or holds samples that are
+    not finite.
     """
     if isinstance(source, SyntheticUtterance):
         samples = source.render(sample_rate)
@@ -77,8 +82,6 @@ def load_recording(
         waveform, rate, warning = _decode(segment)
     except OSError as error:
         raise AudioError(f"cannot be read: {error.strerror}") from None
-    if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
     # The filters of unusual rates would fill gigabytes, so such rates are rounded, by
     # less than a thousandth. Usual rates stay exact.
     ratio = Fraction(rate, sample_rate)
@@ -142,6 +145,15 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
             with soundfile.SoundFile(stream) as file:
                 problem = "cut short or damaged"
                 promised, rate, container = file.frames, file.samplerate, file.format
+                if not MIN_RATE <= rate <= MAX_RATE:
+                    raise AudioError(
+                        f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz"
+                    )
+                if segment.channel is not None and segment.channel >= file.channels:
+                    raise AudioError(
+                        f"expected a channel from 0 to {file.channels - 1} "
+                        f"({file.channels} channels), got {segment.channel}"
+                    )
                 begin = segment.offset * rate
                 if begin:
                     if begin >= promised:
@@ -152,37 +164,49 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
                     promised -= file.seek(round(begin))
                 if segment.duration is not None:
                     promised = round(min(segment.duration * rate, promised))
-                blocks = list(_blocks(file, promised, segment.channel))
+                channels = Channels(rate)
+                blocks = list(_blocks(file, promised, segment.channel, channels))
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None
     if not blocks:
         raise AudioError("holds no samples")
+    chosen, finding = channels.finding()
+    if chosen is not None:
+        waveform, rate, warning = _decode(replace(segment, channel=chosen))
+        return waveform, rate, "; ".join(filter(None, (warning, finding)))
     waveform = torch.cat(blocks)
     seconds = len(waveform) / rate
     if segment.duration is not None:  # shorter than it, by more than rounding explains
         ends_early = seconds + MIN_SECONDS < segment.duration
     if not ends_early and len(waveform) == promised:
-        return waveform, rate, None
+        return waveform, rate, finding
     warning = f"cut short: {seconds:.2f} s are left"
     if container == "FLAC" and len(waveform) < promised:
         raise AudioError(warning)
-    return waveform, rate, warning
+    return waveform, rate, "; ".join(filter(None, (warning, finding)))
 
 
 def _blocks(
-    file: soundfile.SoundFile, num_samples: int, channel: int | None
+    file: soundfile.SoundFile,
+    num_samples: int,
+    channel: int | None,
+    channels: Channels,
 ) -> Iterator[torch.Tensor]:
     """Yield blocks of at most `num_samples` samples in all, of one channel or of the
-    mean of all channels: a header may promise more than fits into memory."""
-    size = SAMPLES_PER_READ // file.channels
+    mean of all channels: a header may promise more than fits into memory. Channels that
+    are averaged are added to `channels`."""
+    size = max(channels.frame, SAMPLES_PER_READ // file.channels)
+    size -= size % channels.frame
     while len(
         block := file.read(min(size, num_samples), dtype="float32", always_2d=True)
     ):
-        channels = torch.from_numpy(block)  # [N, channels]
-        if channel is None:
-            yield channels.mean(dim=1)
+        if channel is not None:
+            # A copy, so that the other channels are freed.
+            yield torch.from_numpy(block[:, channel].copy())
         else:
-            yield channels[:, channel].clone()  # so that the other channels are freed
+            if file.channels > 1:
+                channels.add(block)
+            yield torch.from_numpy(block).mean(dim=1)
         num_samples -= len(block)
 
 
