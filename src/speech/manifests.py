@@ -2,7 +2,8 @@
 
     {"audio_filepath": "a.wav", "label": "speaker", "offset": 1.5, "duration": 2.0}
 
-Paths start at the manifest's folder. Offset and duration, in seconds, may be left out.
+Paths start at the manifest's folder. Offset and duration, in seconds, may be left out,
+and so may the channel, which counts from 0.
 """
 
 import json
@@ -37,6 +38,8 @@ def scan_manifests(parameters: DatasetParameters) -> Iterator[Utterance]:
                 name += f"@{segment.offset}"
             if segment.duration is not None:
                 name += f"+{segment.duration}"
+            if segment.channel is not None:
+                name += f"#{segment.channel}"
             yield Utterance(name, speaker, segment, split)
 
 
@@ -55,11 +58,16 @@ def _is_duration(value: Any) -> bool:
     return value is None or (_is_offset(value) and value > 0)
 
 
+def _is_channel(value: Any) -> bool:
+    return value is None or (_is_offset(value) and value.is_integer())
+
+
 MANIFEST_KEYS = (
     ("audio_filepath", "a path", _is_name),
     ("label", "the name of a speaker", _is_name),
     ("offset", "seconds of at least 0", _is_offset),
     ("duration", "seconds above 0 or null", _is_duration),
+    ("channel", "a number from 0 or null", _is_channel),
 )
 
 
@@ -77,7 +85,7 @@ def read_manifest(path: Path) -> Iterator[tuple[str, Segment]]:
                     f"{path}:{number}: expected a JSON object, "
                     f"found {line.strip()[:80]!r}"
                 )
-            values = {"offset": 0.0, "duration": None} | values
+            values = {"offset": 0.0, "duration": None, "channel": None} | values
             for key, expected, fits in MANIFEST_KEYS:
                 if not fits(values.get(key)):
                     actual = repr(values[key]) if key in values else "none"
@@ -85,5 +93,6 @@ def read_manifest(path: Path) -> Iterator[tuple[str, Segment]]:
                         f"{path}:{number}: expected {key}, {expected}, found {actual}"
                     )
             audio = path.parent / values["audio_filepath"]
-            segment = Segment(audio, values["offset"], values["duration"])
+            channel = None if values["channel"] is None else int(values["channel"])
+            segment = Segment(audio, values["offset"], values["duration"], channel)
             yield quoted(values["label"]), segment

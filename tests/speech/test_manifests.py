@@ -58,6 +58,20 @@ def test_lines(tmp_path, manifest):
         np.testing.assert_array_equal(recording.samples, piece)
 
 
+def test_a_person_on_each_channel(tmp_path, manifest):
+    channels = np.stack([noise(), noise()[::-1]], axis=1)
+    call = write(tmp_path / "call.wav", channels)
+    agent, customer = row(call, channel=0), row(call, "b", offset=1, channel=1)
+    path = manifest("train.json", agent, customer, row(call, "c", channel=None))
+    found = scanned("manifest", train=path)
+    assert [u.id for u in found] == ["call.wav", "call.wav#0", "call.wav@1.0#1"]
+    packed = pack(found, tmp_path / "pack", RATE)
+    pieces = packed.samples.numpy()[len(noise()) :]
+    np.testing.assert_array_equal(pieces, [*channels[:, 0], *channels[RATE:, 1]])
+    (warning,) = packed.warnings
+    assert warning.startswith("call.wav: channels differ")
+
+
 def test_splits_and_names_in_any_script(manifest):
     first = json.dumps(row("Žofie\u2028.wav"), ensure_ascii=False)
     chosen = {
@@ -97,6 +111,9 @@ def test_splits_and_names_in_any_script(manifest):
         (row("a", duration=0), "duration", "0.0"),
         (row("a", duration=-2), "duration", "-2.0"),
         (row("a", duration="x"), "duration", "'x'"),
+        (row("a", channel=-1), "channel", "-1.0"),
+        (row("a", channel=0.5), "channel", "0.5"),
+        (row("a", channel=[0, 1]), "channel", "[0.0, 1.0]"),
     ],
 )
 def test_bad_lines(manifest, line, key, actual):
