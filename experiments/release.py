@@ -57,9 +57,7 @@ MIN_SPEAKERS_OF_LANGUAGE = 8
 def make(run: Path, released: Path) -> None:
     """Write the best model of a run with calibrations, in float16."""
     model = load_model(run, CPU)
-    model.backend = fit_backend(
-        model, prepare(model.config.dataset, model.config.front_end)
-    )
+    fit_backend(model, prepare(model.config.dataset, model.config.front_end))
     model.encoder.half()
     model.criterion.half()
     save_checkpoint(released, model)

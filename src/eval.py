@@ -110,6 +110,9 @@ def _identify(
     centroids = None
     if count := model.criterion.num_enrolled:
         centroids = speaker_centroids(model, splits, count).to(model.device)
+    elif (centre := model.backend.centre) is not None:
+        # Classifiers learn from embeddings that are not centred.
+        embeddings = embeddings + centre.to(embeddings)
     rows = max(1, LOGITS_AT_ONCE // num_classes)
     loss = first = among_top = 0.0  # sums over the utterances
     with torch.inference_mode():
@@ -280,7 +283,8 @@ OVERRIDABLE_OF_SCORES = tuple(
 # Keys of a corpus that its splits depend on.
 SPLIT_KEYS = ("seed", "validation_fraction", "development_fraction", "test_fraction")
 # Keys of `evaluation` that a fitted backend depends on.
-BACKEND_KEYS = ("false_alarm_rate", "as_norm.utterances_per_speaker", "as_norm.top")
+BACKEND_KEYS = ("centre", "false_alarm_rate")
+BACKEND_KEYS += ("as_norm.utterances_per_speaker", "as_norm.top")
 
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
@@ -343,7 +347,7 @@ def _fit_anew(
     if not changed:
         return
     if of_training and (splits.development or "false_alarm_rate" not in changed):
-        model.backend = fit_backend(model, splits)
+        fit_backend(model, splits)
         return
     if len(model.backend.cohort) and not model.backend.calibrations:
         # AS-norm reads `top` at each call: only calibrations depend on the old one.

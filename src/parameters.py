@@ -33,6 +33,7 @@ MIGRATIONS: tuple[dict[str, Any], ...] = (
     {"training.optimizer.muon_lr": 0.01},
     {"dataset.commonvoice": {"locales": [], "min_utterances": 2}},
     {"augmentation.telephone": {"probability": 0.0}},
+    {"evaluation.centre": False},
 )
 VERSION = 1 + len(MIGRATIONS)  # of the schema; files that name none have version 1
 
@@ -499,6 +500,7 @@ class EvaluationParameters(Section):
     c_fa: Positive
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
     num_resamples: Count
+    centre: bool
     as_norm: AsNormParameters
 
 

@@ -359,8 +359,10 @@ class Voices:
 
     @cached_property
     def digest(self) -> str:
-        """The digest of all that a vector depends on: the front end and the encoder."""
+        """The digest of all that a vector depends on: front end, encoder and centre."""
         digest = hashlib.sha256(self._front_end().encode())
+        if (centre := self.model.backend.centre) is not None:
+            digest.update(centre.numpy().tobytes())
         for module in (self.model.front_end, self.model.encoder):
             for name, tensor in module.state_dict().items():
                 digest.update(f"{name} {list(tensor.shape)}".encode())

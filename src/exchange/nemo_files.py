@@ -135,7 +135,10 @@ def load_nemo(path: Path) -> SpeakerModel:
 
 
 def save_nemo(path: Path, model: SpeakerModel) -> None:
-    """Write a model as a `.nemo` file; raise `NemoError` if NeMo lacks its kind."""
+    """Write a model as a `.nemo` file; raise `NemoError` if NeMo lacks its kind.
+
+    The bias of the last layer takes in the centre, so that embeddings are equal.
+    """
     parameters = model.config
     for key, value, known in (
         ("model.name", parameters.model.name, ("titanet",)),
@@ -152,6 +155,8 @@ def save_nemo(path: Path, model: SpeakerModel) -> None:
             )
     weights = io.BytesIO()
     tensors = {k: v.cpu().contiguous() for k, v in _tensors(model).items()}
+    bias = "decoder.emb_layers.0.1.bias"
+    tensors[bias] = model.backend.centred(tensors[bias])
     torch.save(tensors, weights)
     members = {
         CONFIG: dump_yaml(nemo_config(model)).encode(),

@@ -62,10 +62,12 @@ class _Graph(nn.Module):
     def __init__(self, model: SpeakerModel) -> None:
         super().__init__()
         self.front_end, self.encoder = model.front_end, model.encoder
+        self.backend = model.backend
 
     def forward(self, features: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit vectors and embeddings, [B, M, T], [B] -> [B, E], [B, E]."""
         embedding = self.encoder(self.front_end.normalise(features, frames), frames)
+        embedding = self.backend.centred(embedding)
         return F.normalize(embedding), embedding
 
 

@@ -2,7 +2,7 @@
 
 splits -> `make_split_trials` -> `Trials` by split
 model, splits -> `embed_utterances` -> embeddings [U, E]
-model, splits -> `speaker_centroids` -> [S, E] -> `fit_backend` -> `Backend`
+model, splits -> `speaker_centroids` -> [S, E]; `fit_backend` -> the model's `Backend`
 
 U utterances, S training speakers, E embedding size.
 """
@@ -34,14 +34,31 @@ def embed_utterances(
 def speaker_centroids(model: SpeakerModel, splits: Splits, count: int) -> Tensor:
     """Return the mean direction of the first `count` training utterances of each
     training speaker, [S, E]."""
+    return _centroids(*_embed_enrolled(model, splits, count))
+
+
+def _embed_enrolled(
+    model: SpeakerModel, splits: Splits, count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the embeddings [U, E] of the first `count` training utterances of each
+    training speaker, and their speakers [U] as numbers from 0."""
     by_speaker: dict[str, list[int]] = {}
     for index in splits.train:
         by_speaker.setdefault(splits.pack.entries[index].speaker, []).append(index)
     enrolled = [index for indices in by_speaker.values() for index in indices[:count]]
-    directions = F.normalize(embed_utterances(model, splits, enrolled))
-    centroids = directions.new_zeros(len(splits.speakers), directions.shape[1])
-    classes = torch.tensor(splits.classes_of(enrolled))
-    return F.normalize(centroids.index_add_(0, classes, directions))
+    embeddings = embed_utterances(model, splits, enrolled)
+    return embeddings, torch.tensor(splits.classes_of(enrolled))
+
+
+def _speaker_means(vectors: Tensor, speakers: Tensor) -> Tensor:
+    """Return the mean of each speaker's vectors, [U, E], [U] -> [S, E]."""
+    counts = speakers.bincount()
+    sums = vectors.new_zeros(len(counts), vectors.shape[1])
+    return sums.index_add_(0, speakers, vectors) / counts[:, None]
+
+
+def _centroids(embeddings: Tensor, speakers: Tensor) -> Tensor:
+    return F.normalize(_speaker_means(F.normalize(embeddings), speakers))
 
 
 def make_split_trials(
@@ -80,7 +97,11 @@ def make_split_trials(
 
 def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     """Build the cohort of training speakers and, if there are development speakers,
-    calibrate on their trials. `splits` are those of the model's training.
+    calibrate on their trials; put the result in the model, and return it. `splits` are
+    those of the model's training.
+
+    With `evaluation.centre`, embeddings are centred by the mean of the training
+    speakers, each of whom has equal weight.
 
     In a mixture all corpora with development speakers have equal weight, whatever their
     size, since one threshold serves recordings of unknown origin. A corpus has such
@@ -88,21 +109,28 @@ def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     """
     evaluation = model.config.evaluation
     model.eval()
-    cohort = speaker_centroids(model, splits, evaluation.as_norm.utterances_per_speaker)
-    backend = Backend(cohort, {}, [])
+    model.backend = Backend.unfitted(model.encoder.embedding_size)
+    count = evaluation.as_norm.utterances_per_speaker
+    embeddings, speakers = _embed_enrolled(model, splits, count)
+    if evaluation.centre:
+        centre = _speaker_means(embeddings, speakers).mean(0)
+        model.backend = replace(model.backend, centre=centre)
+    cohort = _centroids(model.backend.centred(embeddings), speakers)
+    model.backend = replace(model.backend, cohort=cohort)
     development = splits.by_corpus("development")
     trials = make_split_trials(splits, model.config.dataset, evaluation)
     scored: dict[str, list] = {}  # scores and targets of each corpus, by scoring
     for name, indices in development.items():
         embeddings = embed_utterances(model, splits, indices)
-        scores = backend.scores(embeddings, trials[name], evaluation.as_norm.top)
+        scores = model.backend.scores(embeddings, trials[name], evaluation.as_norm.top)
         for scoring, values in scores.items():
             scored.setdefault(scoring, []).append((values, trials[name].targets))
-    return replace(
-        backend,
+    model.backend = replace(
+        model.backend,
         calibrations={
             scoring: calibrate(corpora, evaluation.false_alarm_rate)
             for scoring, corpora in scored.items()
         },
         calibrated_on=list(development),
     )
+    return model.backend

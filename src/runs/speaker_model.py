@@ -37,7 +37,8 @@ class SpeakerModel(nn.Module):
     """An encoder with everything needed to train and use it.
 
     waveforms -> `front_end` -> `encoder` -> embeddings; `criterion` is the training
-    loss, and `backend`, empty until training ends, normalises and calibrates scores.
+    loss, and `backend`, empty until training ends, centres embeddings, and normalises
+    and calibrates scores.
 
     `speakers` are the training speakers in the order of the classifier's rows;
     `digests` are those of their corpora, as in `Pack`. `ancestors` are the training
@@ -84,9 +85,10 @@ class SpeakerModel(nn.Module):
         return FLOP_PER_PRODUCT * self.encoder.products(frames)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """[B, N] in [-1, 1], [B] samples -> [B, E]; without lengths, nothing counts as
-        padding."""
-        return self.encoder(*self.front_end(waveforms, lengths))
+        """[B, N] in [-1, 1], [B] samples -> [B, E], centred where the backend has a
+        centre; without lengths, nothing counts as padding."""
+        embeddings = self.encoder(*self.front_end(waveforms, lengths))
+        return self.backend.centred(embeddings)
 
 
 def build_model(

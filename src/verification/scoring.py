@@ -105,17 +105,25 @@ class Calibration:
 class Backend:
     """The parts that turn a model's cosines into normalised and calibrated scores.
 
-    It is fitted at the end of training; until then the cohort has no rows.
+    It is fitted at the end of training; until then the cohort has no rows. All vectors
+    are centred where there is a centre: `SpeakerModel` subtracts it from the encoder's.
     """
 
     cohort: Tensor  # [S, E], unit directions of the training speakers
     calibrations: dict[str, Calibration]  # by scoring, plain or normalised
     calibrated_on: list[str]  # the splits whose trials were used, such as development
+    centre: Tensor | None = None  # [E], the mean of the training speakers
 
     @classmethod
     def unfitted(cls, embedding_size: int) -> "Backend":
         """Return a backend without cohort and calibrations."""
         return cls(torch.empty(0, embedding_size), {}, [])
+
+    def centred(self, embeddings: Tensor) -> Tensor:
+        """Subtract the centre, if there is one, from embeddings [..., E]."""
+        if self.centre is None:
+            return embeddings
+        return embeddings - self.centre.to(embeddings)
 
     def scores(
         self, embeddings: Tensor, trials: Trials, top: int
@@ -136,6 +144,7 @@ class Backend:
             "cohort": self.cohort,
             "calibrations": calibrations,
             "calibrated_on": self.calibrated_on,
+            "centre": self.centre,
         }
 
     @classmethod
@@ -148,4 +157,5 @@ class Backend:
         calibrated_on = values.get(
             "calibrated_on", ["development"] if calibrations else []
         )
-        return cls(values["cohort"], calibrations, calibrated_on)
+        centre = values.get("centre")
+        return cls(values["cohort"], calibrations, calibrated_on, centre)

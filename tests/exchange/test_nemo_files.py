@@ -6,6 +6,7 @@ import os
 import re
 import tarfile
 import zipfile
+from dataclasses import replace
 from functools import reduce
 from operator import getitem
 
@@ -95,6 +96,15 @@ def test_import_of_an_export_is_the_identity(tmp_path, build, overrides):
     assert_same(model, load_nemo(path))
     path.write_bytes(gzip.compress(path.read_bytes(), 1))
     assert_same(model, load_nemo(path))
+
+
+@torch.inference_mode()
+def test_an_export_takes_in_the_centre(tmp_path, build):
+    model, waveforms = build().eval(), torch.randn(2, 16_000)
+    model.backend = replace(model.backend, centre=torch.ones(24))
+    save_nemo(tmp_path / "x.nemo", model)
+    exported = load_nemo(tmp_path / "x.nemo")
+    torch.testing.assert_close(exported(waveforms), model(waveforms))
 
 
 @pytest.mark.parametrize(
