@@ -82,22 +82,26 @@ class Voices:
     """A speaker model in use.
 
     Sounds are audio files of any rate and format, or arrays [N] at `sample_rate`,
-    either int16 or floating point in [-1, 1]. Methods raise `VoiceError` for a sound
-    that cannot be used.
+    either int16 or floating point in [-1, 1]. `channel` chooses one of each file,
+    counted from 0. Methods raise `VoiceError` for a sound that cannot be used.
     """
 
-    def __init__(self, model: SpeakerModel, name: str = "") -> None:
-        self.model, self.name = model.eval(), name
+    def __init__(
+        self, model: SpeakerModel, name: str = "", channel: int | None = None
+    ) -> None:
+        self.model, self.name, self.channel = model.eval(), name, channel
         front_end = model.config.front_end
         self.sample_rate = front_end.sample_rate  # Hz
         self.min_seconds = max(MIN_SECONDS, front_end.min_seconds)
 
     @classmethod
-    def load(cls, checkpoint: str | Path = RELEASED) -> "Voices":
+    def load(
+        cls, checkpoint: str | Path = RELEASED, channel: int | None = None
+    ) -> "Voices":
         """Load a run, checkpoint or `.nemo` file, onto a GPU if there is one."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         path = Path(checkpoint)
-        return cls(load_any_model(path, device), path.name)
+        return cls(load_any_model(path, device), path.name, channel)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -353,7 +357,7 @@ class Voices:
         """Return a sound as int16 samples [N] at `sample_rate`, with a warning if its
         file was cut short; raise `VoiceError` with its name if it cannot be used."""
         try:
-            return load_sound(sound, self.sample_rate, self.min_seconds)
+            return load_sound(sound, self.sample_rate, self.min_seconds, self.channel)
         except AudioError as error:
             raise VoiceError(f"{name}: {error}") from None
 

@@ -25,11 +25,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: COMMANDS[options.command](options))
 
 
+def _channel(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number from 0, got {text!r}")
+    return int(text)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return `command` and its options; without `--checkpoint` that is None."""
     parser = argparse.ArgumentParser(
         prog="src/voices.py", description="Whose voice is this?"
     )
+    parser.set_defaults(channel=None)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, about: str, *shared: str) -> argparse.ArgumentParser:
@@ -45,17 +52,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             command.add_argument(
                 "--store", type=Path, required=True, metavar="people.npz"
             )
+        if "channel" in shared:
+            command.add_argument(
+                "--channel",
+                type=_channel,
+                metavar="N",
+                help="listen to this channel of each file, counted from 0",
+            )
         if "json" in shared:
             command.add_argument("--json", action="store_true", help="print JSON")
         return command
 
-    command = add("compare", "are recordings of one person?", "checkpoint", "json")
+    command = add("compare", "are recordings of one person?", "checkpoint", "channel", "json")
     command.add_argument("sounds", nargs="+", metavar="a.wav")
-    command = add("enrol", "learn voices", "checkpoint", "store")
+    listening = "checkpoint", "channel", "store"
+    command = add("enrol", "learn voices", *listening)
     command.add_argument("people", nargs="+", metavar="PEOPLE", help=PEOPLE)
-    command = add("identify", "whose voice is this?", "checkpoint", "store", "json")
+    command = add("identify", "whose voice is this?", *listening, "json")
     command.add_argument("sounds", nargs="+", metavar="x.wav")
-    command = add("who", "which enrolled person speaks when?", "checkpoint", "store")
+    command = add("who", "which enrolled person speaks when?", *listening)
     command.add_argument("sound", type=Path, metavar="MEETING.wav")
     command.add_argument(
         "--rttm", type=Path, metavar="out.rttm", help="write the turns as RTTM"
@@ -65,14 +80,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     command = add("forget", "remove a person", "store")
     command.add_argument("name", metavar="NAME")
-    command = add("calibrate", "find a threshold for your recordings", "checkpoint")
+    about = "find a threshold for your recordings"
+    command = add("calibrate", about, "checkpoint", "channel")
     command.add_argument("people", nargs="+", metavar="PEOPLE", help=PEOPLE)
     command.add_argument(
         "target", type=Path, metavar="mine.pt", help="the encoder and its new threshold"
     )
     command = add("demo", "a page in the browser", "checkpoint")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    command = add("embed", "vectors of all recordings", "checkpoint")
+    command = add("embed", "vectors of all recordings", "checkpoint", "channel")
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument("out", type=Path, metavar="out.npz|out.parquet")
     command = add("export", "the encoder as ONNX", "checkpoint")

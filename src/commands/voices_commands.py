@@ -36,7 +36,7 @@ FEW_FALSE_ALARMS = 10  # if fewer are expected, their measured rate is rough
 
 
 def _load_voices(options: Namespace) -> Voices:
-    return Voices.load(options.checkpoint or RELEASED)
+    return Voices.load(options.checkpoint or RELEASED, options.channel)
 
 
 def compare(options: Namespace) -> None:

@@ -18,7 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from errors import UserError
-from speech.audio import AudioError, Recording, check_length, load_recording, resampled
+from speech.audio import (
+    AudioError,
+    Recording,
+    Segment,
+    check_length,
+    load_recording,
+    resampled,
+)
 from speech.packs import FULL_SCALE
 
 MIN_SECONDS = 0.3  # the shortest sound; a shorter one holds no voice
@@ -55,9 +62,11 @@ def with_names(sounds: Sequence[Sound]) -> list[tuple[str, Sound]]:
     ]
 
 
-def load_sound(sound: Sound, sample_rate: int, min_seconds: float) -> Recording:
-    """Return a sound as int16 samples [N] at `sample_rate`, with a warning if its file
-    was cut short.
+def load_sound(
+    sound: Sound, sample_rate: int, min_seconds: float, channel: int | None = None
+) -> Recording:
+    """Return a sound as int16 samples [N] at `sample_rate`, with the warning of
+    `load_recording`; `channel` is that of a file.
 
     An array is int16 or floating point in [-1, 1], at `sample_rate` already. Raises
     `AudioError` if the sound cannot be decoded, is too short or is silent.
@@ -66,7 +75,8 @@ def load_sound(sound: Sound, sample_rate: int, min_seconds: float) -> Recording:
         recording = Recording(_as_int16(sound), sample_rate)
         check_length(len(sound), sample_rate, min_seconds)
     else:
-        recording = load_recording(Path(sound), sample_rate, min_seconds)
+        segment = Segment(Path(sound), channel=channel)
+        recording = load_recording(segment, sample_rate, min_seconds)
     samples = recording.samples
     if max(samples.max(), -int(samples.min())) < MIN_PEAK * FULL_SCALE:
         raise AudioError("expected speech, found silence")
