@@ -57,13 +57,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                 "--channel",
                 type=_channel,
                 metavar="N",
-                help="listen to this channel of each file, counted from 0",
+                help="listen to this channel of files that have several, counted from 0",
             )
         if "json" in shared:
             command.add_argument("--json", action="store_true", help="print JSON")
         return command
 
-    command = add("compare", "are recordings of one person?", "checkpoint", "channel", "json")
+    command = add(
+        "compare", "are recordings of one person?", "checkpoint", "channel", "json"
+    )
     command.add_argument("sounds", nargs="+", metavar="a.wav")
     listening = "checkpoint", "channel", "store"
     command = add("enrol", "learn voices", *listening)

@@ -8,7 +8,7 @@ N samples, E embedding size. A sound is an audio file or an array of samples.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from errors import UserError
 from speech.audio import (
     AudioError,
+    ChannelError,
     Recording,
     Segment,
     check_length,
@@ -66,7 +67,7 @@ def load_sound(
     sound: Sound, sample_rate: int, min_seconds: float, channel: int | None = None
 ) -> Recording:
     """Return a sound as int16 samples [N] at `sample_rate`, with the warning of
-    `load_recording`; `channel` is that of a file.
+    `load_recording`; `channel` is that of a file, unless the file has only one.
 
     An array is int16 or floating point in [-1, 1], at `sample_rate` already. Raises
     `AudioError` if the sound cannot be decoded, is too short or is silent.
@@ -76,7 +77,14 @@ def load_sound(
         check_length(len(sound), sample_rate, min_seconds)
     else:
         segment = Segment(Path(sound), channel=channel)
-        recording = load_recording(segment, sample_rate, min_seconds)
+        try:
+            recording = load_recording(segment, sample_rate, min_seconds)
+        except ChannelError as error:
+            if error.num_channels > 1:
+                raise
+            recording = load_recording(segment.path, sample_rate, min_seconds)
+            faults = f"one channel, taken for channel {channel}", recording.warning
+            recording = replace(recording, warning="; ".join(filter(None, faults)))
     samples = recording.samples
     if max(samples.max(), -int(samples.min())) < MIN_PEAK * FULL_SCALE:
         raise AudioError("expected speech, found silence")

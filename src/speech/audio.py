@@ -33,6 +33,17 @@ class AudioError(Exception):
     """A file that cannot be used. The message gives the reason without the name."""
 
 
+class ChannelError(AudioError):
+    """A file without the channel that was asked for."""
+
+    def __init__(self, channel: int, num_channels: int) -> None:
+        super().__init__(
+            f"expected a channel from 0 to {num_channels - 1} "
+            f"({num_channels} in all), got {channel}"
+        )
+        self.num_channels = num_channels
+
+
 @dataclass(frozen=True)
 class Segment:
     """A part of an audio file, in seconds.
@@ -150,10 +161,7 @@ def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
                         f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz"
                     )
                 if segment.channel is not None and segment.channel >= file.channels:
-                    raise AudioError(
-                        f"expected a channel from 0 to {file.channels - 1} "
-                        f"({file.channels} channels), got {segment.channel}"
-                    )
+                    raise ChannelError(segment.channel, file.channels)
                 begin = segment.offset * rate
                 if begin:
                     if begin >= promised:

@@ -121,6 +121,40 @@ def test_a_comparison_that_cannot_be_made(command, strike):
     assert command(f"compare {PAIR}")[:2] == (130, "")
 
 
+def test_each_side_of_a_call(command):
+    """`--channel` chooses one, and leaves a file that has only one as it is."""
+    sides = [said(0, 1), said(3, 0)]
+    write(Path("call.wav"), np.stack(sides, axis=1))
+    write(Path("d.wav"), sides[1])
+    line = "compare call.wav d.wav --json --channel"
+    (found,) = json.loads(command(f"{line} 1")[1])
+    assert found["cosine"] == pytest.approx(1, abs=1e-5)
+    assert found["warnings"][-1] == "d.wav: one channel, taken for channel 1"
+    assert json.loads(command(f"{line} 0")[1])[0]["cosine"] < 0.99
+    refused(command(f"{line} 2"), "call.wav: ", "from 0 to 1")
+    with pytest.raises(SystemExit, match="2"):
+        command(f"{line} -1")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "enrol d=call.wav --store other.npz",
+        "identify call.wav --store people.npz",
+        "who call.wav --store people.npz",
+        "embed calls out.npz",
+        "calibrate calls mine.pt",
+    ],
+)
+def test_every_command_listens_to_a_channel(command, store, line):
+    for path in ("call.wav", *(f"calls/{n // 2}/{n}.wav" for n in range(8))):
+        write(Path(path), np.stack([said(0, 0), said(3, 0)], axis=1))
+    assert command(f"{line} --channel 1")[0] == 0
+    status, _, err = command(f"{line} --channel 2")
+    assert status == 2
+    assert "from 0 to 1" in err
+
+
 # People
 
 
