@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                 "--channel",
                 type=_channel,
                 metavar="N",
-                help="listen to this channel of files that have several, counted from 0",
+                help="listen to this channel, counted from 0, of files with several",
             )
         if "json" in shared:
             command.add_argument("--json", action="store_true", help="print JSON")

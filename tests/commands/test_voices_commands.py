@@ -123,7 +123,7 @@ def test_a_comparison_that_cannot_be_made(command, strike):
 
 def test_each_side_of_a_call(command):
     """`--channel` chooses one, and leaves a file that has only one as it is."""
-    sides = [said(0, 1), said(3, 0)]
+    sides = [said(0, 1)[: 2 * RATE], said(3, 0)[: 2 * RATE]]
     write(Path("call.wav"), np.stack(sides, axis=1))
     write(Path("d.wav"), sides[1])
     line = "compare call.wav d.wav --json --channel"
@@ -147,8 +147,10 @@ def test_each_side_of_a_call(command):
     ],
 )
 def test_every_command_listens_to_a_channel(command, store, line):
-    for path in ("call.wav", *(f"calls/{n // 2}/{n}.wav" for n in range(8))):
-        write(Path(path), np.stack([said(0, 0), said(3, 0)], axis=1))
+    calls = (f"calls/{n // 2}/{n}.wav" for n in range(8))
+    for n, path in enumerate(("call.wav", *calls)):
+        sides = [said(n, 0)[: 2 * RATE], said(n, 1)[: 2 * RATE]]
+        write(Path(path), np.stack(sides, axis=1))
     assert command(f"{line} --channel 1")[0] == 0
     status, _, err = command(f"{line} --channel 2")
     assert status == 2
