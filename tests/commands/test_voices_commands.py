@@ -149,7 +149,7 @@ def test_each_side_of_a_call(command):
 def test_every_command_listens_to_a_channel(command, store, line):
     calls = (f"calls/{n // 2}/{n}.wav" for n in range(8))
     for n, path in enumerate(("call.wav", *calls)):
-        sides = [said(n, 0)[: 2 * RATE], said(n, 1)[: 2 * RATE]]
+        sides = [said(n // 2 % 4, n % 2 + k)[: 2 * RATE] for k in (0, 1)]
         write(Path(path), np.stack(sides, axis=1))
     assert command(f"{line} --channel 1")[0] == 0
     status, _, err = command(f"{line} --channel 2")
