@@ -129,7 +129,7 @@ def test_each_side_of_a_call(command):
     line = "compare call.wav d.wav --json --channel"
     (found,) = json.loads(command(f"{line} 1")[1])
     assert found["cosine"] == pytest.approx(1, abs=1e-5)
-    assert found["warnings"][-1] == "d.wav: one channel, taken for channel 1"
+    assert "d.wav: one channel, taken for channel 1" in found["warnings"]
     assert json.loads(command(f"{line} 0")[1])[0]["cosine"] < 0.99
     refused(command(f"{line} 2"), "call.wav: ", "from 0 to 1")
     with pytest.raises(SystemExit, match="2"):
@@ -151,10 +151,10 @@ def test_every_command_listens_to_a_channel(command, store, line):
     for n, path in enumerate(("call.wav", *calls)):
         sides = [said(n // 2 % 4, n % 2 + k)[: 2 * RATE] for k in (0, 1)]
         write(Path(path), np.stack(sides, axis=1))
-    assert command(f"{line} --channel 1")[0] == 0
     status, _, err = command(f"{line} --channel 2")
     assert status == 2
     assert "from 0 to 1" in err
+    assert command(f"{line} --channel 1")[0] == 0
 
 
 # People
