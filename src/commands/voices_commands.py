@@ -21,7 +21,7 @@ import torch
 
 from commands.folder import embed_folder
 from engine.files import atomic_write, locked
-from recognition.people import audio_below, checked_name, load_people, read_people
+from recognition.people import audio_below, composed, load_people, read_people
 from recognition.sounds import VoiceError
 from recognition.vectors import refuse_format
 from recognition.verdicts import Comparison, Identification, as_rttm
@@ -99,7 +99,7 @@ def forget(options: Namespace) -> None:
     """Remove a person from a store."""
     with _alone_with(options.store):
         people = load_people(options.store)
-        left = people.without(checked_name(options.name))
+        left = people.without(composed(options.name))
         left.save(options.store)
     print(
         f"{options.store}: {len(people.names) - len(left.names)} clips forgotten, "
@@ -115,16 +115,17 @@ def who(options: Namespace) -> None:
     people = load_people(options.store)
     voices = _load_voices(options)
     turns = voices.who(options.sound, people)
+    print("\n".join(map(str, turns)) or "no speech was found", flush=True)
     if options.rttm:
+        rttm = as_rttm(turns, options.sound.stem, people.names.tolist())
         with atomic_write(options.rttm) as file:
-            file.write(as_rttm(turns, options.sound.stem).encode())
+            file.write(rttm.encode(errors="surrogateescape"))
     if picture:
         from reports.figures import draw_turns  # loads matplotlib
 
         figure = draw_turns([(t.begin, t.end, t.name) for t in turns])
         with atomic_write(picture) as file:
             figure.savefig(file)
-    print("\n".join(map(str, turns)) or "no speech was found")
 
 
 def calibrate(options: Namespace) -> None:

@@ -6,6 +6,7 @@ arguments -> `read_people` -> files by name
 U clips, P people, E embedding size.
 """
 
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.files import atomic_write
-from errors import first_line
+from errors import JOINERS, first_line, is_printable
 from recognition.sounds import Clip, VoiceError
+from recognition.verdicts import UNKNOWN
 from speech.folders import EXTENSIONS, audio_files, folders_in
 from verification.scoring import unit
 
@@ -138,14 +140,20 @@ def load_arrays(
         raise VoiceError(f"{path}: not a readable {description}: {reason}") from None
 
 
+def composed(name: str) -> str:
+    """Return a name in Unicode's composed form, with single blanks between words."""
+    return unicodedata.normalize("NFC", " ".join(name.split()))
+
+
 def checked_name(name: str) -> str:
-    """Return a person's name in Unicode's composed form; raise `VoiceError` if it is
-    invalid."""
-    name = unicodedata.normalize("NFC", name.strip())
-    if not name or set(name) & set("/\\=") or not name.isprintable():
+    """Return a person's `composed` name; raise `VoiceError` if it is invalid."""
+    name = composed(name)
+    if not name.strip(JOINERS) or set(name) & set("/\\=") or not is_printable(name):
         raise VoiceError(
             f"{name!r}: expected a name of printable characters without /, \\ and ="
         )
+    if name.casefold() == UNKNOWN:
+        raise VoiceError(f"{name}: expected a name; this word means a stranger")
     return name
 
 
@@ -168,7 +176,7 @@ def read_people(arguments: Sequence[str]) -> dict[str, list[Path]]:
 def _named_files(argument: str) -> Iterator[tuple[str, list[Path]]]:
     folder = Path(argument)
     name, equals, files = argument.partition("=")
-    if equals and not folder.is_dir():
+    if equals and not os.path.isdir(argument):  # unlike a Path's, for any length
         if not files.strip(","):
             raise VoiceError(f"{name}: expected files such as {name}=a.wav,b.wav")
         yield name, [Path(file) for file in files.split(",") if file]

@@ -7,8 +7,12 @@ clips count as one person's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+
+from speech.folders import quoted
+
+UNKNOWN = "unknown"  # how results name a speaker who is not enrolled
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class Identification:
         nearest = ", ".join(f"{c.name} {c.llr:+.1f}" for c in self.nearest)
         lead = "" if self.margin is None else f", margin {self.margin:.1f}"
         return (
-            f"{self.clip}: {self.name or 'unknown'}; nearest by log likelihood ratio: "
+            f"{self.clip}: {self.name or UNKNOWN}; nearest by log likelihood ratio: "
             f"{nearest}{lead}; {self.threshold}, of {self.num_people} people; "
             f"{self.speech:.1f} s of speech"
         )
@@ -135,15 +139,23 @@ class Turn:
     llr: float  # of the nearest person
 
     def __str__(self) -> str:
-        name = self.name or "unknown"
+        name = self.name or UNKNOWN
         return f"{self.begin:8.2f} {self.end:8.2f}  {self.llr:+5.1f}  {name}"
 
 
-def as_rttm(turns: Sequence[Turn], recording: str) -> str:
-    """Return turns in NIST's Rich Transcription Time Marked format, a line each."""
+def as_rttm(turns: Sequence[Turn], recording: str, enrolled: Iterable[str] = ()) -> str:
+    """Return turns in NIST's Rich Transcription Time Marked format, a line each.
+
+    Blanks become underscores, since they separate fields. If that would make one name
+    of two, of these turns or of enrolled people, names are percent-encoded instead.
+    """
+    names = {turn.name for turn in turns if turn.name is not None}.union(enrolled)
+    written = {name: "_".join(name.split()) for name in names}
+    if len({*written.values(), UNKNOWN}) <= len(names):
+        written = {name: quoted(name) for name in names}
     recording = "_".join(recording.split())
     return "".join(
         f"SPEAKER {recording} 1 {turn.begin:.3f} {turn.end - turn.begin:.3f} <NA> <NA> "
-        f"{'_'.join((turn.name or 'unknown').split())} <NA> <NA>\n"
+        f"{written.get(turn.name, UNKNOWN)} <NA> <NA>\n"
         for turn in turns
     )

@@ -23,7 +23,14 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from reports.spectrogram import DYNAMIC_RANGE
-from reports.style import NON_TARGET, PALETTE, STYLE, TARGET, system_colours
+from reports.style import (
+    NON_TARGET,
+    PALETTE,
+    STYLE,
+    TARGET,
+    style_for,
+    system_colours,
+)
 
 
 def draw_corpus(
@@ -246,7 +253,8 @@ def draw_turns(turns: Sequence[tuple[float, float, str | None]]) -> Figure:
     """
     names = sorted({name for *_, name in turns if name is not None})
     rows = [*names, *([None] if any(name is None for *_, name in turns) else [])]
-    with matplotlib.rc_context(STYLE):
+    style, drawn = style_for(names)
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(10, 1 + 0.35 * len(rows)))
         axes = figure.subplots()
         for row, (name, colour) in enumerate(
@@ -256,7 +264,7 @@ def draw_turns(turns: Sequence[tuple[float, float, str | None]]) -> Figure:
             axes.broken_barh(
                 spans, (row - 0.4, 0.8), color="0.7" if name is None else colour
             )
-        axes.set_yticks(range(len(rows)), [name or "unknown" for name in rows])
+        axes.set_yticks(range(len(rows)), [drawn.get(name, "unknown") for name in rows])
         axes.set(title="Who speaks when", xlabel="time (s)")
         axes.invert_yaxis()
     return figure

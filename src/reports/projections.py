@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from reports.style import STYLE, speaker_looks
+from reports.style import speaker_looks, style_for
 from verification.scoring import unit
 
 
@@ -103,7 +103,8 @@ def draw_embeddings(
     """
     looks, labels = speaker_looks(speakers), np.array(speakers)
     shown = np.isin(speakers, list(looks))
-    with matplotlib.rc_context(STYLE):
+    style, drawn = style_for([*looks, *embeddings, title])
+    with matplotlib.rc_context(style):
         size = (1.4 + 4.2 * len(methods), 0.5 + 3.8 * len(embeddings))
         figure = Figure(figsize=size)
         rows = figure.subplots(len(embeddings), len(methods), squeeze=False)
@@ -120,15 +121,15 @@ def draw_embeddings(
                         marker=marker,
                         linewidths=0,
                         alpha=0.8,
-                        label=name,
+                        label=drawn[name],
                     )
                 axes.set(
-                    title=f"{system}, {method}",
+                    title=f"{drawn[system]}, {method}",
                     xlabel="component 1",
                     ylabel="component 2",
                 )
         count = f"{len(looks)} of {len(set(speakers))} speakers"
-        figure.suptitle(f"{title}: {count}", x=0.01, ha="left")
+        figure.suptitle(f"{drawn[title]}: {count}", x=0.01, ha="left")
         figure.legend(
             *axes.get_legend_handles_labels(),
             loc="outside right upper",

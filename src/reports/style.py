@@ -7,6 +7,10 @@ the palette's colours in order.
 
 import itertools
 from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from matplotlib.font_manager import findfont, fontManager, get_font
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = (
@@ -37,9 +41,12 @@ MARKERS = {  # matplotlib's names: plotly's
     "X": "x",
     "*": "star",
 }
+FONT = "DejaVu Sans"  # which comes with matplotlib
 STYLE = {
     "figure.dpi": 150,
+    "font.family": FONT,
     "font.size": 10,
+    "text.parse_math": False,  # a name may hold dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 11,
@@ -47,6 +54,25 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 MAX_SPEAKERS = 24  # with looks of their own; more could not be told apart
+
+
+@cache
+def _letters(family: str) -> frozenset[str]:
+    return frozenset(map(chr, get_font(findfont(family)).get_charmap()))
+
+
+def style_for(names: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return `STYLE` with installed fonts for the letters of these names, and each name
+    as it can be drawn: letters that no font has are escaped."""
+    names, families = set(names), [FONT]
+    missing = {*"".join(names)} - _letters(FONT)
+    for family in sorted({font.name for font in fontManager.ttflist}):
+        if missing & _letters(family):
+            families.append(family)
+            missing -= _letters(family)
+    escapes = str.maketrans({letter: ascii(letter)[1:-1] for letter in missing})
+    drawn = {name: name.translate(escapes) for name in names}
+    return STYLE | {"font.family": families}, drawn
 
 
 def speaker_looks(speakers: Iterable[str]) -> dict[str, tuple[str, str]]:

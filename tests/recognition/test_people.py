@@ -100,10 +100,14 @@ def test_names_are_compared_as_they_look():
     composed, decomposed = "Zo\u00eb", "Zoe\u0308"
     with pytest.raises(VoiceError, match=f"^{composed}: "):
         read_people([f"{composed}=a.wav", f"{decomposed}=b.wav"])
-    assert list(read_people([f"{decomposed}=a.wav"])) == [composed]
+    assert list(read_people([f" {decomposed}  x=a.wav"])) == [f"{composed} x"]
+    persian = "\u0646\u06cc\u200c\u0644\u0627"  # with a joiner
+    assert checked_name(persian) == persian
 
 
-@pytest.mark.parametrize("name", ["a/b", "a\\b", "a=b", " ", "", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["a/b", "a\\b", "a=b", " ", "", "a\0b", "\u200d", "\udcff", "Unknown"]
+)
 def test_bad_names(name):
     with pytest.raises(VoiceError, match="expected a name"):
         checked_name(name)
@@ -133,5 +137,12 @@ def test_bad_people(tmp_path, monkeypatch, arguments, named):
 
 def test_files_by_person(tmp_path):
     files = [write(tmp_path / "people" / "ann" / f"{n}.wav") for n in range(2)]
-    found = read_people([str(tmp_path / "people"), " ben =a.wav,,b.wav"])
-    assert found == {"ann": files, "ben": [Path("a.wav"), Path("b.wav")]}
+    many = [f"{'a' * 250}{n}.wav" for n in range(20)]
+    found = read_people(
+        [str(tmp_path / "people"), " ben =a.wav,,b.wav", f"c={','.join(many)}"]
+    )
+    assert found == {
+        "ann": files,
+        "ben": [Path("a.wav"), Path("b.wav")],
+        "c": list(map(Path, many)),
+    }

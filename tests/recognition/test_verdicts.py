@@ -53,3 +53,11 @@ def test_rttm():
         "SPEAKER the_meeting 1 0.500 1.500 <NA> <NA> Ann_Lee <NA> <NA>\n"
         "SPEAKER the_meeting 1 2.000 2.250 <NA> <NA> unknown <NA> <NA>\n"
     )
+
+
+@pytest.mark.parametrize("enrolled", [(), ("Ann_Lee",)])
+def test_names_that_rttm_would_make_one(enrolled):
+    names = ["Ann Lee", "Ann_Lee"][: 2 - len(enrolled)]
+    turns = [Turn(0.0, 1.0, name, 3.0) for name in names]
+    lines = verdicts.as_rttm(turns, "a", enrolled).splitlines()
+    assert [line.split()[7] for line in lines] == ["Ann%20Lee", "Ann_Lee"][: len(names)]

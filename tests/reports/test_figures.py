@@ -135,3 +135,13 @@ def test_turns_have_a_row_for_each_person():
     spans = [[(x.min(), x.max()) for x in row] for row in corners]
     assert spans == [[(6, 7)], [(0, 2), (8, 9)], [(2, 5)]]
     draw_turns([])  # nobody spoke
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_script_are_drawn(tmp_path):
+    names = ["$x_$ $", "\u674e", "\u0915\u094d\u200d\u0937", "\u6f22"]
+    figure = draw_turns([(n, n + 1, name) for n, name in enumerate(names)])
+    figure.savefig(tmp_path / "turns.png")
+    drawn = {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    assert "$x_$ $" in drawn
+    assert drawn & {"\u674e", r"\u674e"}  # escaped where no font has it
