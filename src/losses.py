@@ -38,8 +38,8 @@ class Criterion(nn.Module):
     num_enrolled = 0  # utterances whose mean represents a speaker; 0 with a classifier
 
     def schedule(self, progress: float) -> None:
-        """Set the values that change in training; `progress` is the share of steps
-        begun."""
+        """Set the values that change in training; `progress` is the share of it that is
+        over."""
 
     def scheduled(self) -> dict[str, float]:
         """Return the values that `schedule` set, by name; wait for the device."""

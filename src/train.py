@@ -77,7 +77,7 @@ def training_step(
     with its classifier. `encoder` is that encoder, compiled or shared among ranks.
     """
     model, training = state.model, state.model.config.training
-    progress = (state.step + 1) / num_steps
+    progress = (state.step + 0.5) / num_steps  # halfway, or the last rate would be 0
     # The rate rises over the first steps (a tenth of them by default), while momenta
     # and batch statistics have seen too little to be trusted. Then it falls.
     set_learning_rate(state.optimizer, training.optimizer, progress)
@@ -171,7 +171,8 @@ def end_epoch(
     metrics."""
     for name in SPENT:
         state.spent[name] += getattr(state.tally, name)
-    state.epoch, state.tally = state.epoch + 1, Tally()
+    in_a_row = state.tally.skipped_in_a_row  # goes on in the next epoch
+    state.epoch, state.tally = state.epoch + 1, Tally(skipped_in_a_row=in_a_row)
     spent = {f"spent/{name}": total for name, total in state.spent.items()}
     metrics = {"epoch": state.epoch, "step": state.step, **trained, **spent}
     # Without validation utterances each epoch counts as better than those before.

@@ -10,8 +10,6 @@ Random numbers come from torch's default generator, which training seeds for eve
 batch.
 """
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,7 +23,7 @@ from parameters import (
     SpecAugmentParameters,
     SpeedParameters,
 )
-from speech.packs import SoundBank
+from speech.packs import FULL_SCALE, SoundBank
 from speech.surroundings import Surroundings
 
 LOG_FLOOR = 2.0**-24  # added to powers
@@ -35,7 +33,8 @@ ATTENUATION = 70.0  # dB, of frequencies that would alias when the speed changes
 TELEPHONE_RATE = 8000  # Hz
 # Hz; the two ends of a telephone's band are drawn between these bounds
 LOW_END, HIGH_END = (0.0, 300.0), (3400.0, 3900.0)
-MU = 255  # of mu-law: 256 levels
+# Of mu-law, in steps of 16 bits
+MU_LAW_BIAS, MU_LAW_PEAK = 132.0, 32635.0
 
 
 def _hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
@@ -314,11 +313,15 @@ class Telephone(nn.Module):
 
 
 def through_mu_law(waveforms: Tensor) -> Tensor:
-    """Round samples in [-1, 1] to the 256 levels of mu-law."""
-    x = waveforms.clamp(-1, 1)
-    levels = x.sign() * torch.log1p(MU * x.abs()) / math.log1p(MU)  # in [-1, 1]
-    levels = ((levels + 1) / 2 * MU + 0.5).floor() / MU * 2 - 1
-    return levels.sign() * torch.expm1(levels.abs() * math.log1p(MU)) / MU
+    """Round samples in [-1, 1] to the levels of mu-law (ITU-T G.711); 0 stays 0.
+
+    A code is the sign, the exponent and four bits of the mantissa of a biased sample:
+    what float32 holds too. It stands for the middle of the numbers that begin so.
+    """
+    magnitudes = (waveforms.abs() * FULL_SCALE).clamp(max=MU_LAW_PEAK) + MU_LAW_BIAS
+    codes = magnitudes.view(torch.int32) >> 19  # of 23 bits of the mantissa, 4 stay
+    middles = ((codes << 19) | (1 << 18)).view(torch.float32) - MU_LAW_BIAS
+    return waveforms.sign() * middles / FULL_SCALE
 
 
 class Augmentation(nn.Module):

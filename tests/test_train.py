@@ -21,6 +21,7 @@ from dataset import TrainingBatches, prepare
 from engine.acceleration import fast_encoder
 from engine.parameter_files import SHIPPED, load_parameters
 from engine.signals import StopSignals
+from errors import StoppedError
 from eval import evaluate
 from eval import main as evaluation_main
 from losses import AngularMarginLoss
@@ -384,6 +385,35 @@ def test_steps_without_a_finite_loss_are_skipped_named_and_counted(
         ids = [splits.pack.entries[i].id for i in batches[step - 1].indices.tolist()]
         assert f"step {step}: " in shown
         assert f"{', '.join(ids)}; skipped" in shown
+
+
+def test_skipped_steps_are_counted_from_epoch_to_epoch(miniature, monkeypatch):
+    p = miniature("training.on_nonfinite=skip", "training.epochs=9", "run.name=mine")
+    run, real = p.run.directory / "mine", training.training_step
+
+    def step(state, *arguments, **options):  # epochs have four
+        reading = real(state, *arguments, **options)
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        finite = state.step in (6, 17)
+        return reading._replace(loss=reading.loss * (1 if finite else math.nan))
+
+    monkeypatch.setattr(training, "training_step", step)
+    with pytest.raises(StoppedError):  # although no step was finite so far
+        train(p)
+    with pytest.raises(NotFiniteError, match=r"step 16: .* 10 steps in a row"):
+        train(p, resume=run)
+    assert ["train/loss" in row for row in read_metrics(run)] == [False, True, False]
+
+
+@pytest.mark.parametrize(("num_steps", "step"), [(1, 0), (5, 4)])
+def test_every_step_learns(miniature, num_steps, step):
+    steps = Steps.of(miniature())
+    steps.state.step = step
+    weights = list(steps.state.model.parameters())
+    before = copy.deepcopy(weights)
+    steps.take(next(steps.batches.epoch(0)), num_steps)
+    assert not any(torch.equal(*pair) for pair in zip(before, weights, strict=True))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -116,7 +116,8 @@ def _suits_muon(weight: nn.Parameter) -> bool:
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, parameters: OptimizerParameters, progress: float
 ) -> None:
-    """Set the learning rate of every group; `progress` is the share of steps begun."""
+    """Set the learning rate of every group; `progress` is the share of the training
+    that is over halfway through the step."""
     rate = learning_rate(parameters, progress)
     for group in optimizer.param_groups:
         ratio = parameters.muon_lr / parameters.lr if group.get("muon") else 1.0
@@ -125,7 +126,7 @@ def set_learning_rate(
 
 def learning_rate(parameters: OptimizerParameters, progress: float) -> float:
     """Return the learning rate: a linear warm-up, then half a cosine. `progress` is the
-    share of steps begun."""
+    share of the training that is over."""
     if progress < parameters.warmup:
         return parameters.lr * progress / parameters.warmup
     falling = (progress - parameters.warmup) / max(1 - parameters.warmup, 1e-9)

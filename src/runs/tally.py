@@ -77,20 +77,23 @@ class Tally:
             self.block_norms[block] = self.block_norms.get(block, 0.0) + norm.item()
 
     def metrics(self) -> dict[str, float]:
-        """Return means over the utterances, mean gradient norms, and the speed."""
+        """Return means over the utterances, if a step of them had a finite loss and
+        gradient, mean gradient norms, and the speed."""
+        sums = {"loss": self.loss, **self.sums} if self.utterances else {}
         norms = {
             f"gradient_norm/{block}": total / self.measured
             for block, total in self.block_norms.items()
         }
         return {
-            "train/loss": self.loss / self.utterances,
-            **{f"train/{k}": total / self.utterances for k, total in self.sums.items()},
+            **{f"train/{k}": total / self.utterances for k, total in sums.items()},
             "train/audio_seconds_per_second": self.audio_seconds / self.seconds,
             "train/skipped_steps": self.skipped,
             **norms,
         }
 
     def __str__(self) -> str:
+        if not self.utterances:
+            return f"{self.skipped} steps skipped"
         return (
             "loss {train/loss:.3f}, accuracy {train/accuracy:.1%}, "
             "{train/audio_seconds_per_second:.0f} audio s/s"
@@ -136,10 +139,6 @@ class Readings:
         now = time.perf_counter()
         self.tally.seconds += now - self.began
         self.began = now
-        if not self.tally.utterances:
-            raise NotFiniteError(
-                f"step {step}: no step of the epoch had a finite loss and gradient"
-            )
 
     def _skip(self, step: int, loss: float, norm: float, indices: Tensor) -> None:
         """Count and print a step that changed nothing; raise `NotFiniteError` if it
