@@ -12,7 +12,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from engine.devices import to_device
 from engine.parallel import num_ranks, rank, share
 from parameters import (
+    UNLABELLED,
     DatasetParameters,
     FrontEndParameters,
     GroupParameters,
@@ -34,6 +35,7 @@ SPLIT_NAMES = ("train", "validation", "development", "test")
 MAX_WARNINGS = 10  # printed; a pack's index holds them all
 MAX_UNCUT_SECONDS = 120.0  # longer utterances are embedded in windows
 WINDOW_SECONDS, MAX_HOP_SECONDS = 60.0, 50.0  # of those windows
+NUM_ANCHORS = 4096  # utterances whose teacher's vectors a batch is compared with
 SPLIT_STREAM = 2**32 - 1  # in place of an epoch in a seed; no training gets so far
 
 
@@ -42,7 +44,9 @@ class Batch:
     """Waveforms [B, N] in [-1, 1]; `lengths` [B] in samples, None without padding.
 
     `indices` [B] index the pack's entries. A training batch also has `speakers` [B],
-    which index the training speakers, and the `seed` of all randomness in its step. Its
+    which index the training speakers, or are -1 for unlabelled utterances, and the
+    `seed` of all randomness in its step. With a teacher it has its unit vectors of the
+    utterances, `targets` [B, E], and of other utterances, `anchors` [A, E]. Its
     waveforms may be longer than the `crop` samples to train on, since speech that is
     sped up gets shorter. With several processes each batch holds this process's rows;
     `size` counts the rows of all processes.
@@ -55,10 +59,13 @@ class Batch:
     seed: int | None = None
     crop: int | None = None
     size: int | None = None
+    targets: Tensor | None = None
+    anchors: Tensor | None = None
 
     def parts(self, count: int) -> "list[Batch]":
         """Split the rows of a training batch into `count` batches."""
-        names = ("waveforms", "indices", "speakers")
+        names = ["waveforms", "indices", "speakers"]
+        names += ["targets"] if self.targets is not None else []
         split = (getattr(self, name).tensor_split(count) for name in names)
         return [
             replace(self, **dict(zip(names, part, strict=True)))
@@ -71,7 +78,8 @@ class Splits:
     """Which entries of a pack belong to which split, and the training speakers.
 
     `validation` holds other utterances of the training speakers. Speakers of
-    `development` and `test` are never trained on.
+    `development` and `test` are never trained on. `unlabelled` utterances, whose
+    speakers are not known, are trained on through a teacher.
     """
 
     pack: Pack
@@ -80,6 +88,12 @@ class Splits:
     validation: list[int]
     development: list[int]
     test: list[int]
+    unlabelled: list[int] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[int]:
+        """All entries to train on, labelled or not."""
+        return self.train + self.unlabelled
 
     def __post_init__(self) -> None:
         heard = set(self.speakers_of(self.train + self.validation))
@@ -113,7 +127,7 @@ class Splits:
         """Return a line for each split that is not empty, then the warnings."""
         entries_of = {
             name: [self.pack.entries[i] for i in indices]
-            for split in SPLIT_NAMES
+            for split in (*SPLIT_NAMES, "unlabelled")
             for name, indices in self.by_corpus(split).items()
         }
         lines, width = [], max(12, *(len(name) + 1 for name in entries_of))
@@ -152,11 +166,15 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
     indices: dict[str, list[int]] = {label: [] for label in parameters.corpora}
     for i, entry in enumerate(packed.entries):
         indices[entry.corpus].append(i)
-    members: dict[str, list] = {name: [] for name in ("speakers", *SPLIT_NAMES)}
+    names = ("speakers", *SPLIT_NAMES, "unlabelled")
+    members: dict[str, list] = {name: [] for name in names}
     for label, corpus in parameters.corpora.items():
+        if not corpus.labelled:
+            members["unlabelled"] += indices[label]
+            continue
         of_corpus = _split_corpus(packed, indices[label], corpus)
-        for name in members:
-            members[name] += of_corpus[name]
+        for name, of_name in of_corpus.items():
+            members[name] += of_name
     return Splits(packed, **members)
 
 
@@ -227,17 +245,25 @@ class TrainingBatches:
     Each batch draws one of the encoder's crop durations. An utterance shorter than the
     crop is repeated to fill it, so nothing is padded. Waveforms are longer than the
     crop by what speed augmentation may need. With GE2E a batch holds several utterances
-    of each of its speakers.
+    of each of its speakers. `targets` [U, E] are a teacher's vectors.
     """
 
     def __init__(
-        self, splits: Splits, parameters: Parameters, device: torch.device
+        self,
+        splits: Splits,
+        parameters: Parameters,
+        device: torch.device,
+        targets: Tensor | None = None,
     ) -> None:
         self.splits, self.parameters, self.device = splits, parameters, device
         self.sample_rate = splits.pack.sample_rate
-        self.bank = SoundBank.of(splits.pack, splits.train, device)
-        self.classes = np.array(splits.classes_of(splits.train), np.int64)  # [U]
-        self.labels = np.array([splits.pack.entries[i].corpus for i in splits.train])
+        self.bank = SoundBank.of(splits.pack, splits.trained, device)
+        classes = splits.classes_of(splits.train)
+        classes += [UNLABELLED] * len(splits.unlabelled)
+        self.classes = np.array(classes, np.int64)  # [U]
+        self.trained = splits.trained
+        self.labels = np.array([splits.pack.entries[i].corpus for i in self.trained])
+        self.targets = None if targets is None else targets.to(device)
         batches = self._plan(0)
         self.num_batches = len(batches)  # the same in every epoch
         least = max(2, num_ranks()) * parameters.training.accumulation
@@ -295,14 +321,23 @@ class TrainingBatches:
         seeds = rng.integers(2**63, size=num_ranks())
         mine = share(len(chosen))  # rows of this process
         classes = torch.from_numpy(self.classes[chosen[mine]])
+        targets = anchors = None
+        if self.targets is not None:
+            targets = self.targets[torch.from_numpy(chosen[mine])]
+            # The same for all ranks, and never of a batch's own utterances.
+            others = np.setdiff1d(np.arange(len(self.targets)), chosen)
+            anchors = rng.permutation(others)[:NUM_ANCHORS]
+            anchors = self.targets[torch.from_numpy(anchors)]
         return Batch(
             waveforms=self.bank.cut(chosen[mine], positions[mine], length),
             lengths=None,
-            indices=torch.tensor([self.splits.train[i] for i in chosen[mine]]),
+            indices=torch.tensor([self.trained[i] for i in chosen[mine]]),
             speakers=to_device(classes, self.device),
             seed=int(seeds[rank()]),
             crop=crop,
             size=len(chosen),
+            targets=targets,
+            anchors=anchors,
         )
 
 

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.layers import at_least_float32
-from parameters import LossParameters
+from parameters import UNLABELLED, LossParameters
 
 
 class LossOutput(NamedTuple):
     """The result of a criterion for a batch."""
 
-    loss: Tensor  # [], mean over the batch
+    loss: Tensor  # [], mean over the utterances whose speakers are known
     predictions: Tensor  # [B], speaker indices, int64
 
 
@@ -73,6 +73,12 @@ def _build_classifier(embedding_size: int, num_speakers: int, bias: bool) -> nn.
     return classifier
 
 
+def _cross_entropy(logits: Tensor, speakers: Tensor) -> Tensor:
+    """Return the mean over the labelled rows, 0 if there are none: [B, S], [B] -> []"""
+    total = F.cross_entropy(logits, speakers, ignore_index=UNLABELLED, reduction="sum")
+    return total / (speakers != UNLABELLED).sum().clamp(min=1)
+
+
 class CrossEntropyLoss(Criterion):
     """Softmax cross-entropy over a linear classifier with bias."""
 
@@ -92,7 +98,7 @@ class CrossEntropyLoss(Criterion):
     def forward(self, embeddings: Tensor, speakers: Tensor) -> LossOutput:
         """Compute the mean cross-entropy of embeddings [B, E] with speakers [B]."""
         logits = self.logits(embeddings)  # [B, S]
-        return LossOutput(F.cross_entropy(logits, speakers), logits.argmax(dim=1))
+        return LossOutput(_cross_entropy(logits, speakers), logits.argmax(dim=1))
 
 
 def angles_between(a: Tensor, b: Tensor) -> Tensor:
@@ -172,11 +178,12 @@ class AngularMarginLoss(Criterion):
         """Compute the mean loss of embeddings [B, E] with speakers [B]."""
         logits = self.logits(embeddings)  # [B, S]
         # `weight[speakers]` would sum its gradient in an order that varies on a CPU.
-        target_vectors = F.embedding(speakers, self.classifier.weight)  # [B, E]
+        classes = speakers.clamp(min=0)  # any for the unlabelled, who do not count
+        target_vectors = F.embedding(classes, self.classifier.weight)  # [B, E]
         angles = angles_between(embeddings, target_vectors)  # [B]
         targets = self.scale * self.target_cosine(angles)  # [B]
-        with_margin = logits.scatter(1, speakers[:, None], targets[:, None])
-        loss = F.cross_entropy(with_margin, speakers)
+        with_margin = logits.scatter(1, classes[:, None], targets[:, None])
+        loss = _cross_entropy(with_margin, speakers)
         return LossOutput(loss, logits.argmax(dim=1))
 
 
@@ -263,6 +270,23 @@ class GE2ELoss(Criterion):
         counts = same.sum(dim=1)  # [B]
         losses = torch.logsumexp(logits - counts.log(), dim=1) - own_logits  # [B]
         return LossOutput(losses.mean(), speakers[logits.argmax(dim=1)])
+
+
+def teacher_loss(
+    embeddings: Tensor, targets: Tensor, anchors: Tensor, temperature: float
+) -> Tensor:
+    """Compute how far embeddings [B, E] are from a teacher's vectors of the same
+    utterances, `targets` [B, E], and of others, `anchors` [A, E]; unit vectors -> [].
+
+    The mean of 1 - cosine, and the divergence of softmax(cosines to the vectors of all
+    B + A utterances / temperature) from the teacher's (SEED, arXiv 2101.04731).
+    """
+    embeddings = F.normalize(at_least_float32(embeddings))
+    keys = torch.cat([targets, anchors]).T / temperature  # [E, B + A]
+    wanted = F.log_softmax(targets @ keys, dim=1)
+    found = F.log_softmax(embeddings @ keys, dim=1)
+    divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    return (1 - (embeddings * targets).sum(1)).mean() + divergence
 
 
 def build_loss(

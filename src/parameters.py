@@ -34,7 +34,17 @@ MIGRATIONS: tuple[dict[str, Any], ...] = (
     {"dataset.commonvoice": {"locales": [], "min_utterances": 2}},
     {"augmentation.telephone": {"probability": 0.0}},
     {"evaluation.centre": False},
+    {
+        "dataset.labelled": True,
+        "augmentation.reverberation.simulated": 0.0,
+        "augmentation.noise.coloured": 0.0,
+        "augmentation.noise.babble": 0.0,
+        "augmentation.equalizer": {"probability": 0.0},
+        "augmentation.level": {"probability": 0.0},
+        "training.teacher": {"vectors": [], "weight": 0.5, "temperature": 0.1},
+    },
 )
+UNLABELLED = -1  # in place of the class of an utterance whose speaker is not known
 VERSION = 1 + len(MIGRATIONS)  # of the schema; files that name none have version 1
 
 
@@ -94,6 +104,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 PathLike = Annotated[Path, BeforeValidator(_as_path)]
+Paths = Annotated[tuple[PathLike, ...], BeforeValidator(_as_tuple)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 SyntheticSeconds = Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)]
@@ -188,6 +199,7 @@ class DatasetParameters(Section):
     root: PathLike
     packs: PathLike
     download: bool
+    labelled: bool
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     validation_fraction: Fraction
     development_fraction: Fraction
@@ -318,6 +330,7 @@ class ReverberationParameters(Section):
     """Reverberation by recorded impulse responses or simulated rooms."""
 
     probability: Fraction
+    simulated: Fraction
     root: PathLike | None
     download: bool
     held_out: HeldOut
@@ -334,9 +347,11 @@ class ReverberationParameters(Section):
 
 
 class NoiseParameters(Section):
-    """Added noise, from recordings or coloured noise."""
+    """Added noise: recordings, coloured noise, and other voices of the batch."""
 
     probability: Fraction
+    coloured: Fraction
+    babble: Fraction
     root: PathLike | None
     held_out: HeldOut
     snr_db: Range
@@ -355,6 +370,18 @@ class TelephoneParameters(Section):
     probability: Fraction
 
 
+class EqualizerParameters(Section):
+    """The frequency response of a microphone."""
+
+    probability: Fraction
+
+
+class LevelParameters(Section):
+    """Recording too loud, which clips, or too quietly, which leaves few bits."""
+
+    probability: Fraction
+
+
 class AugmentationParameters(Section):
     """The augmentation of training batches. All kinds but SpecAugment change each
     utterance with a probability."""
@@ -362,6 +389,8 @@ class AugmentationParameters(Section):
     speed: SpeedParameters
     reverberation: ReverberationParameters
     noise: NoiseParameters
+    equalizer: EqualizerParameters
+    level: LevelParameters
     telephone: TelephoneParameters
     spec_augment: SpecAugmentParameters
 
@@ -408,6 +437,11 @@ class ModelParameters(Section):
     def crop_seconds(self) -> tuple[float, ...]:
         """The durations of training crops for the chosen encoder, in seconds."""
         return getattr(self, self.name).crop_seconds
+
+    @property
+    def embedding_size(self) -> int:
+        """The size of the chosen encoder's embeddings."""
+        return getattr(self, self.name).embedding_size
 
 
 class MarginParameters(Section):
@@ -469,6 +503,17 @@ class OptimizerParameters(Section):
         return 2e-4 if self.name in ("sgd", "adam") else 0.3
 
 
+class TeacherParameters(Section):
+    """The vectors of another encoder, from which the embeddings learn.
+
+    `weight` is the share of the teacher's loss; the rest is that of the labels.
+    """
+
+    vectors: Paths
+    weight: Fraction
+    temperature: Positive
+
+
 class TrainingParameters(Section):
     """The training loop."""
 
@@ -479,6 +524,7 @@ class TrainingParameters(Section):
     accumulation: Count
     compile: Literal["auto", "always", "never"]
     on_nonfinite: Literal["stop", "skip"]
+    teacher: TeacherParameters
     optimizer: OptimizerParameters
 
 
@@ -545,6 +591,7 @@ class Parameters(Section):
         model, loss, dataset = self.model, self.loss, self.dataset
         window, crop = self.front_end.window_seconds, min(model.crop_seconds)
         weights = list(dataset.weights.values())
+        labelled = [corpus.labelled for corpus in dataset.corpora.values()]
         for fits, key, expected, value in (
             (
                 crop >= 2 * window,
@@ -563,6 +610,18 @@ class Parameters(Section):
                 "dataset.mixture",
                 f"whole weights with {loss.name}, which groups a speaker's utterances",
                 weights,
+            ),
+            (
+                self.training.teacher.vectors or all(labelled),
+                "dataset.labelled",
+                "true without training.teacher.vectors",
+                False,
+            ),
+            (
+                not loss.groups or all(labelled),
+                "dataset.labelled",
+                f"true with {loss.name}, which groups a speaker's utterances",
+                False,
             ),
             (
                 dataset.name != "mixture" or not self.evaluation.trials,

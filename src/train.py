@@ -26,7 +26,8 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dataset import Batch, Splits, TrainingBatches, prepare
@@ -45,7 +46,13 @@ from engine.precision import bfloat16_where_fast
 from engine.signals import StopSignals
 from eval import evaluate, identify
 from exchange.nemo_files import load_any_model
-from parameters import DatasetParameters, EvaluationParameters, Parameters
+from losses import teacher_loss
+from parameters import (
+    UNLABELLED,
+    DatasetParameters,
+    EvaluationParameters,
+    Parameters,
+)
 from runs.backend import fit_backend, make_split_trials
 from runs.checkpoints import load_checkpoint
 from runs.heard import refuse_heard
@@ -55,6 +62,7 @@ from runs.speaker_model import build_model
 from runs.tally import SPENT, NotFiniteError, Readings, StepReading, Tally, epoch_line
 from speech.surroundings import load_surroundings, recording_digests
 from speech.utterances import CorpusError
+from teacher import load_teacher, teacher_digests
 from transforms import Augmentation
 
 STEPS_PER_READING = 10
@@ -77,6 +85,7 @@ def training_step(
     with its classifier. `encoder` is that encoder, compiled or shared among ranks.
     """
     model, training = state.model, state.model.config.training
+    teacher = training.teacher
     progress = (state.step + 0.5) / num_steps  # halfway, or the last rate would be 0
     # The rate rises over the first steps (a tenth of them by default), while momenta
     # and batch statistics have seen too little to be trusted. Then it falls.
@@ -99,13 +108,26 @@ def training_step(
             with bfloat16_where_fast(features.device.type):
                 embeddings = encoder(features, frames)  # [B, E]
             # With several ranks, each computes the loss of the rows of all ranks.
-            output = model.criterion(gather(embeddings), speakers)
+            embeddings = gather(embeddings)  # [B, E]
+            output = model.criterion(embeddings, speakers)
+            row_loss = output.loss
+            if part.targets is not None:
+                targets = gather(part.targets)  # [B, E]
+                away = teacher_loss(
+                    embeddings, targets, part.anchors, teacher.temperature
+                )
+                row_loss = torch.lerp(output.loss, away, teacher.weight)
+                cosines = F.cosine_similarity(embeddings.detach(), targets)
+                sums["teacher_cosine"] += cosines.sum()
             # Each part is weighted by its share of the rows, so that the sum over the
             # parts is the mean loss of the batch.
-            part_loss = output.loss * (len(speakers) / batch.size)
+            part_loss = row_loss * (len(speakers) / batch.size)
             part_loss.backward()
         loss = loss + part_loss.detach()
-        sums["accuracy"] += (output.predictions == speakers).sum()
+        hits = (output.predictions == speakers).sum()
+        # Over the labelled rows, but counted as if all were.
+        known = (speakers != UNLABELLED).sum().clamp(min=1)
+        sums["accuracy"] += hits * len(speakers) / known
     norms = block_norms(model.encoder) if measures_blocks else {}
     # A long gradient is shortened, so that one bad batch cannot throw the weights far.
     norm = clip_gradient(state.optimizer, training.optimizer.clip_norm)
@@ -208,11 +230,12 @@ def train(
     device = choose_device(parameters.training, parameters.model)
     with first_rank_first():  # rank 0 decodes the recordings for all
         splits = prepare(parameters.dataset, parameters.front_end)
-        recordings = recording_digests(parameters)
+        targets = load_teacher(parameters, splits)
+        recordings = recording_digests(parameters) | teacher_digests(parameters)
     print(splits.summary())
     refuse_splits(splits, parameters.dataset, parameters.evaluation)
     if resume is None:
-        state = begin(parameters, splits, device)
+        state = begin(parameters, splits, targets, device)
         state.recordings = recordings
         run = Run.create(parameters)
         state.wandb_id = run.wandb_id
@@ -225,9 +248,9 @@ def train(
             state.save(resume / "last.pt")
         run = Run.reopen(resume, parameters, state.epoch, state.wandb_id)
     with run:
-        train_epochs(state, splits, run, watch)
+        train_epochs(state, splits, targets, run, watch)
         best = State.restore(run.directory / "best.pt", parameters, device)
-        best.model.backend = fit_backend(best.model, splits)
+        fit_backend(best.model, splits)
         evaluation = evaluate(best.model, splits)
         run.save(best, "best")
         run.log_evaluation(evaluation, splits)
@@ -246,10 +269,18 @@ def refuse_splits(
     make_split_trials(splits, dataset, evaluation)
 
 
-def begin(parameters: Parameters, splits: Splits, device: torch.device) -> State:
+def begin(
+    parameters: Parameters, splits: Splits, targets: Tensor | None, device: torch.device
+) -> State:
     """Return the state before the first step: fresh weights, or those of
-    `training.init_from`."""
+    `training.init_from`. A teacher's vectors begin the classifier as their means."""
     model = build_model(parameters, splits.speakers, splits.pack.digests, device)
+    if targets is not None and hasattr(model.criterion, "classifier"):
+        classes = torch.tensor(splits.classes_of(splits.train))
+        sums = torch.zeros(len(splits.speakers), targets.shape[1])
+        sums.index_add_(0, classes, targets[: len(classes)])
+        with torch.no_grad():
+            model.criterion.classifier.weight.copy_(F.normalize(sums))
     if (source := parameters.training.init_from) is not None:
         copied = start_from(load_any_model(source, CPU), source, model)
         print(f"starting from the {copied} of {source}")
@@ -258,11 +289,17 @@ def begin(parameters: Parameters, splits: Splits, device: torch.device) -> State
     return State(model, optimizer)
 
 
-def train_epochs(state: State, splits: Splits, run: Run, watch: Watch | None) -> None:
+def train_epochs(
+    state: State,
+    splits: Splits,
+    targets: Tensor | None,
+    run: Run,
+    watch: Watch | None,
+) -> None:
     """Train to the last epoch; after a signal, save all and raise `StoppedError`."""
     parameters, device = state.model.config, state.model.device
     training, epochs = parameters.training, parameters.training.epochs
-    batches = TrainingBatches(splits, parameters, device)
+    batches = TrainingBatches(splits, parameters, device, targets)
     with first_rank_first():
         surroundings = load_surroundings(parameters, device)
     rate = parameters.front_end.sample_rate

@@ -1,6 +1,6 @@
 """Waveforms to features: augmentation of training batches, and the log-mel front end.
 
-waveforms [B, N] -> `Speed`, `Reverberation`, `Noise`, `Telephone` -> waveforms [B, N]
+waveforms [B, N] -> `Augmentation` -> waveforms [B, N]
 waveforms [B, N], lengths [B] samples -> `FrontEnd` -> features [B, M, T], frames [B]
 features [B, M, T] -> `SpecAugment` -> features [B, M, T]
 
@@ -30,6 +30,11 @@ LOG_FLOOR = 2.0**-24  # added to powers
 DEVIATION_FLOOR = 1e-5  # added to standard deviations
 ZERO_CROSSINGS = 32  # of a filter that changes the speed, on either side
 ATTENUATION = 70.0  # dB, of frequencies that would alias when the speed changes
+NUM_TALKERS = 4  # of babble
+NUM_GAINS, MAX_GAIN = 8, 12.0  # of an equalizer; dB
+LOWEST_HERTZ = 50.0  # of an equalizer's curve, which is flat below
+CLIPPED = (0.1, 0.7)  # of the peak
+BITS = (3.0, 8.0)  # that a quiet recording leaves
 TELEPHONE_RATE = 8000  # Hz
 # Hz; the two ends of a telephone's band are drawn between these bounds
 LOW_END, HIGH_END = (0.0, 300.0), (3400.0, 3900.0)
@@ -264,16 +269,97 @@ class Noise(nn.Module):
             return waveforms
         size = waveforms.shape[1]
         noise = self.recordings.cut(chosen.numpy(), positions.numpy(), size)
-        low, high = self.snr_db
-        snr = to_device((low + uniform * (high - low)).float(), noise.device)[:, None]
-        rows = to_device(rows, waveforms.device)
-        speech = waveforms[rows]
-        power = _mean_power(noise)
-        # No gain brings silence to the ratio, so its gain is 0: dividing by its power
-        # would make the gain infinite and the sum NaN.
-        ratio = torch.where(power > 0, _mean_power(speech) / power, 0)
-        gain = (ratio * 10 ** (-snr / 10)).sqrt()  # [B, 1]
-        return waveforms.index_copy(0, rows, speech + gain * noise)
+        return _with_noise(waveforms, rows, noise, self.snr_db, uniform)
+
+
+def _with_noise(
+    waveforms: Tensor,
+    rows: Tensor,
+    noise: Tensor,
+    snr_db: tuple[float, float],
+    uniform: Tensor,
+) -> Tensor:
+    """Add noise [rows, N] to these rows of [B, N], at ratios between the two bounds
+    that `uniform` [rows] in [0, 1) chooses."""
+    low, high = snr_db
+    snr = to_device((low + uniform * (high - low)).float(), noise.device)[:, None]
+    rows = to_device(rows, waveforms.device)
+    speech = waveforms[rows]
+    power = _mean_power(noise)
+    # No gain brings silence to the ratio, so its gain is 0: dividing by its power
+    # would make the gain infinite and the sum NaN.
+    ratio = torch.where(power > 0, _mean_power(speech) / power, 0)
+    gain = (ratio * 10 ** (-snr / 10)).sqrt()  # [rows, 1]
+    return waveforms.index_copy(0, rows, speech + gain * noise)
+
+
+class Babble(nn.Module):
+    """Add four other voices of the batch, talking at once, as noise."""
+
+    def __init__(self, probability: float, snr_db: tuple[float, float]) -> None:
+        super().__init__()
+        self.probability, self.snr_db = probability, snr_db
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """[B, N] -> [B, N]"""
+        rows = _draw_rows(self.probability, len(waveforms))
+        uniform = torch.rand(len(rows), dtype=torch.float64)
+        steps = 1 + torch.randperm(len(waveforms) - 1)[:NUM_TALKERS]
+        if len(rows) == 0:
+            return waveforms
+        others = (rows + steps[:, None]) % len(waveforms)  # [talkers, rows]
+        babble = waveforms[to_device(others, waveforms.device)].sum(0)
+        return _with_noise(waveforms, rows, babble, self.snr_db, uniform)
+
+
+class Equalizer(nn.Module):
+    """Colour speech as microphones do: gains drawn at points spaced evenly in octaves
+    from 50 Hz on, and between them straight lines in dB."""
+
+    def __init__(self, probability: float, sample_rate: int) -> None:
+        super().__init__()
+        self.probability, self.sample_rate = probability, sample_rate
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """[B, N] -> [B, N]"""
+        rows = _draw_rows(self.probability, len(waveforms))
+        gains = MAX_GAIN * (2 * torch.rand(len(rows), 1, NUM_GAINS) - 1)  # dB
+        if len(rows) == 0:
+            return waveforms
+        rows, gains = to_device(rows, waveforms.device), gains.to(waveforms.device)
+        spectrum = torch.fft.rfft(waveforms[rows])  # [rows, bins]
+        hertz = torch.linspace(0, self.sample_rate / 2, spectrum.shape[1])
+        octaves = torch.log2(hertz.clamp(min=LOWEST_HERTZ) / LOWEST_HERTZ)
+        places = (2 * octaves / octaves[-1] - 1).expand(len(rows), 1, -1)  # in [-1, 1]
+        grid = torch.stack([places, torch.zeros_like(places)], 3).to(gains.device)
+        curve = F.grid_sample(gains[:, None], grid, align_corners=True)[:, 0, 0]
+        coloured = torch.fft.irfft(spectrum * 10 ** (curve / 20), waveforms.shape[1])
+        return waveforms.index_copy(0, rows, coloured)
+
+
+class Level(nn.Module):
+    """Record speech badly: half of it too loud, so that it clips at a tenth to 0.7 of
+    its peak; half too quietly, so that 3 to 8 bits are left of its samples."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """[B, N] -> [B, N]"""
+        rows = _draw_rows(self.probability, len(waveforms))
+        uniform = torch.rand(2, len(rows), 1)
+        if len(rows) == 0:
+            return waveforms
+        rows, uniform = to_device(rows, waveforms.device), uniform.to(waveforms.device)
+        x = waveforms[rows]
+        peak = x.abs().amax(1, keepdim=True)  # [rows, 1]
+        ceiling = peak * (CLIPPED[0] + (CLIPPED[1] - CLIPPED[0]) * uniform[1])
+        bits = BITS[0] + (BITS[1] - BITS[0]) * uniform[1]
+        step = (peak * 2 ** (1 - bits)).clamp(min=torch.finfo(x.dtype).tiny)
+        clipped = torch.clamp(x, -ceiling, ceiling)
+        x = torch.where(uniform[0] < 0.5, clipped, (x / step).round() * step)
+        return waveforms.index_copy(0, rows, x)
 
 
 class Telephone(nn.Module):
@@ -341,14 +427,25 @@ class Augmentation(nn.Module):
         rooms, noise = parameters.reverberation, parameters.noise
         self.speed = Speed(parameters.speed) if parameters.speed.steps else None
         self.changes = nn.ModuleDict()
-        if rooms.probability:
-            size = round(rooms.max_seconds * sample_rate)
-            responses = surroundings.responses
-            room = Reverberation(rooms.probability, responses, size)
+        size = round(rooms.max_seconds * sample_rate)
+        if probability := rooms.probability:
+            room = Reverberation(probability, surroundings.responses, size)
             self.changes["reverberation"] = room
-        if noise.probability:
-            added = Noise(noise.probability, surroundings.noise, noise.snr_db)
+        if probability := rooms.simulated:
+            room = Reverberation(probability, surroundings.simulated, size)
+            self.changes["simulated_reverberation"] = room
+        if probability := noise.probability:
+            added = Noise(probability, surroundings.noise, noise.snr_db)
             self.changes["noise"] = added
+        if probability := noise.coloured:
+            added = Noise(probability, surroundings.coloured, noise.snr_db)
+            self.changes["coloured_noise"] = added
+        if probability := noise.babble:
+            self.changes["babble"] = Babble(probability, noise.snr_db)
+        if probability := parameters.equalizer.probability:
+            self.changes["equalizer"] = Equalizer(probability, sample_rate)
+        if probability := parameters.level.probability:
+            self.changes["level"] = Level(probability)
         if probability := parameters.telephone.probability:
             self.changes["telephone"] = Telephone(probability, sample_rate)
         self.spec_augment = SpecAugment(parameters.spec_augment)

@@ -21,7 +21,7 @@ FLOORS = (
     ("runs",),
     ("exchange",),
     ("nemo_checkpoint", "eval", "recognition"),
-    ("voices",),
+    ("voices", "teacher"),
     ("commands", "train"),
     ("teaching",),
 )

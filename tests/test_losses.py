@@ -18,7 +18,9 @@ from losses import (
     angles_between,
     build_loss,
     monotone_cosine,
+    teacher_loss,
 )
+from parameters import UNLABELLED
 
 B, E, S = 12, 8, 5
 SPEAKERS = torch.arange(B) % 4
@@ -289,3 +291,29 @@ def test_gradients_of_large_batches_are_the_same_every_time(kind):
         gradients += torch.autograd.grad(loss, criterion.classifier.weight)
     torch.set_num_threads(num_threads)
     assert all(torch.equal(gradients[0], again) for again in gradients)
+
+
+@pytest.mark.parametrize("name", set(KINDS) - {"ge2e"})
+def test_unlabelled_rows_count_nothing(shipped, embeddings, name):
+    criterion = build_loss(shipped(f"loss.name={name}").loss, E, S)
+    speakers = SPEAKERS.clone()
+    speakers[[1, 5]] = UNLABELLED
+    known = speakers != UNLABELLED
+    expected = criterion(embeddings[known], speakers[known]).loss
+    assert criterion(embeddings, speakers).loss.item() == pytest.approx(expected.item())
+    nobody = embeddings.requires_grad_()
+    criterion(nobody, torch.full_like(speakers, UNLABELLED)).loss.backward()
+    assert not nobody.grad.any()
+
+
+def test_teachers_loss_by_hand():
+    """At 60 degrees from the target, 30 from the only other vector."""
+    target, anchor = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    student = 7 * torch.tensor([[0.5, math.sqrt(0.75)]])
+    wanted = math.exp(2) / (math.exp(2) + 1)  # at a temperature of 0.5
+    found = math.exp(1) / (math.exp(1) + math.exp(math.sqrt(3)))
+    divergence = wanted * math.log(wanted / found)
+    divergence += (1 - wanted) * math.log((1 - wanted) / (1 - found))
+    loss = teacher_loss(student, target, anchor, 0.5).item()
+    assert loss == pytest.approx(0.5 + divergence)
+    assert teacher_loss(3 * target, target, anchor, 0.5).item() == pytest.approx(0)

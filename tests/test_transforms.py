@@ -13,7 +13,17 @@ from dataset import TrainingBatches, prepare
 from engine.parameter_files import load_parameters
 from speech.packs import SoundBank
 from speech.surroundings import load_surroundings
-from transforms import Augmentation, FrontEnd, Noise, Reverberation, Speed, Telephone
+from transforms import (
+    Augmentation,
+    Babble,
+    Equalizer,
+    FrontEnd,
+    Level,
+    Noise,
+    Reverberation,
+    Speed,
+    Telephone,
+)
 
 
 @pytest.fixture
@@ -243,6 +253,45 @@ def test_mu_law_is_libsndfiles(tmp_path):
     assert (loud * 32768).tolist() == [32124, -32124, 0]
 
 
+def test_babble_is_four_other_voices_at_the_ratio():
+    voices = torch.eye(6).repeat_interleave(100, 1)  # each alone in its stretch
+    added = Babble(1.0, (3.0, 3.0))(voices) - voices
+    heard = added.view(6, 6, 100).abs().amax(2) > 0
+    assert (heard.sum(1) == 4).all()
+    assert not heard.diagonal().any()
+    ratio = voices.square().mean(1) / added.square().mean(1)
+    assert (10 * ratio.log10()).numpy() == pytest.approx(3, abs=1e-4)
+    alone = Babble(1.0, (3.0, 3.0))(voices[:1])
+    assert torch.equal(alone, voices[:1])
+
+
+def test_an_equalizer_draws_straight_lines_in_decibels_over_octaves():
+    impulses = torch.zeros(3, 4000)
+    impulses[:, 0] = 1
+    torch.manual_seed(5)
+    spectra = torch.fft.rfft(Equalizer(1.0, 16_000)(impulses)).abs()  # a bin is 4 Hz
+    gains = 20 * spectra[:, 1:].log10().numpy()
+    assert 3 < np.abs(gains).max() <= 12.0001
+    hertz = np.arange(4, 8001, 4)
+    points = 50 * 2 ** np.linspace(0, np.log2(8000 / 50), 8)
+    for row in gains:
+        at_points = np.interp(np.log2(points), np.log2(hertz), row)
+        lines = np.interp(np.log2(hertz), np.log2(points), at_points)
+        assert row == pytest.approx(lines, abs=0.4)
+
+
+def test_levels_clip_or_leave_few_bits():
+    x = torch.randn(400, 2000)
+    ratio = Level(1.0)(x).abs().amax(1) / x.abs().amax(1)
+    values = torch.tensor([len(row.unique()) for row in Level(1.0)(x)])
+    clipped = ratio < 0.72
+    assert clipped.float().mean() == pytest.approx(0.5, abs=0.08)
+    assert ratio.min() >= 0.1 - 1e-6
+    few = values <= 2**8 + 1
+    assert few.float().mean() == pytest.approx(0.5, abs=0.08)
+    assert values.min() >= 2**3
+
+
 @pytest.mark.parametrize("sound", [torch.zeros(500), torch.ones(500)])
 def test_silence_divides_nothing(sound):
     speech = torch.randn(2, 4000)
@@ -263,6 +312,9 @@ def test_each_utterance_is_changed_with_its_own_probability(shipped, probability
         (Noise(probability, noise, (0.0, 5.0))(x), probability),
         (Reverberation(probability, room, 100)(x), probability),
         (Telephone(probability, 16_000)(x), probability),
+        (Babble(probability, (0.0, 5.0))(x), probability),
+        (Equalizer(probability, 16_000)(x), probability),
+        (Level(probability)(x), probability),
         # One speed in eleven is that of the utterance.
         (Speed(p.augmentation.speed)(x, 2000), probability * 10 / 11),
     ):

@@ -69,7 +69,11 @@ CORPORA = {
     "voxceleb1": Corpus(  # tested by VoxCeleb1-O, cleaned
         scan_voxceleb1, trials=lambda p: p.root / "veri_test2.txt"
     ),
-    "folder": Corpus(scan_folder, people=_resolved_root),
+    "folder": Corpus(
+        scan_folder,
+        key=lambda p: _resolved_root(p) + ["unlabelled"] * (not p.labelled),
+        people=_resolved_root,
+    ),
     "manifest": Corpus(
         scan_manifests,
         place=lambda p: p.manifest.train,

@@ -6,6 +6,7 @@
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,9 +18,14 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 
 def scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
-    """Yield the utterances of a folder of speakers, or of a folder for each split."""
+    """Yield the utterances of a folder of speakers, or of a folder for each split; if
+    they are not labelled, all recordings below it, each with a speaker of its own."""
     root = parameters.root
     expect_folder(root, "the folder of dataset.root")
+    if not parameters.labelled:
+        found = recordings_below(root, lambda path: True)
+        yield from (replace(utterance, speaker=utterance.id) for utterance in found)
+        return
     genders = _speaker_genders(root / "speakers.csv")
     folders = folders_in(root)
     split_folders = [folder for folder in folders if folder.name in SPEAKER_SPLITS]
@@ -52,8 +58,10 @@ def scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
 def _speaker_genders(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
-    rows = table_rows(path, ("speaker", "gender"))
-    return known_genders((quoted(row["speaker"]), row["gender"]) for row in rows)
+    rows = table_rows(path, ("speaker",))
+    return known_genders(
+        (quoted(row["speaker"]), row.get("gender", "")) for row in rows
+    )
 
 
 def recordings_below(root: Path, wanted: Callable[[Path], bool]) -> list[Utterance]:

@@ -31,18 +31,24 @@ class Surroundings:
 
     responses: SoundBank | None  # impulse responses of rooms
     noise: SoundBank | None
+    simulated: SoundBank | None = None  # responses, besides recorded ones
+    coloured: SoundBank | None = None  # noise, besides recorded noise
 
 
 def load_surroundings(parameters: Parameters, device: torch.device) -> Surroundings:
     """Load the rooms and noise for training; raise `CorpusError` for folders that
     cannot be used."""
     augmentation = parameters.augmentation
-    responses = noise = None
+    responses = noise = simulated = coloured = None
     if augmentation.reverberation.probability:
         responses = load_responses(parameters, device)
     if augmentation.noise.probability:
         noise = load_noise(parameters, device)
-    return Surroundings(responses, noise)
+    if augmentation.reverberation.simulated:
+        simulated = simulated_responses(parameters, device)
+    if augmentation.noise.coloured:
+        coloured = simulated_noise(parameters, device)
+    return Surroundings(responses, noise, simulated, coloured)
 
 
 def load_responses(
@@ -51,10 +57,18 @@ def load_responses(
     """Load room impulse responses for training, or those held out from it; simulate
     them unless the parameters name a folder."""
     rooms = parameters.augmentation.reverberation
+    if rooms.root is None:
+        return simulated_responses(parameters, device, held_out)
+    packed = _packed_responses(parameters)
+    return _side("reverberation", packed, rooms.held_out, held_out, device)
+
+
+def simulated_responses(
+    parameters: Parameters, device: torch.device, held_out: bool = False
+) -> SoundBank:
+    """Simulate room impulse responses for training, or others to hold out from it."""
+    rooms = parameters.augmentation.reverberation
     rate = parameters.front_end.sample_rate
-    if rooms.root is not None:
-        packed = _packed_responses(parameters)
-        return _side("reverberation", packed, rooms.held_out, held_out, device)
     generator = _generator(parameters.seed, ROOM_STREAM + held_out)
     low, high = rooms.rt60_seconds
     rt60 = low + torch.rand(rooms.num_rooms, generator=generator) * (high - low)
@@ -67,10 +81,18 @@ def load_noise(
 ) -> SoundBank:
     """Load noise for training, or that held out from it; simulate it, from white to
     brown, unless the parameters name a folder."""
-    noise, rate = parameters.augmentation.noise, parameters.front_end.sample_rate
-    if noise.root is not None:
-        packed = _packed_noise(parameters)
-        return _side("noise", packed, noise.held_out, held_out, device)
+    noise = parameters.augmentation.noise
+    if noise.root is None:
+        return simulated_noise(parameters, device, held_out)
+    packed = _packed_noise(parameters)
+    return _side("noise", packed, noise.held_out, held_out, device)
+
+
+def simulated_noise(
+    parameters: Parameters, device: torch.device, held_out: bool = False
+) -> SoundBank:
+    """Simulate noise for training, or other noise to hold out from it."""
+    rate = parameters.front_end.sample_rate
     generator = _generator(parameters.seed, NOISE_STREAM + held_out)
     exponents = 2 * torch.rand(NUM_COLOURS, generator=generator)
     size = round(COLOURED_SECONDS * rate)
