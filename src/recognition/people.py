@@ -6,8 +6,10 @@ arguments -> `read_people` -> files by name
 U clips, P people, E embedding size.
 """
 
+import math
 import os
 import unicodedata
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,18 +112,21 @@ def load_people(path: Path) -> People:
 
 
 def load_arrays(
-    path: Path, kinds: Mapping[str, str], description: str
+    path: Path, kinds: Mapping[str, str], description: str, optional: Sequence[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Read the arrays of an .npz file; raise `VoiceError` if they are not of these
-    kinds and numbers of axes."""
+    """Read the arrays of an .npz file, those that are `optional` if it has them; raise
+    `VoiceError` if they are not of these kinds and numbers of axes."""
     try:
+        _refuse_larger_than_file(path)
         with np.load(path, allow_pickle=False) as file:
             if file["version"] != STORE_VERSION:
                 raise VoiceError(
                     f"{path}: expected a {description} of version {STORE_VERSION}, "
                     f"got {file['version']}"
                 )
-            arrays = {key: file[key] for key in kinds}
+            arrays = {
+                key: file[key] for key in kinds if key in file or key not in optional
+            }
         rows = [array for array in arrays.values() if array.ndim]
         if (
             any(f"{a.dtype.kind}{a.ndim}" != kinds[key] for key, a in arrays.items())
@@ -138,6 +143,20 @@ def load_arrays(
     except Exception as error:
         reason = first_line(error)
         raise VoiceError(f"{path}: not a readable {description}: {reason}") from None
+
+
+def _refuse_larger_than_file(path: Path) -> None:
+    """Raise an error if an .npz file claims arrays that are larger than itself:
+    unpacking a megabyte could fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("expected arrays that are not compressed")
+            with archive.open(member) as array:
+                np.lib.format.read_magic(array)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(array)
+                if math.prod(shape) * dtype.itemsize != member.file_size - array.tell():
+                    raise ValueError(f"{member.filename} is not of the size it claims")
 
 
 def composed(name: str) -> str:

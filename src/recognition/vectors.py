@@ -2,7 +2,8 @@
 
 rows <-> `save_vectors`, `load_vectors` <-> vectors.npz or vectors.parquet
 
-A row is a recording, or a window of a long one: path, begin and end in seconds, vector.
+A row is a recording, or a window of a long one: path, begin and end in seconds, vector,
+and the size, time and digest of the file, which tell whether it has changed.
 All rows are of one model, whose name and digest the file holds. Parquet needs pyarrow,
 an optional package: init/requirements-parquet.txt. U rows, E embedding size.
 """
@@ -24,8 +25,12 @@ ARRAYS = {  # in the file, with their kinds and numbers of axes
     "path": "U1",
     "begin": "f1",
     "end": "f1",
+    "bytes": "i1",
+    "changed": "i1",  # nanoseconds since 1970
+    "digest_of_file": "U1",
     "vector": "f2",
 }
+STAMPS = ("bytes", "changed", "digest_of_file")  # files of earlier versions have none
 ROWS = [key for key, kind in ARRAYS.items() if kind[1] != "0"]
 
 
@@ -37,8 +42,15 @@ def no_vectors(model: str, digest: str, size: int) -> dict[str, np.ndarray]:
         "path": np.empty(0, "U1"),
         "begin": np.empty(0),
         "end": np.empty(0),
+        **_no_stamps(0),
         "vector": np.empty((0, size), np.float32),
     }
+
+
+def _no_stamps(num_rows: int) -> dict[str, np.ndarray]:
+    unknown = np.full(num_rows, -1)
+    values = unknown, unknown.copy(), np.full(num_rows, "")
+    return dict(zip(STAMPS, values, strict=True))
 
 
 def refuse_format(path: Path) -> None:
@@ -65,13 +77,19 @@ def _pyarrow(path: Path) -> tuple[ModuleType, ModuleType]:
 def load_vectors(path: Path) -> dict[str, np.ndarray]:
     """Read what `save_vectors` wrote; raise `VoiceError` if it cannot be read."""
     if path.suffix == ".npz":
-        return load_arrays(path, ARRAYS, "file of vectors")
+        rows = load_arrays(path, ARRAYS, "file of vectors", optional=STAMPS)
+        return _no_stamps(len(rows["path"])) | rows
     pyarrow, parquet = _pyarrow(path)
     try:
         table = parquet.read_table(path)
         size = int(table.schema.metadata[b"size"])
         vectors = table["vector"].combine_chunks().flatten().to_numpy()
-        return {
+        stamps = {
+            key: np.array(table[key].to_pylist(), dtype=dtype)
+            for key, dtype in zip(STAMPS, (np.int64, np.int64, np.str_), strict=True)
+            if key in table.column_names
+        }
+        rows = {
             "model": np.array(table.schema.metadata[b"model"].decode()),
             "digest": np.array(table.schema.metadata[b"digest"].decode()),
             "path": np.array(table["path"].to_pylist(), dtype=np.str_),
@@ -79,6 +97,7 @@ def load_vectors(path: Path) -> dict[str, np.ndarray]:
             "end": table["end"].to_numpy(),
             "vector": vectors.reshape(-1, size).astype(np.float32),
         }
+        return _no_stamps(len(table)) | stamps | rows
     except (
         OSError,
         LookupError,
@@ -109,6 +128,7 @@ def save_vectors(
             "path": rows["path"].tolist(),
             "begin": rows["begin"],
             "end": rows["end"],
+            **{key: rows[key].tolist() for key in STAMPS},
             "vector": pyarrow.FixedSizeListArray.from_arrays(
                 rows["vector"].ravel(), size
             ),

@@ -79,6 +79,8 @@ def change(store: Path, **arrays) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:1000]),
         lambda path: path.write_bytes(path.read_bytes().replace(b"a\0", b"b\0")),
         lambda path: np.savez(path, version=1),
+        lambda path: np.savez_compressed(path, **dict(np.load(path))),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"(3,)", b"(9,)")),
         lambda path: change(path, version=99),
         lambda path: change(path, version=np.array([{}], object)),  # pickled
         lambda path: change(path, names=np.array(["ann", "ben"])),
