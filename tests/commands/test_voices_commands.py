@@ -20,6 +20,7 @@ from commands.parser import main
 from commands.voices_commands import COMMANDS
 from conftest import RATE, REPOSITORY, interrupt, said, write
 from recognition.people import load_people
+from recognition.vectors import STAMPS, load_vectors
 from voices import Voices
 
 PAIR = "people/ann/0.wav people/ben/0.wav"
@@ -252,6 +253,40 @@ def test_embedding_goes_on_where_it_was_stopped(command, monkeypatch, strike):
     rows, expected = rows_of("out.npz"), rows_of("whole.npz")
     assert rows["path"].tolist() == expected["path"].tolist()
     assert rows["vector"] == pytest.approx(expected["vector"], abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet"])
+def test_vectors_are_those_of_the_recordings_as_they_are(command, form):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    out, ann, ben = f"out.{form}", Path("people/ann/0.wav"), Path("people/ben/0.wav")
+    command(f"embed people {out}")
+    state = ann.stat()
+    write(ann, said(0, 0)[::-1])  # other samples, of the same size and time
+    os.utime(ann, ns=(state.st_atime_ns, state.st_mtime_ns))
+    ben.unlink()
+    os.utime(Path("people/cy/0.wav"))  # touched, not changed
+    Path("people/cy/\udcff.wav").write_bytes(ann.read_bytes())
+    status, said_of, _ = command(f"embed people {out}")
+    counts = "9 recordings, 1 recordings new, 1 recordings changed, 1 recordings gone"
+    assert (status, counts in said_of) == (0, True)
+    assert " 0 recordings new\n" in command(f"embed people {out}")[1]
+    command(f"embed people whole.{form}")
+    rows, expected = (load_vectors(Path(name)) for name in (out, f"whole.{form}"))
+    order = np.argsort(rows["path"])
+    assert rows["path"][order].tolist() == sorted(expected["path"].tolist())
+    close = pytest.approx(expected["vector"][np.argsort(expected["path"])], abs=1e-5)
+    assert rows["vector"][order] == close
+
+
+def test_vectors_of_an_earlier_version_are_computed_anew(command):
+    command("embed people out.npz")
+    rows = rows_of("out.npz")
+    spoilt = rows["vector"][::-1]
+    old = {key: rows[key] for key in rows if key not in STAMPS} | {"vector": spoilt}
+    np.savez("out.npz", **old)
+    assert " 9 recordings changed" in command("embed people out.npz")[1]
+    assert rows_of("out.npz")["vector"] == pytest.approx(rows["vector"], abs=1e-5)
 
 
 def test_vectors_as_parquet(command):
