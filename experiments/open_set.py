@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from engine.files import atomic_write
 from errors import run_command
 from recognition.people import read_people
-from verification.metrics import bootstrap_rates, rates_at
+from verification.metrics import bootstrap_rates, interval_of, rates_at
 from voices import Voices
 
 NUM_ENROLLED = 60
@@ -94,11 +94,6 @@ def resampled(owners: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:
     names = np.unique(owners)
     chosen = rng.choice(names, len(names))
     return np.concatenate([np.flatnonzero(owners == name) for name in chosen])
-
-
-def interval(values: list[float]) -> list[float]:
-    """Return the 95 % interval of resampled values."""
-    return np.quantile(values, (0.025, 0.975)).tolist()
 
 
 def identify(voices: Voices, vectors: dict[str, NDArray]) -> dict:
@@ -168,16 +163,20 @@ def rates_with_intervals(
         for name, threshold in thresholds.items():
             resamples[name].append(rates(threshold, *resample))
     points = {f"{rate:g}": threshold_at(rate, unknown) for rate in RATES}
+    num_people = [len(np.unique(of_clips)) for of_clips in owners]
     report = {}
     for name, threshold in (points | thresholds).items():
-        identified, false_alarm = rates(threshold, right, known, unknown)
-        detections, false_alarms = zip(*resamples[name], strict=True)
-        report[name] = {
-            "identified": identified,
-            "identified_interval": interval(detections),
-            "false_alarm": false_alarm,
-            "false_alarm_interval": interval(false_alarms),
-        }
+        report[name] = {}
+        for metric, rate, values, number in zip(
+            ("identified", "false_alarm"),
+            rates(threshold, right, known, unknown),
+            zip(*resamples[name], strict=True),
+            num_people,
+            strict=True,
+        ):
+            interval = interval_of(values, number)
+            report[name][metric] = rate
+            report[name][f"{metric}_interval"] = [interval.low, interval.high]
     return report
 
 

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from recognition.people import read_people
 from recognition.sounds import speech_stretches
 from recognition.verdicts import Turn
 from speech.audio import load_recording
+from verification.metrics import interval_of
 from voices import Voices
 
 NUM_RECORDINGS = 20
@@ -103,13 +105,14 @@ def measure(voices: Voices, folder: Path) -> dict:
         table = np.array([[one[whose][kind] for kind in kinds] for one in counts])
         resamples = rng.integers(len(table), size=(NUM_RESAMPLES, len(table)))
         sums = table[resamples].sum(1)
-        limits = np.percentile(sums / sums.sum(1, keepdims=True), [2.5, 97.5], axis=0)
+        resampled = (sums / sums.sum(1, keepdims=True)).T
+        limits = [interval_of(values, NUM_RECORDINGS) for values in resampled]
         shares = table.sum(0) / table.sum()
         report[whose] = {
             "seconds": float(table.sum() * TICK_SECONDS),
             **{
-                kind: {"share": float(share), "share_interval": ends.tolist()}
-                for kind, share, ends in zip(kinds, shares, limits.T, strict=True)
+                kind: {"share": float(share), "share_interval": asdict(limit)}
+                for kind, share, limit in zip(kinds, shares, limits, strict=True)
             },
         }
     return report

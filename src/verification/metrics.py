@@ -273,7 +273,12 @@ def bootstrap_speakers(
         false_alarm = np.append(1, 1 - rejected / rejected[-1])
         least_cost = point.cost(miss, false_alarm).min()
         resampled.append((_crossing(miss, false_alarm), least_cost))
-    return _intervals(resampled)
+    eers, costs = zip(*resampled, strict=True)
+    num_speakers = min(_num_speakers(targets, enrolled, tested))
+    low, high = np.quantile(costs, (0.025, 0.975)).tolist()
+    if high == 0:  # no error was seen: target trials, which are fewer, bound the cost
+        high = min(1.0, float(point.cost(unseen_rate(num_speakers), 0)))
+    return interval_of(eers, num_speakers), Interval(low, high)
 
 
 def bootstrap_rates(
@@ -296,7 +301,8 @@ def bootstrap_rates(
         same, different = weight * targets, weight * ~targets
         miss = (same * (1 - accepted)).sum() / same.sum()
         rates.append((miss, (different * accepted).sum() / different.sum()))
-    return _intervals(rates)
+    num_speakers = _num_speakers(targets, enrolled, tested)
+    return tuple(map(interval_of, zip(*rates, strict=True), num_speakers))
 
 
 def _speaker_weights(
@@ -313,6 +319,37 @@ def _speaker_weights(
             yield weight
 
 
-def _intervals(pairs: Sequence[tuple[float, float]]) -> tuple[Interval, Interval]:
-    low, high = np.quantile(pairs, (0.025, 0.975), axis=0).tolist()
-    return Interval(low[0], high[0]), Interval(low[1], high[1])
+def _num_speakers(
+    targets: NDArray[np.bool_], enrolled: NDArray, tested: NDArray
+) -> tuple[int, int]:
+    """Return how many speakers the target and the non-target trials have."""
+    return tuple(
+        len(np.union1d(enrolled[chosen], tested[chosen]))
+        for chosen in (targets, ~targets)
+    )
+
+
+def interval_of(resampled: ArrayLike, num_speakers: int) -> Interval:
+    """Return the 95 % interval of a rate from its resamples over this many speakers.
+
+    It is that of percentiles. Where no resample has an error, or each has nothing else,
+    they say nothing of how rare the others are: that end is `unseen_rate`, or 1 less
+    it.
+    """
+    low, high = np.quantile(resampled, (0.025, 0.975)).tolist()
+    if high == 0:
+        high = unseen_rate(num_speakers)
+    if low == 1:
+        low = 1 - unseen_rate(num_speakers)
+    return Interval(low, high)
+
+
+def unseen_rate(num_speakers: int) -> float:
+    """Return the highest rate of errors, at 95 % confidence, if none of so many
+    speakers has one: 1 - 0.05^(1 / n), about 3 / n.
+
+    It is the limit of Clopper and Pearson (Biometrika 26, 1934) and the "rule of three"
+    of Hanley and Lippman-Hand (JAMA 249, 1983). Speakers count, not trials: trials that
+    share a speaker are not independent.
+    """
+    return 1 - 0.05 ** (1 / num_speakers)

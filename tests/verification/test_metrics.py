@@ -20,6 +20,7 @@ from verification.metrics import (
     min_dcf,
     rates_at,
     threshold_for,
+    unseen_rate,
 )
 
 PERFECT = [0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]
@@ -162,7 +163,26 @@ def test_intervals_of_two_speakers_and_one_resample():
     sides = [0, 0, 0, 1], [0, 1, 1, 1]
     for seed in range(20):  # half of all draws have no non-target trial
         eer, _ = bootstrap_speakers(*trials, sides, OperatingPoint(), 1, seed)
-        assert (eer.low, eer.high) == (0, 0)
+        assert (eer.low, eer.high) == (0, pytest.approx(1 - 0.05**0.5))
+
+
+def test_intervals_where_no_trial_or_every_trial_is_an_error():
+    """Of four speakers with two recordings each, as in 4 target and 24 other trials."""
+    first, second = np.triu_indices(8, 1)
+    sides = first // 2, second // 2
+    targets = np.equal(*sides)
+    # Errors of half of all speakers would go unseen in four with probability 1 / 16,
+    # those of 52.7 % with probability 0.05.
+    unseen, almost = (pytest.approx(rate, abs=5e-4) for rate in (0.527, 0.473))
+    for accepted, low, high in ((targets, 0, unseen), (~targets, almost, 1)):
+        for interval in bootstrap_rates(accepted, targets, sides, 50, 0):
+            assert (interval.low, interval.high) == (low, high)
+    eer, dcf = bootstrap_speakers(targets, targets, sides, OperatingPoint(), 50, 0)
+    assert (eer.low, eer.high, dcf.low, dcf.high) == (0, unseen, 0, unseen)
+    eer, dcf = bootstrap_speakers(~targets, targets, sides, OperatingPoint(), 50, 0)
+    assert (eer.low, eer.high, dcf.low, dcf.high) == (almost, 1, 1, 1)
+    for num_speakers in (30, 100, 1000):
+        assert unseen_rate(num_speakers) == pytest.approx(3 / num_speakers, rel=0.05)
 
 
 def test_intervals_of_rates_by_resampling_written_out():
