@@ -100,23 +100,25 @@ def _streaming(path: Path, old: os.stat_result) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock; wait while another program of this machine has it.
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, and yield whether there is one; wait while another program
+    of this machine has it.
 
     Prints a warning and goes on without a lock where the file system has none. A
     missing folder is not locked. Raises `FileError` if locking fails otherwise.
     """
-    descriptor = None
+    descriptor, held = None, False
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             _lock(descriptor, folder)
+            held = True
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise FileError(f"{folder}: cannot be locked: {error}") from None
         _warn_of_no_lock(folder, error.strerror)
     try:
-        yield
+        yield held
     finally:
         if descriptor is not None:
             os.close(descriptor)  # which gives up the lock

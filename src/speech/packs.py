@@ -8,6 +8,7 @@ B pieces in a batch, N samples.
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -34,6 +35,7 @@ from speech.utterances import CorpusError, Utterance
 
 FULL_SCALE = 32768  # of an int16 sample
 PACK_VERSION = 3
+SAMPLES, INDEX = "samples.int16", "index.json"  # the files of a pack
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,12 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
     """Open the pack in a directory; return None if there is no pack, or none with this
     fingerprint."""
     try:
-        index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
         if fingerprint not in (None, index["fingerprint"]):
             return None
         # Read-only, although torch warns: the system counts a writable mapping as used
         # memory, and refuses one that is larger than its memory.
-        samples = np.memmap(directory / "samples.int16", np.int16, mode="r")
+        samples = np.memmap(directory / SAMPLES, np.int16, mode="r")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             mapped = torch.from_numpy(samples)
@@ -163,19 +165,25 @@ def pack(
     sample_rate: int,
     min_seconds: float = MIN_SECONDS,
 ) -> Pack:
-    """Decode a corpus into `directory`, or open the pack there if nothing has changed.
+    """Decode a corpus into a directory, or open the pack there if nothing has changed.
 
-    The directory appears complete or not at all. Files that cannot be read or are
+    The directory is `directory` with the sample rate and `min_seconds` added to its
+    name, so that packs of two rates do not replace each other. It appears complete or
+    not at all. Files that cannot be read or are
     shorter than `min_seconds` are skipped and listed in the pack's warnings. Raises
     `CorpusError` if no file is left or the directory cannot be written.
     """
+    earlier = directory  # the name that earlier versions gave it
+    directory = directory.with_name(f"{directory.name}-{sample_rate}-{min_seconds:g}")
     try:
         fingerprint = _fingerprint(corpus, sample_rate, min_seconds)
-        packed = open_pack(directory, fingerprint)
+        packed = open_pack(directory, fingerprint) or open_pack(earlier, fingerprint)
         if packed is None:
             target = Path(os.path.realpath(directory))  # a link stays
             target.parent.mkdir(parents=True, exist_ok=True)
-            with locked(target.parent):
+            with locked(target.parent) as held:
+                if held:
+                    _remove_remains(target.parent)
                 # Another process may have packed it in the meantime.
                 packed = open_pack(directory, fingerprint)
                 if packed is None:
@@ -186,6 +194,17 @@ def pack(
     if packed is None:
         raise CorpusError(f"{directory}: the pack just written cannot be read back")
     return packed
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what packing left in a folder whenever it was killed. Whoever packs there
+    now must have the folder's lock."""
+    for samples in folder.glob(f".*-*/{SAMPLES}"):
+        partial = samples.parent
+        if re.fullmatch(r"\..+-\w{8}", partial.name) and (
+            {SAMPLES, INDEX} >= set(os.listdir(partial))
+        ):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_pack(
@@ -199,10 +218,10 @@ def _write_pack(
     mode = stat.S_IMODE(directory.stat().st_mode) if directory.exists() else None
     partial.mkdir(0o777 if mode is None else 0o700)
     try:
-        samples = partial / "samples.int16"
+        samples = partial / SAMPLES
         contents = _write_samples(samples, corpus, sample_rate, min_seconds)
         index = {"fingerprint": fingerprint, "sample_rate": sample_rate, **contents}
-        (partial / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
         if mode is not None:
             partial.chmod(mode)
         shutil.rmtree(directory, ignore_errors=True)
@@ -264,16 +283,18 @@ def _write_samples(
 def _expect_audio_of_each(
     corpus: Sequence[Utterance], entries: Sequence[Entry], faults: Sequence[str]
 ) -> None:
-    """Raise `CorpusError` if none of the files of a corpus could be decoded."""
-    labels = {utterance.corpus for utterance in corpus}
-    if unusable := labels - {entry.corpus for entry in entries}:
-        label = min(unusable)
-        ids = [u.id for u in corpus if u.corpus == label]
-        first = next(line for line in faults if line.startswith(f"skipped {ids[0]}"))
-        raise CorpusError(
-            f"none of the {len(ids)} files of {label or 'the corpus'} can be used; "
-            f"the first: {first}"
-        )
+    """Raise `CorpusError` if none of the files of a corpus, or of those that it assigns
+    to a split, could be decoded."""
+    usable = {(entry.corpus, entry.split) for entry in entries}
+    for label, split in dict.fromkeys((u.corpus, u.split) for u in corpus):
+        if (label, split) not in usable:
+            ids = [u.id for u in corpus if (u.corpus, u.split) == (label, split)]
+            first = next(f for f in faults if f.startswith(f"skipped {ids[0]}: "))
+            where = (label or "the corpus") + (f" for {split}" if split else "")
+            raise CorpusError(
+                f"none of the {len(ids)} files of {where} can be used; "
+                f"the first: {first}"
+            )
 
 
 class SoundBank:

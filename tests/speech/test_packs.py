@@ -37,8 +37,14 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def index(home):
-    return home / "x" / "index.json"
+def place(home):
+    """Where a pack named x lies."""
+    return home / f"x-{RATE}-0.025"
+
+
+@pytest.fixture
+def index(place):
+    return place / "index.json"
 
 
 @pytest.fixture
@@ -82,7 +88,7 @@ def test_opened_not_made_again_and_packed_one_after_another(
         assert torch.equal(other.samples, made[0].samples)
 
 
-def test_made_again_when_a_source_changes(corpus, packed, index):
+def test_made_again_when_a_source_changes(corpus, packed, home):
     first, *others = corpus
     segment = Segment(first.source, 0.05, 0.1)
     fingerprints = []
@@ -100,7 +106,10 @@ def test_made_again_when_a_source_changes(corpus, packed, index):
         lambda: (os.utime(first.source, (1, 1)), packed(corpus)),
     ):
         change()
-        fingerprints.append(json.loads(index.read_text())["fingerprint"])
+        written = max(
+            home.glob("x-*/index.json"), key=lambda path: path.stat().st_mtime_ns
+        )
+        fingerprints.append(json.loads(written.read_text())["fingerprint"])
     assert len(set(fingerprints)) == 11
 
 
@@ -130,16 +139,21 @@ def test_digest_is_that_of_what_is_said(tmp_path, corpus, packed, segment):
 
 
 @pytest.mark.parametrize(
-    ("labels", "bad", "said"),
+    ("labels", "splits", "bad", "said"),
     [
-        (["", "", ""], "abc", "none of the 3 files"),
-        (["x", "x", "y"], "c", r"1 files of y .* skipped c/x\.wav"),
+        (["", "", ""], [None] * 3, "abc", "none of the 3 files"),
+        (["x", "x", "y"], [None] * 3, "c", r"1 files of y .* skipped c/x\.wav"),
+        (["", "", ""], ["train", "test", "test"], "bc", "2 files .* for test "),
+        (["x", "x", "y"], [None, "development", None], "b", "of x for development "),
     ],
 )
-def test_a_corpus_without_any_audio_leaves_nothing(
-    home, corpus, packed, labels, bad, said
+def test_a_corpus_or_split_without_any_audio_leaves_nothing(
+    home, corpus, packed, labels, splits, bad, said
 ):
-    corpus = [replace(u, corpus=label) for u, label in zip(corpus, labels, strict=True)]
+    corpus = [
+        replace(u, corpus=label, split=split)
+        for u, label, split in zip(corpus, labels, splits, strict=True)
+    ]
     for utterance in corpus:
         if utterance.speaker in bad:
             utterance.source.write_bytes(b"")
@@ -159,24 +173,48 @@ def test_an_interruption_and_a_disk_that_refuses(home, corpus, packed, strike):
         packed(corpus)
 
 
-def test_a_pack_keeps_its_mode_and_its_link(home, tmp_path, corpus, packed):
+def test_a_pack_keeps_its_mode_and_its_link(home, place, tmp_path, corpus, packed):
     packed(corpus)
-    assert (home / "x").stat().st_mode == home.stat().st_mode  # of any new folder
-    target = (home / "x").rename(tmp_path / "elsewhere")
+    assert place.stat().st_mode == home.stat().st_mode  # of any new folder
+    target = place.rename(tmp_path / "elsewhere")
     target.chmod(0o750)
-    (home / "x").symlink_to(target)
+    place.symlink_to(target)
     assert len(packed(corpus[1:]).entries) == 2
-    assert (home / "x").is_symlink()
+    assert place.is_symlink()
     assert target.stat().st_mode & 0o777 == 0o750
 
 
-def test_packing_where_there_are_no_locks(home, corpus, packed, monkeypatch, capsys):
+def test_packs_of_two_rates_stay(corpus, packed, home, place, monkeypatch):
+    made = packed(corpus)
+    packed(corpus, sample_rate=8000)
+    packed(corpus, min_seconds=0.1)
+    monkeypatch.setattr(packs, "load_recording", None)
+    assert packed(corpus).entries == made.entries
+    place.rename(home / "x")  # as earlier versions named it
+    assert packed(corpus).entries == made.entries
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_a_killed_packing_left_is_removed_under_the_lock(
+    home, corpus, packed, monkeypatch, capsys, locks
+):
     def refuse(*_) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    for name in (
+        ".x-0badcafe/samples.int16",
+        ".y-tmp_7w4x/samples.int16",
+        ".z-0badcafe/x",
+    ):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text("left")
     assert len(packed(corpus).entries) == 3
-    assert f"warning: {home}: " in capsys.readouterr().err
+    assert (f"warning: {home}: " in capsys.readouterr().err) == (not locks)
+    # Without a lock another program may be writing them.
+    remains = set() if locks else {".x-0badcafe", ".y-tmp_7w4x"}
+    assert {path.name for path in home.glob(".*")} == {".z-0badcafe", *remains}
 
 
 @pytest.mark.parametrize(
@@ -193,14 +231,14 @@ def test_packing_where_there_are_no_locks(home, corpus, packed, monkeypatch, cap
         {"warnings": "gone"},
     ],
 )
-def test_a_damaged_pack_is_made_again(home, corpus, packed, index, damage):
+def test_a_damaged_pack_is_made_again(place, corpus, packed, index, damage):
     before = packed(corpus)
     samples = before.samples.clone()
     if isinstance(damage, dict):
         values = json.loads(index.read_text()) | damage
         index.write_text(json.dumps({k: v for k, v in values.items() if v != "gone"}))
     else:
-        damage(home / "x")
+        damage(place)
     again = packed(corpus)
     assert again.entries == before.entries
     assert torch.equal(again.samples, samples)
