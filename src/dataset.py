@@ -10,8 +10,9 @@ epoch e is a function of (seed, e, k) alone.
 import hashlib
 import json
 import math
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,6 +29,7 @@ from parameters import (
     Parameters,
 )
 from speech.corpora import pack_key, utterances
+from speech.duplicates import copies, similar_names
 from speech.packs import FULL_SCALE, Entry, Pack, SoundBank, pack
 from speech.utterances import CorpusError
 
@@ -162,10 +164,16 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
     none, a fraction of the other speakers is held out, at least two. Utterances for
     validation are chosen in the same way, but every training speaker keeps at least one
     to train on.
+
+    A recording that a speaker has twice counts once. Raises `CorpusError` if two
+    speakers have the same recording.
     """
+    is_labelled = {label: c.labelled for label, c in parameters.corpora.items()}
+    repeated = _repeated(packed, is_labelled)
     indices: dict[str, list[int]] = {label: [] for label in parameters.corpora}
     for i, entry in enumerate(packed.entries):
-        indices[entry.corpus].append(i)
+        if i not in repeated:
+            indices[entry.corpus].append(i)
     names = ("speakers", *SPLIT_NAMES, "unlabelled")
     members: dict[str, list] = {name: [] for name in names}
     for label, corpus in parameters.corpora.items():
@@ -175,7 +183,50 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
         of_corpus = _split_corpus(packed, indices[label], corpus)
         for name, of_name in of_corpus.items():
             members[name] += of_name
-    return Splits(packed, **members)
+    labelled = (e.speaker for e in packed.entries if is_labelled[e.corpus])
+    doubts = [*_doubtful_names(labelled), *repeated.values(), *packed.warnings]
+    return Splits(replace(packed, warnings=doubts), **members)
+
+
+def _repeated(packed: Pack, is_labelled: Mapping[str, bool]) -> dict[int, str]:
+    """Return the entries that repeat another of their speaker, with a line for each;
+    raise `CorpusError` for recordings of two speakers.
+
+    `is_labelled` says of which corpora the speakers are known. A recording of another
+    corpus repeats any that is the same.
+    """
+    entries = packed.entries
+    known = [is_labelled[entry.corpus] for entry in entries]
+    order = sorted(range(len(entries)), key=lambda i: not known[i])
+    pairs = [(i, entries[i], entries[f]) for i, f in copies(packed, order).items()]
+    contradictions = [
+        f"{first.id} of {first.speaker} and {copy.id} of {copy.speaker}"
+        for i, copy, first in pairs
+        if copy.speaker != first.speaker and known[i]
+    ]
+    if contradictions:
+        raise CorpusError(
+            "dataset: expected each recording under one speaker, found "
+            f"{len(contradictions)} under two: "
+            f"{', '.join(contradictions[:MAX_WARNINGS])}; keep one of each, or none"
+        )
+    return {
+        i: f"{copy.id}: the same recording as {first.id}, counted once"
+        for i, copy, first in pairs
+    }
+
+
+def _doubtful_names(speakers: Iterable[str]) -> list[str]:
+    """Return a line for each group of speakers whose names may mean one person."""
+    lines = []
+    for names in similar_names(speakers):
+        look_alike = len({unicodedata.normalize("NFC", n) for n in names}) < len(names)
+        shown = ", ".join(map(ascii if look_alike else repr, names))
+        lines.append(
+            f"speakers {shown} differ by case, blanks or Unicode form alone; if they "
+            "are one person, give them one name"
+        )
+    return lines
 
 
 def _split_corpus(

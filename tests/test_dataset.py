@@ -31,7 +31,7 @@ def pack_of(lengths: dict[str, int], rate: int = 16_000, **splits: str) -> Pack:
         chosen = splits.get(name) or splits.get(speaker)
         entries.append(Entry(name, speaker, chosen, None, None, offset, samples))
         offset += samples
-    values = torch.arange(offset).remainder(30_000).to(torch.int16)
+    values = torch.arange(offset).remainder(29_989).to(torch.int16)
     return Pack(values, entries, rate, [], {})
 
 
@@ -72,10 +72,11 @@ def test_each_corpus_is_packed_once(miniature, monkeypatch):
 
 def test_pack_follows_the_corpus_from_run_to_run(tmp_path, folder):
     root = tmp_path / "corpus"
-    one, two, _ = (
+    one, *_ = (
         write(root / speaker / "x.wav", noise()[number : 4000 + number])
         for number, speaker in enumerate("abc")
     )
+    elsewhere = write(tmp_path / "x.wav", noise()[9:4009])
     other, digests = one.with_name("y.wav"), []
     for change in (
         lambda: None,
@@ -83,7 +84,7 @@ def test_pack_follows_the_corpus_from_run_to_run(tmp_path, folder):
         lambda: one.unlink(),
         lambda: other.rename(one),  # as at first
         lambda: os.truncate(one, 4000),
-        lambda: (one.unlink(), one.symlink_to(two)),
+        lambda: (one.unlink(), one.symlink_to(elsewhere)),
     ):
         change()
         _, packed = folder()
@@ -101,8 +102,11 @@ def test_pack_follows_the_corpus_from_run_to_run(tmp_path, folder):
     [(25, 10, 400), (64, 32, 1024), (64, 64, 2048), (20, 10.11, 324)],
 )
 def test_too_short_for_the_front_end_is_skipped(tmp_path, folder, window, hop, least):
-    for speaker, size in (("a", least), ("b", least), ("b", least - 1)):
-        write(tmp_path / "corpus" / speaker / f"{size}.wav", noise()[:size])
+    for begin, (speaker, size) in enumerate(
+        (("a", least), ("b", least), ("b", least - 1))
+    ):
+        sound = noise()[begin : begin + size]
+        write(tmp_path / "corpus" / speaker / f"{size}.wav", sound)
     p, packed = folder(window_seconds=window / 1e3, hop_seconds=hop / 1e3, n_fft=2048)
     assert [entry.samples for entry in packed.entries] == [least, least]
     assert packed.warnings[0].startswith(f"skipped b/{least - 1}.wav: ")
@@ -190,6 +194,23 @@ def test_utterances_that_the_corpus_names_are_the_validation(split_pack, fractio
     assert [len(splits.test), len(splits.validation), len(splits.train)] == [6, 3, 3]
 
 
+def test_the_same_recording_counts_once(split_pack):
+    whole = made_up_pack(dict.fromkeys("abcd", 3))
+    entries, samples = whole.entries, whole.samples.clone()
+    for copy, first in ((1, 0), (8, 7)):
+        place = slice(entries[copy].offset, entries[copy].offset + 1000)
+        samples[place] = samples[entries[first].offset :][:1000]
+    splits = split_pack(replace(whole, samples=samples), test_fraction=0.5)
+    dealt = splits.train + splits.validation + splits.test
+    assert sorted(dealt) == [0, 2, 3, 4, 5, 6, 7, 9, 10, 11]
+    assert [line.split(":")[0] for line in splits.pack.warnings] == ["a-1", "c-2"]
+    speakers = [replace(entry, speaker=entry.id) for entry in entries]
+    with pytest.raises(CorpusError, match=r"2 under two: a-0 .* a-1, c-1 .* c-2; "):
+        split_pack(replace(whole, samples=samples, entries=speakers))
+    whole = replace(whole, samples=samples, entries=speakers)
+    assert len(split_pack(whole, labelled="false").unlabelled) == 10
+
+
 @pytest.mark.parametrize("name", ["development", "test"])
 def test_no_unseen_speaker_is_in_training(name):
     indices = {"train": [0, 2], "validation": [1], "development": [], "test": []}
@@ -230,8 +251,8 @@ def test_crops_are_stretches_of_their_own_utterance(batches):
         assert batch.waveforms.shape[1] == round(batch.crop * 1.05)
         for waveform, index in zip(batch.waveforms, batch.indices, strict=True):
             values = (waveform * 32768).int()
-            assert (values.diff().remainder(30_000) == 1).all()
-            offset = (values[0] - entries[index].offset).remainder(30_000)
+            assert (values.diff().remainder(29_989) == 1).all()
+            offset = (values[0] - entries[index].offset).remainder(29_989)
             assert offset + len(values) <= 60_000
     assert durations == {24_000, 32_000, 48_000}
 

@@ -6,13 +6,17 @@ To add a corpus, write a function that yields its utterances, in the module of i
 and add a row to `CORPORA`.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from errors import UserError
 from parameters import DatasetParameters
+from speech.audio import Segment
 from speech.folders import scan_folder
 from speech.manifests import scan_manifests
 from speech.published import (
@@ -92,13 +96,13 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
     """
     if parameters.name != "mixture":
         return _utterances(parameters)
-    labelled = []
+    labelled, with_speakers = [], []
     for number, (label, corpus) in enumerate(parameters.corpora.items()):
         try:
             unlabelled = _utterances(corpus)
         except UserError as error:
             raise CorpusError(f"dataset.mixture.{number}: {error}") from None
-        labelled += [
+        of_corpus = [
             replace(
                 utterance,
                 id=f"{label}/{utterance.id}",
@@ -107,6 +111,9 @@ def utterances(parameters: DatasetParameters) -> list[Utterance]:
             )
             for utterance in unlabelled
         ]
+        labelled += of_corpus
+        with_speakers += of_corpus if corpus.labelled else []
+    _refuse_same_sources(with_speakers, "dataset.mixture")
     return labelled
 
 
@@ -138,12 +145,41 @@ def _utterances(parameters: DatasetParameters) -> list[Utterance]:
     for one, other in pairwise(ordered):
         if one.id == other.id:
             raise CorpusError(f"{where}: expected {one.id} once, found it twice")
+    _refuse_same_sources(ordered, where)
     if len(split_of) < 2:
         raise CorpusError(
             f"{where}: expected at least two speakers, "
             f"found {', '.join(split_of) or 'none'}"
         )
     return ordered
+
+
+def _refuse_same_sources(found: Sequence[Utterance], where: Path | str) -> None:
+    """Raise `CorpusError` if two utterances are the same part of a file, behind
+    symbolic links."""
+    real_folder = cache(os.path.realpath)  # most files share theirs with others
+
+    def real(path: Path) -> str:
+        try:
+            if path.is_symlink():
+                return os.path.realpath(path)
+            return os.path.join(real_folder(path.parent), path.name)
+        except ValueError:  # a name with a zero byte
+            return str(path)
+
+    first: dict[Any, Utterance] = {}
+    for utterance in found:
+        source = utterance.source
+        if isinstance(source, Path):
+            source = Segment(source)
+        if isinstance(source, Segment):
+            source = replace(source, path=real(source.path))
+        other = first.setdefault(source, utterance)
+        if other is not utterance:
+            raise CorpusError(
+                f"{where}: expected each recording once, found {other.id} of "
+                f"{other.speaker} and {utterance.id} of {utterance.speaker} in one file"
+            )
 
 
 def official_trials(parameters: DatasetParameters) -> Path | None:

@@ -4,6 +4,7 @@
 """
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -91,13 +92,22 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def audio_files(folder: Path) -> Iterator[Path]:
-    """Yield the visible audio files at any depth below a folder."""
-    for path in _visible(folder):
-        if path.is_dir():
-            if not path.is_symlink():  # it may lead back here
-                yield from audio_files(path)
-        elif path.suffix.lower() in EXTENSIONS:
-            yield path
+    """Yield the visible audio files at any depth below a folder.
+
+    Links to folders are followed, but no folder twice, and none that holds this one.
+    """
+    followed = set(map(str, Path(os.path.realpath(folder)).parents))
+    folders, links = [folder], []
+    while folders or links:
+        home = (folders or links).pop(0)
+        if (real := os.path.realpath(home)) in followed:
+            continue
+        followed.add(real)
+        for path in sorted(_visible(home)):
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.suffix.lower() in EXTENSIONS:
+                yield path
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -1,11 +1,12 @@
 """The table of corpora, and mixtures of several."""
 
 import json
+import shutil
 from collections import Counter
 from typing import get_args
 
 import numpy as np
-from layouts import DATASET, refuse, scanned, splits, tree
+from layouts import DATASET, dataset, refuse, scanned, splits, tree
 
 from conftest import RATE
 from parameters import CorpusName
@@ -60,12 +61,13 @@ def test_corpora_are_told_apart_by_their_labels(tmp_path):
     tree(home / "test-other", "3/1/3-1-0.flac", "4/1/4-1-0.flac")
     tree(home / "train-clean-100", "1/1/1-1-0.flac", "2/1/2-1-0.flac")
     tree(tmp_path / "own", "1/a.wav", "2/a.wav")
+    copied = shutil.copytree(home, tmp_path / "copied" / "LibriSpeech").parent
     libri = {"name": "librispeech", "root": str(tmp_path)}
     chosen = {"train": ["train-clean-100"], "development": []}
     found = utterances(
         mixture(
             libri=libri | {"librispeech": chosen | {"test": ["test-other"]}},
-            open=libri | {"librispeech": chosen | {"test": []}},
+            open=libri | {"root": str(copied), "librispeech": chosen | {"test": []}},
             own=folder(tmp_path / "own"),
         )
     )
@@ -80,6 +82,25 @@ def test_corpora_are_told_apart_by_their_labels(tmp_path):
         ("own/2/a.wav", "own/2", None),
     ]
     assert [u.corpus for u in found] == [u.id.partition("/")[0] for u in found]
+
+
+def test_a_file_that_two_names_lead_to_is_refused(tmp_path):
+    root = tree(tmp_path / "own", "a/1.wav", "b/deep/2.wav")
+    (again := root / "c").symlink_to(root / "b")
+    refuse(dataset("folder", root), root, "b/deep/2.wav of b", "c/deep/2.wav of c")
+    again.unlink()
+    (again := root / "a" / "3.wav").symlink_to(root / "a" / "1.wav")
+    refuse(dataset("folder", root), root, "a/1.wav of a", "a/3.wav of a")
+    again.unlink()
+    (linked := tmp_path / "linked").symlink_to(root)
+    twice = mixture(x=folder(root), y=folder(linked))
+    refuse(twice, "dataset.mixture", "x/a/1.wav of x/a", "y/a/1.wav of y/a")
+    # A linked folder is followed, once; so is one that leads back.
+    for link, to in (("a/deep", "b/deep"), ("b/same", "b/deep"), ("b/back", ".")):
+        (root / link).symlink_to(root / to)
+    refuse(dataset("folder", root), root, "a/deep/2.wav of a", "b/deep/2.wav of b")
+    (root / "a" / "deep").unlink()
+    assert [u.id for u in scanned("folder", root)] == ["a/1.wav", "b/deep/2.wav"]
 
 
 def test_a_refusal_names_the_corpus(tmp_path):
