@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 from engine.files import atomic_write
 from errors import run_command
 from recognition.people import read_people
-from recognition.sounds import speech_stretches
 from recognition.verdicts import Turn
 from speech.audio import load_recording
+from speech.examination import find_speech
 from verification.metrics import interval_of
 from voices import Voices
 
@@ -46,7 +46,7 @@ def join(
     """Return a recording [N] of named clips, and (begin, end, name) of its speech."""
     parts, spoken, seconds = [], [], 0.0
     for name, samples in clips:
-        stretches = speech_stretches(samples, rate)
+        stretches = find_speech(samples, rate)
         spoken += [(seconds + b, seconds + e, name) for b, e in stretches]
         parts += [samples, np.zeros(round(PAUSE_SECONDS * rate), np.int16)]
         seconds += len(samples) / rate + PAUSE_SECONDS

@@ -37,7 +37,8 @@ if __name__ == "__main__":  # arguments are parsed before torch is loaded
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -55,16 +56,18 @@ from recognition.sounds import (
     MIN_SECONDS,
     Clip,
     Sound,
+    Spoken,
     VoiceError,
-    faults_of,
+    listen_to,
     load_sound,
-    speech_stretches,
+    refuse_without_speech,
     with_names,
 )
 from recognition.turns import as_stretches, cut_windows, turns_in
 from recognition.verdicts import Candidate, Comparison, Identification, Threshold, Turn
 from runs.speaker_model import SpeakerModel, embed
-from speech.audio import AudioError, Recording
+from speech.audio import AudioError
+from speech.examination import centred
 from speech.packs import Entry, Pack
 from verification.scoring import Calibration, unit
 
@@ -83,7 +86,9 @@ class Voices:
 
     Sounds are audio files of any rate and format, or arrays [N] at `sample_rate`,
     either int16 or floating point in [-1, 1]. `channel` chooses one of each file,
-    counted from 0. Methods raise `VoiceError` for a sound that cannot be used.
+    counted from 0. Methods raise `VoiceError` for a sound that cannot be used. What is
+    doubtful in one stands in `warnings` of their results; those of `enrol`, `who`,
+    `calibrate` and `embed` have none, so these call `warn` with each line.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Voices:
         front_end = model.config.front_end
         self.sample_rate = front_end.sample_rate  # Hz
         self.min_seconds = max(MIN_SECONDS, front_end.min_seconds)
+        self.warn: Callable[[str], object] = warnings.warn
 
     @classmethod
     def load(
@@ -133,38 +139,33 @@ class Voices:
     def listen(self, sounds: Sequence[Sound]) -> list[Clip]:
         """Return each sound as a clip: its vector, how much speech it holds, and what
         makes a verdict on it less sure."""
-        recordings = (
-            (name, self.read(name, sound)) for name, sound in with_names(sounds)
-        )
-        labelled = (
-            ((name, recording), recording.samples) for name, recording in recordings
-        )
+        spoken = (self.read(name, sound) for name, sound in with_names(sounds))
+        labelled = ((_unheard(one), one.heard(self.min_seconds)) for one in spoken)
         return [
-            self._clip(name, recording, vector)
-            for (name, recording), vector in self.embed_labelled(labelled)
+            replace(clip, vector=vector)
+            for clip, vector in self.embed_labelled(labelled)
         ]
 
-    def _clip(
-        self, name: str, recording: Recording, vector: NDArray[np.float32]
-    ) -> Clip:
-        samples, rate = recording.samples, self.sample_rate
-        seconds = len(samples) / rate
-        speech = sum(end - begin for begin, end in speech_stretches(samples, rate))
-        faults = [recording.warning] if recording.warning else []
-        faults += faults_of(samples, rate, seconds, speech)
-        digest = hashlib.sha256(samples.tobytes()).hexdigest()
-        warnings = tuple(f"{name}: {fault}" for fault in faults)
-        return Clip(name, vector, seconds, speech, digest, warnings)
+    def _listen_to_speech(self, sounds: Sequence[Sound]) -> list[Clip]:
+        """Return clips as `listen` does, and warn of what is doubtful; raise
+        `VoiceError` for a clip without speech."""
+        clips = self.listen(sounds)
+        refuse_without_speech(clips)
+        for line in itertools.chain(*(clip.warnings for clip in clips)):
+            self.warn(line)
+        return clips
 
     def compare(self, first: Sound, second: Sound) -> Comparison:
         """Return whether two sounds are of one person."""
         return self.compare_clips(*self.listen([first, second]))
 
     def compare_clips(self, first: Clip, second: Clip) -> Comparison:
-        """Return whether two clips are of one person."""
-        cosine = float(first.vector.astype(np.float64) @ second.vector)
-        llr = None
-        if self.calibration is not None:
+        """Return whether two clips are of one person; without speech in both there is
+        no verdict."""
+        cosine = llr = None
+        if first.speech and second.speech:
+            cosine = float(first.vector.astype(np.float64) @ second.vector)
+        if cosine is not None and self.calibration is not None:
             llr = float(self.calibration.llrs(np.float64(cosine)))
         return Comparison(
             first.name,
@@ -184,7 +185,9 @@ class Voices:
         `people` were enrolled with another model."""
         enrolled = self._nobody() if people is None else self._checked(people)
         for name, sounds_of_person in sounds.items():
-            enrolled = enrolled.with_clips(name, self.listen(sounds_of_person))
+            enrolled = enrolled.with_clips(
+                name, self._listen_to_speech(sounds_of_person)
+            )
         return enrolled
 
     def _nobody(self) -> People:
@@ -226,16 +229,18 @@ class Voices:
         return self.identify_clip(self.listen([sound])[0], people)
 
     def identify_clip(self, clip: Clip, people: People) -> Identification:
-        """Return which enrolled person speaks in a clip, if any; raise `VoiceError`
-        without people or without a calibration."""
+        """Return which enrolled person speaks in a clip, if any; nobody does without
+        speech. Raises `VoiceError` without people or without a calibration."""
         names, centroids, threshold = self._candidates(people)
         cosines = centroids @ clip.vector
         llrs = self.calibration.llrs(cosines)
         order = np.argsort(-llrs, kind="stable")[:NUM_NEAREST].tolist()
+        if not clip.speech:
+            order = []
         nearest = tuple(
             Candidate(names[i], float(cosines[i]), float(llrs[i])) for i in order
         )
-        known = nearest[0].llr >= threshold.llr
+        known = nearest and nearest[0].llr >= threshold.llr
         return Identification(
             clip.name,
             nearest[0].name if known else None,
@@ -269,14 +274,16 @@ class Voices:
         does.
         """
         names, centroids, threshold = self._candidates(people)
-        ((name, sound),) = with_names([sound])
-        samples = self.read(name, sound).samples
-        stretches = as_stretches(speech_stretches(samples, self.sample_rate))
+        spoken = self.read(*with_names([sound])[0])
+        for line in spoken.warnings:
+            self.warn(line)
+        stretches = as_stretches(spoken.stretches)
         windows = [
-            cut_windows(samples, stretch, self.sample_rate, self.min_seconds)
+            cut_windows(spoken.samples, stretch, self.sample_rate, self.min_seconds)
             for stretch in stretches
         ]
-        vectors = self.embed_samples(itertools.chain(*windows)).astype(np.float64)
+        heard = map(centred, itertools.chain(*windows))
+        vectors = self.embed_samples(heard).astype(np.float64)
         ends = np.cumsum([len(of_stretch) for of_stretch in windows], dtype=int)
         turns = []
         # `np.split` also returns what follows the last end, which is nothing.
@@ -312,17 +319,18 @@ class Voices:
         return calibration
 
     def embed(self, sounds: Sequence[Sound]) -> NDArray[np.float32]:
-        """Return a vector of length 1 for each sound, [U, E]."""
-        return self.embed_samples(
-            self.read(name, sound).samples for name, sound in with_names(sounds)
-        )
+        """Return a vector of length 1 for each sound, [U, E]; raise `VoiceError` for
+        one without speech."""
+        return self._as_rows([clip.vector for clip in self._listen_to_speech(sounds)])
 
     def embed_samples(
         self, recordings: Iterable[NDArray[np.int16]]
     ) -> NDArray[np.float32]:
         """Return a vector of length 1 for the samples [N] of each recording, [U, E]."""
         labelled = ((None, samples) for samples in recordings)
-        vectors = [vector for _, vector in self.embed_labelled(labelled)]
+        return self._as_rows([vector for _, vector in self.embed_labelled(labelled)])
+
+    def _as_rows(self, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         size = self.model.encoder.embedding_size
         return np.array(vectors, np.float32).reshape(-1, size)
 
@@ -353,11 +361,14 @@ class Voices:
         )
         return unit(embed(self.model, batches).numpy())
 
-    def read(self, name: str, sound: Sound) -> Recording:
-        """Return a sound as int16 samples [N] at `sample_rate`, with a warning if its
-        file was cut short; raise `VoiceError` with its name if it cannot be used."""
+    def read(self, name: str, sound: Sound) -> Spoken:
+        """Return a sound as int16 samples [N] at `sample_rate`, where it holds speech,
+        and what is doubtful in it; raise `VoiceError` with its name if it cannot be
+        used."""
+        rate = self.sample_rate
         try:
-            return load_sound(sound, self.sample_rate, self.min_seconds, self.channel)
+            recording = load_sound(sound, rate, self.min_seconds, self.channel)
+            return listen_to(name, recording, rate)
         except AudioError as error:
             raise VoiceError(f"{name}: {error}") from None
 
@@ -376,6 +387,13 @@ class Voices:
     def _front_end(self) -> str:
         parameters = self.model.config.front_end
         return json.dumps({key: getattr(parameters, key) for key in FRONT_END_KEYS})
+
+
+def _unheard(spoken: Spoken) -> Clip:
+    """Return a clip that has no vector yet."""
+    vector = np.empty(0, np.float32)
+    measures = spoken.seconds, spoken.speech, spoken.digest
+    return Clip(spoken.name, vector, *measures, spoken.warnings)
 
 
 def _groups(

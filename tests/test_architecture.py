@@ -36,7 +36,7 @@ OWNERS = {
     "torchaudio": {"speech.audio"},
     "triton": {"engine.kernels"},
     "gradio": {"commands.page"},
-    "silero_vad": {"recognition"},
+    "silero_vad": {"speech.examination"},
     "pyarrow": {"recognition.vectors"},
     "yaml": {"engine.parameter_files"},
     "pydantic": {"parameters", "engine.parameter_files"},

@@ -12,7 +12,7 @@ import torch
 
 import voices as module
 from conftest import CALIBRATION, RATE, said, write
-from recognition import own_calibration
+from recognition import own_calibration, sounds
 from recognition.people import People
 from recognition.sounds import Clip, VoiceError
 from recognition.verdicts import Threshold, Turn
@@ -242,12 +242,14 @@ def levels(voices, monkeypatch) -> Callable[..., list[Turn]]:
     people = people.with_clips("ben", [clip("ben", 2)])
     set_calibration(voices, 10.0, -6.0, 1.5)
     monkeypatch.setattr(voices, "embed_samples", sounds_like)
+    monkeypatch.setattr(module, "centred", lambda window: window)
 
     def turns(*parts: tuple[int, float]) -> list[Turn]:
         levels, seconds = zip(*parts, strict=True)
         times = itertools.pairwise([0, *itertools.accumulate(seconds)])
         spoken = [*itertools.compress(times, levels)]
-        monkeypatch.setattr(module, "speech_stretches", lambda *_: spoken)
+        monkeypatch.setattr(sounds, "find_speech", lambda *_: spoken)
+        monkeypatch.setattr(sounds, "examine", lambda *_: [])
         sound = np.repeat(levels, [round(s * RATE) for s in seconds])
         return voices.who(1000 * sound.astype(np.int16), people)
 

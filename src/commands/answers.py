@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recognition.people import People, load_people
-from recognition.sounds import Clip, VoiceError
+from recognition.sounds import NO_SPEECH, Clip, VoiceError, refuse_without_speech
 from recognition.verdicts import Comparison, Identification, Threshold
 from reports.figures import draw_sounds
 from reports.maps import map_voices
@@ -63,12 +63,13 @@ def hear(voices: Voices, sounds: Sequence[tuple[str, str | None]]) -> list[Clip]
 
 def judge(comparison: Comparison) -> str:
     """Return a comparison in words."""
-    return _in_words(comparison.verdict, comparison)
+    return _in_words(comparison.verdict or "no verdict", comparison)
 
 
 def recognise(identification: Identification) -> str:
     """Return an identification in words."""
-    return _in_words(identification.name or "nobody who is enrolled", identification)
+    nobody = "nobody who is enrolled" if identification.nearest else NO_SPEECH
+    return _in_words(identification.name or nobody, identification)
 
 
 def _in_words(answer: str, result: Comparison | Identification) -> str:
@@ -148,6 +149,7 @@ class Answers:
         if not recordings:
             raise VoiceError("expected recordings of the person, got none")
         clips = hear(self.voices, [(Path(file).name, file) for file in recordings])
+        refuse_without_speech(clips)
         people = self.voices.enrol({}, people).with_clips(name, clips)
         faults = [fault for clip in clips for fault in clip.warnings]
         names = np.unique(people.names).tolist()
@@ -179,6 +181,7 @@ class Answers:
         """Return what a map shows, and the map as plotly's figure: a voice among those
         that the encoder was trained on."""
         (clip,) = hear(self.voices, [("this voice", file)])
+        refuse_without_speech([clip])
         cohort = self.voices.model.backend.cohort.cpu().numpy()  # [S, E]
         if not len(cohort):
             name = self.voices.name

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dataset import windows
 from engine.files import file_digest
-from recognition.sounds import VoiceError
+from recognition.sounds import NO_SPEECH, VoiceError
 from recognition.vectors import (
     ROWS,
     STAMPS,
@@ -158,16 +158,22 @@ def _embed_files(
 def _pieces(
     voices: Voices, folder: Path, files: Sequence[Path]
 ) -> Iterator[tuple[Row, NDArray[np.int16]]]:
-    """Yield a row and its samples for each recording, or for each window of a long one;
-    print why a file cannot be used."""
+    """Yield a row and its speech for each recording, or for each window of a long one
+    that holds speech; print why a file cannot be used."""
     rate = voices.sample_rate
     for file in files:
         try:
-            samples = voices.read(str(file), file).samples
+            spoken = voices.read(str(file), file)
+            if not spoken.stretches:
+                raise VoiceError(f"{file}: expected speech, {NO_SPEECH}")
         except VoiceError as error:
             tqdm.write(f"skipped {error}", file=sys.stderr)
             continue
+        for line in spoken.warnings:
+            voices.warn(line)
         path = _row_name(file, folder)
-        whole = Entry(path, "", None, None, None, 0, len(samples))
+        whole = Entry(path, "", None, None, None, 0, len(spoken.samples))
         for begin, end in windows(whole, rate):
-            yield (path, begin / rate, end / rate), samples[begin:end]
+            part = spoken.part(begin, end)
+            if part.stretches:
+                yield (path, begin / rate, end / rate), part.heard(voices.min_seconds)

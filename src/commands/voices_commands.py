@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from commands.folder import embed_folder
 from engine.files import atomic_write, locked
 from recognition.people import audio_below, composed, load_people, read_people
-from recognition.sounds import VoiceError
+from recognition.sounds import NO_SPEECH, VoiceError, refuse_without_speech
 from recognition.vectors import refuse_format
 from recognition.verdicts import Comparison, Identification, as_rttm
 from reports.tables import FEW_SPEAKERS
@@ -32,11 +33,28 @@ from speech.synthetic import SyntheticUtterance
 from voices import RELEASED, Voices
 
 ONNX_CHECK_SECONDS = 60.0  # of speech, on which ONNX is compared with torch
+MAX_WARNINGS = 20  # printed, about sounds
 FEW_FALSE_ALARMS = 10  # if fewer are expected, their measured rate is rough
 
 
 def _load_voices(options: Namespace) -> Voices:
-    return Voices.load(options.checkpoint or RELEASED, options.channel)
+    voices = Voices.load(options.checkpoint or RELEASED, options.channel)
+    voices.warn = _Warnings()
+    return voices
+
+
+class _Warnings:
+    """Prints lines about doubtful sounds, but only the first."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, line: str) -> None:
+        self.count += 1
+        if self.count <= MAX_WARNINGS:
+            tqdm.write(f"warning: {line}", file=sys.stderr)
+        elif self.count == MAX_WARNINGS + 1:
+            tqdm.write("warning: there are more, which are not shown", file=sys.stderr)
 
 
 def compare(options: Namespace) -> None:
@@ -44,8 +62,14 @@ def compare(options: Namespace) -> None:
     if len(options.sounds) < 2:
         raise VoiceError(f"expected two files or more, got {len(options.sounds)}")
     voices = _load_voices(options)
-    pairs = itertools.combinations(voices.listen(options.sounds), 2)
-    _print([voices.compare_clips(*pair) for pair in pairs], options.json)
+    clips = voices.listen(options.sounds)
+    pairs = itertools.combinations(clips, 2)
+    compared = [voices.compare_clips(*pair) for pair in pairs]
+    unjudged = all(comparison.verdict is None for comparison in compared)
+    if options.json or not unjudged:
+        _print(compared, options.json)
+    if unjudged:
+        refuse_without_speech(clips)
 
 
 def _alone_with(store: Path) -> AbstractContextManager[None]:
@@ -115,7 +139,7 @@ def who(options: Namespace) -> None:
     people = load_people(options.store)
     voices = _load_voices(options)
     turns = voices.who(options.sound, people)
-    print("\n".join(map(str, turns)) or "no speech was found", flush=True)
+    print("\n".join(map(str, turns)) or NO_SPEECH, flush=True)
     if options.rttm:
         rttm = as_rttm(turns, options.sound.stem, people.names.tolist())
         with atomic_write(options.rttm) as file:

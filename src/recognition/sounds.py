@@ -1,41 +1,34 @@
 """One recording: its samples, its speech, and what makes a verdict on it less sure.
 
-sound -> `load_sound` -> samples [N] -> `speech_stretches` -> seconds of speech
-samples, seconds -> `faults_of` -> warnings
+sound -> `load_sound` -> `Recording` -> `listen_to` -> `Spoken` -> what is embedded
 
 N samples, E embedding size. A sound is an audio file or an array of samples.
 """
 
-import warnings
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from errors import UserError
 from speech.audio import (
+    FULL_SCALE,
     AudioError,
     ChannelError,
     Recording,
     Segment,
     check_length,
     load_recording,
-    resampled,
 )
-from speech.packs import FULL_SCALE
+from speech.examination import examine, find_speech, join_speech
 
 MIN_SECONDS = 0.3  # the shortest sound; a shorter one holds no voice
-MIN_PEAK = 0.001  # of full scale; anything below is silence
 LITTLE_SPEECH = 2.0  # seconds; verdicts on less speech are less sure
-MAX_CLIPPED = 0.001  # share of the samples at full scale
-MIN_HIGH_POWER = 1e-4  # at 5 to 7 kHz, relative to 2 to 3.5 kHz; 8 kHz sound has less
-WIDE_BAND_RATE = 14_000  # Hz; at a lower rate a recording cannot hold 7 kHz
-DETECTOR_RATE = 16_000  # Hz
+NO_SPEECH = "no speech was found"
 Sound = str | Path | np.ndarray
 
 
@@ -44,8 +37,50 @@ class VoiceError(UserError):
 
 
 @dataclass(frozen=True, eq=False)
+class Spoken:
+    """A recording, where it holds speech, and what makes a verdict on it less sure."""
+
+    name: str
+    samples: NDArray[np.int16]  # [N]
+    sample_rate: int
+    stretches: list[tuple[float, float]]  # begin and end of speech, in seconds
+    warnings: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the recording is."""
+        return len(self.samples) / self.sample_rate
+
+    @property
+    def speech(self) -> float:
+        """Return how many seconds of it are speech."""
+        return math.fsum(end - begin for begin, end in self.stretches)
+
+    @property
+    def digest(self) -> str:
+        """Return the digest of the samples."""
+        return hashlib.sha256(self.samples.tobytes()).hexdigest()
+
+    def part(self, begin: int, end: int) -> "Spoken":
+        """Return the samples from `begin` to `end`, and where they hold speech."""
+        first, last = begin / self.sample_rate, end / self.sample_rate
+        stretches = [
+            (max(start, first) - first, min(stop, last) - first)
+            for start, stop in self.stretches
+            if start < last and stop > first
+        ]
+        return replace(self, samples=self.samples[begin:end], stretches=stretches)
+
+    def heard(self, min_seconds: float) -> NDArray[np.int16]:
+        """Return what the model is to hear, at least `min_seconds` of samples."""
+        rate, stretches = self.sample_rate, self.stretches
+        return join_speech(self.samples, rate, stretches, min_seconds)
+
+
+@dataclass(frozen=True, eq=False)
 class Clip:
-    """A recording as the model hears it."""
+    """A recording as the model hears it: its speech, or all of its sound if there is no
+    speech, which gives a vector but no verdict."""
 
     name: str
     vector: NDArray[np.float32]  # [E], of length 1
@@ -53,6 +88,13 @@ class Clip:
     speech: float  # seconds
     digest: str  # of its samples
     warnings: tuple[str, ...]
+
+
+def refuse_without_speech(clips: Sequence[Clip]) -> None:
+    """Raise `VoiceError` with the name of the first clip without speech."""
+    for clip in clips:
+        if not clip.speech:
+            raise VoiceError(f"{clip.name}: expected speech, {NO_SPEECH}")
 
 
 def with_names(sounds: Sequence[Sound]) -> list[tuple[str, Sound]]:
@@ -70,25 +112,36 @@ def load_sound(
     `load_recording`; `channel` is that of a file, unless the file has only one.
 
     An array is int16 or floating point in [-1, 1], at `sample_rate` already. Raises
-    `AudioError` if the sound cannot be decoded, is too short or is silent.
+    `AudioError` if the sound cannot be decoded or is too short.
     """
     if isinstance(sound, np.ndarray):
         recording = Recording(_as_int16(sound), sample_rate)
         check_length(len(sound), sample_rate, min_seconds)
-    else:
-        segment = Segment(Path(sound), channel=channel)
-        try:
-            recording = load_recording(segment, sample_rate, min_seconds)
-        except ChannelError as error:
-            if error.num_channels > 1:
-                raise
-            recording = load_recording(segment.path, sample_rate, min_seconds)
-            faults = f"one channel, taken for channel {channel}", recording.warning
-            recording = replace(recording, warning="; ".join(filter(None, faults)))
-    samples = recording.samples
-    if max(samples.max(), -int(samples.min())) < MIN_PEAK * FULL_SCALE:
-        raise AudioError("expected speech, found silence")
-    return recording
+        return recording
+    segment = Segment(Path(sound), channel=channel)
+    try:
+        return load_recording(segment, sample_rate, min_seconds)
+    except ChannelError as error:
+        if error.num_channels > 1:
+            raise
+        recording = load_recording(segment.path, sample_rate, min_seconds)
+        faults = f"one channel, taken for channel {channel}", recording.warning
+        return replace(recording, warning="; ".join(filter(None, faults)))
+
+
+def listen_to(name: str, recording: Recording, sample_rate: int) -> Spoken:
+    """Examine a recording and find its speech; raise `AudioError` if it cannot be used.
+
+    Without speech it can be used: the warnings say so.
+    """
+    doubts = examine(recording, sample_rate)
+    stretches = find_speech(recording.samples, sample_rate)
+    spoken = Spoken(name, recording.samples, sample_rate, stretches, ())
+    if not stretches:
+        doubts.append(NO_SPEECH)
+    elif spoken.speech < LITTLE_SPEECH:
+        doubts.append(f"{spoken.speech:.1f} s of speech, less than {LITTLE_SPEECH:g} s")
+    return replace(spoken, warnings=tuple(f"{name}: {doubt}" for doubt in doubts))
 
 
 def _as_int16(samples: np.ndarray) -> NDArray[np.int16]:
@@ -108,57 +161,3 @@ def _as_int16(samples: np.ndarray) -> NDArray[np.int16]:
         raise AudioError(f"expected samples in [-1, 1], got {peak:g}")
     scaled = (samples * FULL_SCALE).round()
     return scaled.clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-
-
-@cache
-def _detector() -> tuple[Any, Any]:
-    """Load silero-vad's network, and the function that applies it."""
-    threads = torch.get_num_threads()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates TorchScript
-        from silero_vad import get_speech_timestamps, load_silero_vad
-
-        network = load_silero_vad()
-    torch.set_num_threads(threads)  # importing silero_vad sets it to one
-    return network, get_speech_timestamps
-
-
-def speech_stretches(
-    samples: NDArray[np.int16], sample_rate: int
-) -> list[tuple[float, float]]:
-    """Return begin and end, in seconds, of each stretch of speech in samples [N], as
-    silero-vad finds them."""
-    network, find_stretches = _detector()
-    waveform = torch.from_numpy(samples).float() / FULL_SCALE
-    waveform = resampled(waveform, sample_rate, DETECTOR_RATE)
-    return [
-        (stretch["start"] / DETECTOR_RATE, stretch["end"] / DETECTOR_RATE)
-        for stretch in find_stretches(waveform, network, sampling_rate=DETECTOR_RATE)
-    ]
-
-
-def faults_of(
-    samples: NDArray[np.int16], rate: int, seconds: float, speech: float
-) -> list[str]:
-    """Return what makes a verdict on samples [N] less sure; `speech` is the number of
-    seconds of speech in them."""
-    faults = []
-    if not speech:
-        faults.append("no speech was found")
-    elif speech < LITTLE_SPEECH:
-        faults.append(f"{speech:.1f} s of speech, less than {LITTLE_SPEECH:g} s")
-    if 0 < speech < seconds / 2 and seconds - speech > LITTLE_SPEECH:
-        faults.append(f"long pauses, {seconds - speech:.1f} of {seconds:.1f} s")
-    clipped = np.isin(samples, (-FULL_SCALE, FULL_SCALE - 1)).mean()
-    if clipped > MAX_CLIPPED:
-        faults.append(f"clipped, {100 * clipped:.1f} % of the samples at full scale")
-    if rate >= WIDE_BAND_RATE and _is_narrow(samples[: 60 * rate], rate):  # a minute
-        faults.append("narrow band, like a recording at 8 kHz")
-    return faults
-
-
-def _is_narrow(samples: NDArray[np.int16], rate: int) -> bool:
-    power = np.abs(np.fft.rfft(samples)) ** 2
-    hertz = np.fft.rfftfreq(len(samples), 1 / rate)
-    high = power[(hertz >= 5000) & (hertz < 7000)].mean()
-    return high < MIN_HIGH_POWER * power[(hertz >= 2000) & (hertz < 3500)].mean()

@@ -51,12 +51,12 @@ class Threshold:
 class Comparison:
     """How alike two clips are, and whether they are one person's.
 
-    Without a calibration there is only the cosine.
+    Without a calibration there is only the cosine; without speech not even that.
     """
 
     first: str
     second: str
-    cosine: float
+    cosine: float | None
     llr: float | None
     threshold: Threshold | None
     speech: tuple[float, float]  # seconds
@@ -68,8 +68,10 @@ class Comparison:
         return None if self.llr is None else self.llr >= self.threshold.llr
 
     @property
-    def verdict(self) -> str:
-        """Return the decision in words."""
+    def verdict(self) -> str | None:
+        """Return the decision in words, or None without speech in both clips."""
+        if self.cosine is None:
+            return None
         if self.llr is None:
             return "no verdict, the model has no calibration"
         strict = self.threshold.strict
@@ -80,13 +82,16 @@ class Comparison:
         return "undecided" if self.llr > 0 else "different people"
 
     def __str__(self) -> str:
+        first, second = self.speech
+        amounts = f"{first:.1f} and {second:.1f} s of speech"
+        if self.cosine is None:
+            return f"{self.first} and {self.second}: no verdict, {amounts}"
         measures = [f"cosine {self.cosine:.3f}"]
         if self.llr is not None:
             measures += [f"log likelihood ratio {self.llr:+.1f} ({self.threshold})"]
-        first, second = self.speech
         return (
             f"{self.first} and {self.second}: {self.verdict}; {', '.join(measures)}; "
-            f"{first:.1f} and {second:.1f} s of speech"
+            f"{amounts}"
         )
 
 
@@ -102,7 +107,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Identification:
     """The enrolled person who speaks in a clip; the name is None for an unknown
-    speaker."""
+    speaker, and if nobody speaks, which leaves `nearest` empty."""
 
     clip: str
     name: str | None
@@ -120,6 +125,8 @@ class Identification:
         return self.nearest[0].llr - self.nearest[1].llr
 
     def __str__(self) -> str:
+        if not self.nearest:
+            return f"{self.clip}: nobody, {self.speech:.1f} s of speech"
         nearest = ", ".join(f"{c.name} {c.llr:+.1f}" for c in self.nearest)
         lead = "" if self.margin is None else f", margin {self.margin:.1f}"
         return (

@@ -22,6 +22,7 @@ from speech.channels import Channels
 from speech.synthetic import SyntheticUtterance
 
 MIN_SECONDS = 0.025  # of a recording; a front end may need more
+FULL_SCALE = 32768  # of an int16 sample
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; any other rate means a damaged header
 STREAMED_SIZE = 0x7FFFF000  # bytes; the header of a streamed WAV claims at least this
 MAX_OGG_PAGE = 65_307  # bytes
@@ -102,7 +103,7 @@ def load_recording(
     if not waveform.isfinite().all():
         raise AudioError("expected finite samples, found NaN or infinity")
     # In place, since hours of samples are gigabytes.
-    samples = waveform.mul_(32768).round_().clamp_(-32768, 32767)
+    samples = waveform.mul_(FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1)
     return Recording(samples.to(torch.int16).numpy(), rate, warning)
 
 

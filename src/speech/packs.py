@@ -14,7 +14,7 @@ import shutil
 import stat
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,13 +28,20 @@ from tqdm.auto import tqdm
 from engine.devices import to_device
 from engine.files import file_digest, locked
 from engine.parallel import progress_options
-from speech.audio import MIN_SECONDS, AudioError, Recording, Segment, load_recording
+from speech.audio import (
+    FULL_SCALE,
+    MIN_SECONDS,
+    AudioError,
+    Recording,
+    Segment,
+    load_recording,
+)
 from speech.corpora import without_label
+from speech.examination import NARROW_BAND, examine
 from speech.synthetic import SyntheticUtterance
 from speech.utterances import CorpusError, Utterance
 
-FULL_SCALE = 32768  # of an int16 sample
-PACK_VERSION = 3
+PACK_VERSION = 4
 SAMPLES, INDEX = "samples.int16", "index.json"  # the files of a pack
 
 
@@ -60,7 +67,8 @@ class Pack:
     samples: Tensor  # int16 [all samples]
     entries: list[Entry]
     sample_rate: int  # Hz
-    # One line for each file skipped or cut short, and one if rates were too low.
+    # One line for each file skipped, one if files lack the upper band, and one for
+    # each doubt about a file; the first of each kind of doubt counts the others.
     warnings: list[str]
     digests: dict[str, str]  # of each corpus, by its label; the same on every machine
 
@@ -121,10 +129,10 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
 
 
 def _recordings(
-    corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
-) -> Iterator[tuple[Utterance, tuple[Recording, str] | AudioError]]:
-    """Decode with all cores; yield each utterance, in order, with its recording and its
-    content, or with the error if it cannot be used.
+    corpus: Sequence[Utterance], sample_rate: int, min_seconds: float, is_speech: bool
+) -> Iterator[tuple[Utterance, tuple[Recording, str, list[str]] | AudioError]]:
+    """Decode with all cores; yield each utterance, in order, with its recording, its
+    content and what is doubtful in it, or with the error if it cannot be used.
 
     The content identifies a source by a digest of its file, not of the decoded samples,
     which differ in their last bit from machine to machine. Threads suffice, since the
@@ -133,15 +141,16 @@ def _recordings(
     """
     digest_of = cache(file_digest)  # a file may hold many utterances
 
-    def load(utterance: Utterance) -> tuple[Recording, str] | AudioError:
+    def load(utterance: Utterance) -> tuple[Recording, str, list[str]] | AudioError:
         source = utterance.source
         try:
             recording = load_recording(source, sample_rate, min_seconds)
+            doubts = examine(recording, sample_rate, is_speech)
             if isinstance(source, SyntheticUtterance):
-                return recording, repr(source)
+                return recording, repr(source), doubts
             segment = Segment(source) if isinstance(source, Path) else source
             digest = digest_of(segment.path)
-            return recording, f"{digest} {segment.offset} {segment.duration}"
+            return recording, f"{digest} {segment.offset} {segment.duration}", doubts
         except AudioError as error:
             return error
         except OSError as error:
@@ -164,15 +173,18 @@ def pack(
     directory: Path,
     sample_rate: int,
     min_seconds: float = MIN_SECONDS,
+    is_speech: bool = True,
 ) -> Pack:
     """Decode a corpus into a directory, or open the pack there if nothing has changed.
 
     The directory is `directory` with the sample rate and `min_seconds` added to its
     name, so that packs of two rates do not replace each other. It appears complete or
-    not at all. Files that cannot be read or are
-    shorter than `min_seconds` are skipped and listed in the pack's warnings. Raises
-    `CorpusError` if no file is left or the directory cannot be written.
+    not at all. Files that cannot be read, are shorter than `min_seconds` or are refused
+    by `examine` are skipped and listed in the pack's warnings, as are doubts about
+    other files. Raises `CorpusError` if no file is left or the directory cannot be
+    written.
     """
+    requirements = sample_rate, min_seconds, is_speech
     earlier = directory  # the name that earlier versions gave it
     directory = directory.with_name(f"{directory.name}-{sample_rate}-{min_seconds:g}")
     try:
@@ -187,7 +199,7 @@ def pack(
                 # Another process may have packed it in the meantime.
                 packed = open_pack(directory, fingerprint)
                 if packed is None:
-                    _write_pack(corpus, target, sample_rate, min_seconds, fingerprint)
+                    _write_pack(corpus, target, requirements, fingerprint)
                     packed = open_pack(directory, fingerprint)
     except OSError as error:
         raise CorpusError(f"{directory}: cannot pack the corpus: {error}") from None
@@ -210,8 +222,7 @@ def _remove_remains(folder: Path) -> None:
 def _write_pack(
     corpus: Sequence[Utterance],
     directory: Path,
-    sample_rate: int,
-    min_seconds: float,
+    requirements: tuple[int, float, bool],
     fingerprint: str,
 ) -> None:
     partial = directory.with_name(f".{directory.name}-{secrets.token_hex(4)}")
@@ -219,8 +230,8 @@ def _write_pack(
     partial.mkdir(0o777 if mode is None else 0o700)
     try:
         samples = partial / SAMPLES
-        contents = _write_samples(samples, corpus, sample_rate, min_seconds)
-        index = {"fingerprint": fingerprint, "sample_rate": sample_rate, **contents}
+        contents = _write_samples(samples, corpus, *requirements)
+        index = {"fingerprint": fingerprint, **contents}
         (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
         if mode is not None:
             partial.chmod(mode)
@@ -231,11 +242,16 @@ def _write_pack(
 
 
 def _write_samples(
-    path: Path, corpus: Sequence[Utterance], sample_rate: int, min_seconds: float
-) -> dict[str, list | dict]:
-    """Decode a corpus into one file; return entries, warnings and digests for the
-    pack's index."""
+    path: Path,
+    corpus: Sequence[Utterance],
+    sample_rate: int,
+    min_seconds: float,
+    is_speech: bool,
+) -> dict[str, int | list | dict]:
+    """Decode a corpus into one file; return sample rate, entries, warnings and digests
+    for the pack's index."""
     entries, faults, offset, num_narrow = [], [], 0, 0
+    doubtful: dict[str, list[str]] = {}  # lines by kind
     labels = dict.fromkeys(u.corpus for u in corpus)
     digests = {label: hashlib.sha256(f"{sample_rate}".encode()) for label in labels}
     with (
@@ -248,15 +264,18 @@ def _write_samples(
             **progress_options(),
         ) as progress,
     ):
-        for u, loaded in _recordings(corpus, sample_rate, min_seconds):
+        for u, loaded in _recordings(corpus, sample_rate, min_seconds, is_speech):
             progress.update()
             if isinstance(loaded, AudioError):
                 faults.append(f"skipped {u.id}: {loaded}")
                 continue
-            recording, content = loaded
-            if recording.warning:
-                faults.append(f"{u.id}: {recording.warning}")
-            num_narrow += recording.rate < sample_rate
+            recording, content, doubts = loaded
+            if recording.rate < sample_rate or NARROW_BAND in doubts:
+                num_narrow += is_speech
+            for doubt in doubts:
+                if doubt != NARROW_BAND:
+                    kind = re.split("[,:]", doubt)[0]
+                    doubtful.setdefault(kind, []).append(f"{u.id}: {doubt}")
             file.write(recording.samples.tobytes())
             length = len(recording.samples)
             details = (u.split, u.gender, u.session)
@@ -269,15 +288,26 @@ def _write_samples(
     _expect_audio_of_each(corpus, entries, faults)
     if num_narrow:
         faults.append(
-            f"{num_narrow} of {len(entries)} files were recorded below "
-            f"{sample_rate} Hz and lack the upper band; augmentation.telephone "
-            "prepares training for that"
+            f"{num_narrow} of {len(entries)} files lack the upper band, as recordings "
+            f"below {sample_rate} Hz do; augmentation.telephone prepares training for "
+            "that"
         )
     return {
+        "sample_rate": sample_rate,
         "entries": [list(asdict(entry).values()) for entry in entries],
-        "warnings": faults,
+        "warnings": faults + _in_order(doubtful.values()),
         "digests": {label: digest.hexdigest() for label, digest in digests.items()},
     }
+
+
+def _in_order(kinds: Iterable[Sequence[str]]) -> list[str]:
+    """Return the first line of each kind, with the number of others, before all others,
+    since only a few are printed."""
+    firsts, others = [], []
+    for first, *rest in kinds:
+        firsts.append(f"{first}; {len(rest)} others are similar" if rest else first)
+        others += rest
+    return firsts + others
 
 
 def _expect_audio_of_each(

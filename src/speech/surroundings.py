@@ -168,9 +168,12 @@ def _packed(key: str, recordings: list[Utterance], parameters: Parameters) -> Pa
     names = "\n".join(str(recording.source) for recording in recordings)
     digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:12]
     directory = parameters.dataset.packs / f"{key}-{digest}"
-    packed = pack(recordings, directory, parameters.front_end.sample_rate)
+    rate = parameters.front_end.sample_rate
+    packed = pack(recordings, directory, rate, is_speech=False)
     if skipped := len(recordings) - len(packed.entries):
         print(f"{key}: {skipped} files skipped: {packed.warnings[0]}")
+    if doubts := packed.warnings[skipped:]:
+        print(f"{key}: {len(doubts)} warnings: {doubts[0]}")
     return packed
 
 

@@ -103,7 +103,7 @@ def test_speech_is_counted_by_whom_it_is_given_to():
 
 
 def test_clips_are_joined_with_their_speech(monkeypatch):
-    monkeypatch.setattr(turns, "speech_stretches", lambda samples, rate: [(0.25, 0.75)])
+    monkeypatch.setattr(turns, "find_speech", lambda samples, rate: [(0.25, 0.75)])
     clips = [("ann", np.full(100, 1, np.int16)), ("ben", np.full(200, 2, np.int16))]
     recording, spoken = turns.join(clips, rate=100)
     assert len(recording) == 100 + 50 + 200 + 50

@@ -124,6 +124,23 @@ def test_bad_files_are_skipped_and_listed(tmp_path, corpus, packed):
     assert packed(corpus).warnings == made.warnings
 
 
+def test_silence_is_skipped_and_doubts_are_listed_by_kind(tmp_path, corpus, packed):
+    before = packed(corpus[1:]).digest
+    write(corpus[0].source, np.zeros(4000, np.int16))
+    assert packed(corpus).digest == before
+    assert packed(corpus).warnings == ["skipped a/x.wav: expected sound, found silence"]
+    with pytest.raises(CorpusError, match="silence"):
+        pack(corpus[:1], tmp_path / "noise", RATE, is_speech=False)
+    for name in "bd":
+        path = write(corpus[0].source.with_name(f"{name}.wav"), noise() + 9000)
+        corpus.append(replace(corpus[0], id=name, source=path))
+    skipped, *doubts = packed(corpus).warnings
+    assert [line[:14] for line in doubts] == [
+        *("b: DC offset, ", "b: steady like"),
+        *("d: DC offset, ", "d: steady like"),
+    ]
+
+
 @pytest.mark.parametrize("segment", [False, True])
 def test_digest_is_that_of_what_is_said(tmp_path, corpus, packed, segment):
     if segment:
@@ -132,7 +149,7 @@ def test_digest_is_that_of_what_is_said(tmp_path, corpus, packed, segment):
     assert pack(corpus, tmp_path / "other", RATE).digest == made.digest
     assert pack(corpus[1:], tmp_path / "other", RATE).digest != made.digest
     source = corpus[0].source
-    write(source.path if segment else source, np.ones(4000, np.int16))
+    write(source.path if segment else source, noise()[::-1][:4000])
     after = packed(corpus)
     assert after.entries == made.entries
     assert after.digest != made.digest
