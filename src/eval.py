@@ -35,7 +35,7 @@ from torch import Tensor
 
 from command_lines import eval_options
 from dataset import Splits, UtteranceBatches, prepare
-from engine.devices import choose_device
+from engine.devices import choose_device, errors_of_gpu
 from engine.files import make_directory
 from engine.layers import valid_positions
 from engine.parameter_files import (
@@ -396,10 +396,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "evaluation.c_fa; scores depend on nothing else"
                 )
         if paths:
-            tables = {
-                str(path): as_table(evaluate_checkpoint(path, overrides))
-                for path in paths
-            }
+            with errors_of_gpu("--device cpu"):
+                tables = {
+                    str(path): as_table(evaluate_checkpoint(path, overrides))
+                    for path in paths
+                }
             print_table(joint_table(tables, "checkpoint"))
         else:
             report = evaluate_scores(options.scores, options.trials, overrides)

@@ -32,7 +32,12 @@ from tqdm.auto import tqdm
 
 from dataset import Batch, Splits, TrainingBatches, prepare
 from engine.acceleration import fast_encoder, gradients_of_all_ranks
-from engine.devices import choose_device, keep_freed_memory, memory_for_batches
+from engine.devices import (
+    choose_device,
+    errors_of_gpu,
+    keep_freed_memory,
+    memory_for_batches,
+)
 from engine.optimizers import (
     block_norms,
     build_optimizer,
@@ -343,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             files = options.parameters
             parameters = load_parameters(*files, overrides=options.overrides)
-        with ranks():
+        with ranks(), errors_of_gpu("training.device=cpu"):
             train(parameters, options.resume)
 
     return run_command(command)

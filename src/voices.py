@@ -50,6 +50,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dataset import UtteranceBatches
+from engine.devices import errors_of_gpu, usable_device
 from exchange.nemo_files import load_any_model
 from recognition.people import People
 from recognition.sounds import (
@@ -72,6 +73,7 @@ from speech.packs import Entry, Pack
 from verification.scoring import Calibration, unit
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
+WAY_OUT = '--device cpu, in Python with device="cpu"'
 NUM_NEAREST = 3  # people that an identification names
 OWN_RECORDINGS = "own recordings"  # key of a user's calibration, beside "trained"
 SECONDS_IN_MEMORY = 600.0  # of sounds held at once; the last sound may exceed it
@@ -102,12 +104,21 @@ class Voices:
 
     @classmethod
     def load(
-        cls, checkpoint: str | Path = RELEASED, channel: int | None = None
+        cls,
+        checkpoint: str | Path = RELEASED,
+        channel: int | None = None,
+        device: str = "auto",
     ) -> "Voices":
-        """Load a run, checkpoint or `.nemo` file, onto a GPU if there is one."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """Load a run, checkpoint or `.nemo` file.
+
+        `device` is cpu, cuda or mps; auto is the fastest available. Raises
+        `DeviceError` for a GPU that is full or that torch has no kernels for.
+        """
         path = Path(checkpoint)
-        return cls(load_any_model(path, device), path.name, channel)
+        model = load_any_model(path, torch.device("cpu"))
+        chosen = usable_device(device, model.config.model, WAY_OUT)
+        with errors_of_gpu(WAY_OUT):
+            return cls(model.to(chosen), path.name, channel)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -359,7 +370,8 @@ class Voices:
         batches = UtteranceBatches(
             packed, range(len(entries)), seconds, self.model.device
         )
-        return unit(embed(self.model, batches).numpy())
+        with errors_of_gpu(WAY_OUT):
+            return unit(embed(self.model, batches).numpy())
 
     def read(self, name: str, sound: Sound) -> Spoken:
         """Return a sound as int16 samples [N] at `sample_rate`, where it holds speech,

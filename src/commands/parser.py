@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_lines import DEVICES
 from errors import run_command
 
 PEOPLE = "a folder with a folder for each person, or NAME=file,file"
@@ -47,6 +48,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                 type=Path,
                 metavar="RUN_OR_FILE",
                 help="a run, checkpoint or .nemo file instead of init/titanet-s.pt",
+            )
+            command.add_argument(
+                "--device", choices=DEVICES, default="auto", help="compute on this"
             )
         if "store" in shared:
             command.add_argument(

@@ -38,7 +38,9 @@ FEW_FALSE_ALARMS = 10  # if fewer are expected, their measured rate is rough
 
 
 def _load_voices(options: Namespace) -> Voices:
-    voices = Voices.load(options.checkpoint or RELEASED, options.channel)
+    voices = Voices.load(
+        options.checkpoint or RELEASED, options.channel, options.device
+    )
     voices.warn = _Warnings()
     return voices
 
