@@ -71,11 +71,12 @@ def titanet(checkpoint=None):
     return load_any_model(path, torch.device("cpu")).eval()
 
 
-def voices(checkpoint=None):
+def voices(checkpoint=None, device="auto"):
     """Return `Voices`, which compares recordings and finds enrolled people again.
 
-    It computes on a GPU if there is one. `checkpoint` is what `titanet` takes.
+    It computes on `device`, which is cpu, cuda or mps; auto is the fastest available.
+    `checkpoint` is what `titanet` takes.
     """
     from _titanet.voices import RELEASED, Voices
 
-    return Voices.load(checkpoint or RELEASED)
+    return Voices.load(checkpoint or RELEASED, device=device)

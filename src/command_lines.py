@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
 
 def train_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return `parameters` (paths), `resume` (a path or None) and `overrides`."""
@@ -50,6 +52,9 @@ def eval_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scores", type=Path, help="a file of scores, with --trials")
     parser.add_argument("--trials", type=Path, help="the trials that were scored")
     parser.add_argument(
+        "--device", choices=DEVICES, help="the same as training.device=..."
+    )
+    parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
@@ -60,6 +65,8 @@ def eval_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     words = [*options.checkpoint, *options.overrides]
     options.checkpoint = [Path(word) for word in words if "=" not in word]
     options.overrides = [word for word in words if "=" in word]
+    if options.device:
+        options.overrides.append(f"training.device={options.device}")
     files = (options.scores, options.trials)
     if bool(options.checkpoint) == all(files) or bool(options.checkpoint) == any(files):
         parser.error("expected either --checkpoint or --scores and --trials")

@@ -1,4 +1,4 @@
-"""Devices: which one to train on, copies to it, and its memory."""
+"""Choose the device to compute on, copies to it, and errors about it."""
 
 import ctypes
 import sys
@@ -8,13 +8,29 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from errors import UserError, first_line
 from parameters import ModelParameters, ParameterError, TrainingParameters
 
 
+class DeviceError(UserError):
+    """A device that this machine lacks, or a GPU that is full or cannot compute."""
+
+
 def choose_device(training: TrainingParameters, model: ModelParameters) -> torch.device:
-    """Return the device that `training.device` names; auto is the fastest available.
-    Raise `ParameterError` for a device that this machine lacks."""
-    name = training.device
+    """Return the device that `training.device` names, as `usable_device` does; raise
+    `ParameterError` if it cannot be used."""
+    try:
+        return usable_device(training.device, model, "training.device=cpu")
+    except DeviceError as error:
+        raise ParameterError(f"training.device: {error}") from None
+
+
+def usable_device(name: str, model: ModelParameters, way_out: str) -> torch.device:
+    """Return a device by its name; auto is the fastest available.
+
+    Raises `DeviceError` for a device that this machine lacks, and with a `way_out` for
+    a GPU that is full or that torch has no kernels for.
+    """
     # torch has no LSTM with projections on mps, and the d-vector needs it.
     mps = torch.backends.mps.is_available() and model.name != "dvector"
     available = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
@@ -22,10 +38,30 @@ def choose_device(training: TrainingParameters, model: ModelParameters) -> torch
         name = next(device for device, is_here in available.items() if is_here)
     if not available[name]:
         names = ", ".join(device for device, is_here in available.items() if is_here)
-        raise ParameterError(
-            f"training.device: expected a device of this machine ({names}), got {name}"
-        )
-    return torch.device(name)
+        raise DeviceError(f"expected a device of this machine ({names}), got {name}")
+    device = torch.device(name)
+    with errors_of_gpu(way_out):
+        torch.ones(1).to(device).add(1).item()
+    return device
+
+
+@contextmanager
+def errors_of_gpu(way_out: str) -> Iterator[None]:
+    """Raise `DeviceError` in place of torch's errors about a GPU within the context,
+    with a `way_out` such as an option that chooses the CPU."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = first_line(error)
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text:
+            fault = "the GPU's memory is full"
+        elif "no kernel image" in text:
+            fault = f"torch {torch.__version__} has no kernels for this GPU"
+        elif text.startswith("CUDA error"):
+            fault = f"the GPU cannot be used: {text}"
+        else:
+            raise
+        raise DeviceError(f"{fault}; compute on the CPU with {way_out}") from None
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -119,7 +119,8 @@ def restore_model(
             # A copy, since torch notes `assign` in the state itself. It would then also
             # assign below, where it must copy, so that float16 becomes float32.
             module.load_state_dict(dict(state[name]), assign=True)
-        model = build_model(parameters, state["speakers"], state["digests"], device)
+        cpu = torch.device("cpu")  # a full GPU is no fault of the file
+        model = build_model(parameters, state["speakers"], state["digests"], cpu)
         for name, module in model.named_children():
             module.load_state_dict(state[name])
         model.ancestors = tuple(Heard(**heard) for heard in state["ancestors"])
@@ -128,7 +129,7 @@ def restore_model(
     except (RuntimeError, TypeError, KeyError, AttributeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path}: the checkpoint does not fit: {reason}") from None
-    return model
+    return model.to(device)
 
 
 def load_model(run_or_file: Path, device: torch.device) -> SpeakerModel:
