@@ -6,11 +6,11 @@ N samples. This is the only module that decodes and encodes audio files.
 """
 
 import io
-import os
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,15 +19,24 @@ import soundfile
 import torch
 
 from speech.channels import Channels
+from speech.ffmpeg import FfmpegError, FfmpegSound, has_ffmpeg
+from speech.quiet import without_remarks
+from speech.streams import Part, parts_of
 from speech.synthetic import SyntheticUtterance
 
 MIN_SECONDS = 0.025  # of a recording; a front end may need more
 FULL_SCALE = 32768  # of an int16 sample
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; any other rate means a damaged header
-STREAMED_SIZE = 0x7FFFF000  # bytes; the header of a streamed WAV claims at least this
-MAX_OGG_PAGE = 65_307  # bytes
 SAMPLES_PER_READ = 2**20  # of all channels
-SAMPLES_PER_RESAMPLING = 2**24  # six minutes at 44.1 kHz
+SAMPLES_PER_RESAMPLING = 2**22  # a minute and a half at 44.1 kHz
+# Formats by their extensions: what libsndfile reads, and what ffmpeg does, with videos.
+NATIVE = """wav flac ogg opus mp3 wave bwf rf64 w64 oga mp1 mp2 mpa aif aiff aifc au snd
+caf sph nist voc sf ircam paf pvf svx 8svx avr"""
+FOREIGN = """m4a m4b m4r aac adts mp4 m4v mov 3gp 3ga 3g2 amr awb webm weba mka mkv wma
+wmv asf avi ogv ogx spx flv f4a f4v ac3 eac3 ec3 dts mlp thd wv ape tta tak mpc ofr shn
+alac ra rm qcp g722 mpg mpeg vob m2ts mts dsf dff aa aax"""
+NATIVE_EXTENSIONS = tuple(f".{name}" for name in NATIVE.split())
+EXTENSIONS = NATIVE_EXTENSIONS + tuple(f".{name}" for name in FOREIGN.split())
 
 
 class AudioError(Exception):
@@ -91,20 +100,11 @@ def load_recording(
         return Recording(samples, sample_rate)
     try:
         segment = Segment(source) if isinstance(source, Path) else source
-        waveform, rate, warning = _decode(segment)
+        recording = _decode(segment, sample_rate)
     except OSError as error:
         raise AudioError(f"cannot be read: {error.strerror}") from None
-    # The filters of unusual rates would fill gigabytes, so such rates are rounded, by
-    # less than a thousandth. Usual rates stay exact.
-    ratio = Fraction(rate, sample_rate)
-    ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
-    waveform = resampled(waveform, ratio.numerator, ratio.denominator)
-    check_length(len(waveform), sample_rate, min_seconds)
-    if not waveform.isfinite().all():
-        raise AudioError("expected finite samples, found NaN or infinity")
-    # In place, since hours of samples are gigabytes.
-    samples = waveform.mul_(FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1)
-    return Recording(samples.to(torch.int16).numpy(), rate, warning)
+    check_length(len(recording.samples), sample_rate, min_seconds)
+    return recording
 
 
 def check_length(num_samples: int, sample_rate: int, min_seconds: float) -> None:
@@ -115,21 +115,36 @@ def check_length(num_samples: int, sample_rate: int, min_seconds: float) -> None
 
 
 def resampled(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
-    """Resample [N] -> [N'] by new / old, stretch by stretch: for an hour at once,
+    """Resample [N] -> [N'] by new / old."""
+    return torch.cat([*_resampled([waveform], old, new)])
+
+
+def _resampled(
+    blocks: Iterable[torch.Tensor], old: int, new: int
+) -> Iterator[torch.Tensor]:
+    """Resample [N] in blocks by new / old, stretch by stretch: for an hour at once,
     torchaudio would need five times the memory of its samples."""
     if old == new:
-        return waveform
+        yield from blocks
+        return
     from torchaudio.functional import resample  # takes a quarter of a second
 
     size = SAMPLES_PER_RESAMPLING - SAMPLES_PER_RESAMPLING % old
     reach = 8 * old  # longer than half a filter of 6 zero crossings on each side
-    stretches = []
-    for begin in range(0, len(waveform), size):
-        before = min(begin, reach)
-        stretch = resample(waveform[begin - before : begin + size + reach], old, new)
+    waiting, before = torch.empty(0), 0  # `before` samples were resampled already
+
+    def stretch(end: int) -> torch.Tensor:
         skipped = before // old * new
-        stretches.append(stretch[skipped : skipped + size // old * new])
-    return torch.cat(stretches)
+        return resample(waiting[:end], old, new)[skipped:]
+
+    for block in blocks:
+        waiting = torch.cat([waiting, block])
+        while len(waiting) >= before + size + reach:
+            yield stretch(before + size + reach)[: size // old * new]
+            kept = before + size - reach
+            waiting, before = waiting[max(0, kept) :], min(reach, before + size)
+    if len(waiting) > before:
+        yield stretch(len(waiting))
 
 
 def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:
@@ -143,100 +158,197 @@ def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:
     return file.getvalue()
 
 
-def _decode(segment: Segment) -> tuple[torch.Tensor, int, str | None]:
-    """Return one channel or the mean of all, float32 [N], its rate in Hz, and a warning
-    if it is cut."""
+@dataclass
+class _Passage:
+    """What was decoded of a part of a file."""
+
+    samples: list[np.ndarray]  # int16
+    rate: int  # Hz, of the source
+    seconds: float
+    is_cut: bool
+    faults: tuple[str, ...]
+
+
+class _UnknownFormatError(AudioError):
+    """A file that libsndfile does not read."""
+
+
+class _BeyondEndError(AudioError):
+    """An offset beyond the end of a part of a file."""
+
+    def __init__(self, offset: float, seconds: float) -> None:
+        super().__init__(
+            f"expected more than the offset of {offset} s, found {seconds:.2f} s"
+        )
+        self.seconds = seconds
+
+
+def _decode(segment: Segment, sample_rate: int) -> Recording:
+    """Return a segment of a file as `load_recording` does."""
     if not segment.path.is_file():
         raise AudioError("expected a file, found none")
-    problem = "not readable as audio"
-    try:
-        # libsndfile gets an open file, since it refuses names that are not UTF-8.
-        with segment.path.open("rb") as stream:
-            ends_early = _ends_early(stream)
-            stream.seek(0)
-            with soundfile.SoundFile(stream) as file:
-                problem = "cut short or damaged"
-                promised, rate, container = file.frames, file.samplerate, file.format
-                if not MIN_RATE <= rate <= MAX_RATE:
-                    raise AudioError(
-                        f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz"
-                    )
-                if segment.channel is not None and segment.channel >= file.channels:
-                    raise ChannelError(segment.channel, file.channels)
-                begin = segment.offset * rate
-                if begin:
-                    if begin >= promised:
-                        raise AudioError(
-                            f"expected more than the offset of {segment.offset} s, "
-                            f"found {promised / rate:.2f} s"
-                        )
-                    promised -= file.seek(round(begin))
-                if segment.duration is not None:
-                    promised = round(min(segment.duration * rate, promised))
-                channels = Channels(rate)
-                blocks = list(_blocks(file, promised, segment.channel, channels))
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{problem}: {error.error_string.rstrip('.')}") from None
-    if not blocks:
+    # libsndfile gets an open file, since it refuses names that are not UTF-8.
+    with segment.path.open("rb") as file:
+        try:
+            passages = _passages(file, segment, sample_rate)
+        except _UnknownFormatError as error:
+            passages = [_foreign_passage(segment, sample_rate, error)]
+    samples = [block for passage in passages for block in passage.samples]
+    if not samples:
         raise AudioError("holds no samples")
+    seconds = sum(passage.seconds for passage in passages)
+    is_cut = any(passage.is_cut for passage in passages)
+    if segment.duration is not None:  # shorter than it, by more than rounding explains
+        is_cut |= seconds + MIN_SECONDS < segment.duration
+    faults = [f"cut short: {seconds:.2f} s are left"] if is_cut else []
+    if len(passages) > 1:
+        faults.append(f"{len(passages)} recordings joined in one file")
+    faults += dict.fromkeys(fault for passage in passages for fault in passage.faults)
+    rate = min(passage.rate for passage in passages)
+    return Recording(np.concatenate(samples), rate, "; ".join(faults) or None)
+
+
+def _passages(file: BinaryIO, segment: Segment, sample_rate: int) -> list[_Passage]:
+    """Return what the parts of a file that libsndfile reads hold of a segment."""
+    passages, beyond, parts = [], None, parts_of(file)
+    offset, left = segment.offset, segment.duration
+    for part in parts:
+        opened = partial(_opened, file, part, offset, left)
+        try:
+            passage = _read(opened, segment.channel, sample_rate)
+        except _BeyondEndError as error:
+            offset, beyond = offset - error.seconds, error
+            continue
+        is_cut = passage.is_cut or (part.is_cut and left is None)
+        faults = part.faults + passage.faults
+        passages.append(replace(passage, is_cut=is_cut, faults=faults))
+        offset = 0.0
+        if left is not None:
+            left -= passage.seconds
+            if left < MIN_SECONDS:
+                break
+    if not passages and beyond:
+        raise beyond
+    return passages
+
+
+def _foreign_passage(
+    segment: Segment, sample_rate: int, error: _UnknownFormatError
+) -> _Passage:
+    """Return what ffmpeg decodes of a segment; raise `AudioError` if there is none."""
+    if not has_ffmpeg():
+        suffix = segment.path.suffix.lower()
+        if suffix not in EXTENSIONS or suffix in NATIVE_EXTENSIONS:
+            raise error
+        formats = ", ".join(NATIVE_EXTENSIONS[:5])
+        raise AudioError(
+            f"{error}; {formats} files are read, and others if ffmpeg is on the path; "
+            f"to convert one: ffmpeg -i x{suffix} x.wav"
+        )
+    opened = partial(FfmpegSound, segment.path, segment.offset, segment.duration)
+    try:
+        return _read(opened, segment.channel, sample_rate)
+    except FfmpegError as failure:
+        raise AudioError(f"not readable as audio: {failure}") from None
+
+
+class _NativeSound:
+    """What libsndfile reads of a part of a file, from an offset on, in seconds."""
+
+    faults = ()
+
+    def __init__(
+        self, file: soundfile.SoundFile, offset: float, duration: float | None
+    ) -> None:
+        self.file, self.num_read = file, 0
+        self.samplerate, self.channels = file.samplerate, file.channels
+        begin = offset * self.samplerate
+        if begin and begin >= file.frames:
+            raise _BeyondEndError(offset, file.frames / self.samplerate)
+        self.left = file.frames - (file.seek(round(begin)) if begin else 0)
+        if duration is not None:
+            self.left = round(min(duration * self.samplerate, self.left))
+
+    def read(self, num_samples: int) -> np.ndarray:
+        """Return the next samples, float32 [N, C]; fewer than asked for at the end."""
+        size = min(num_samples, self.left)
+        block = self.file.read(size, dtype="float32", always_2d=True)
+        self.num_read += len(block)
+        self.left -= len(block)
+        return block
+
+
+@contextmanager
+def _opened(
+    file: BinaryIO, part: Part, offset: float, duration: float | None
+) -> Iterator[_NativeSound]:
+    """Open a part of a file with libsndfile."""
+    problem: type[AudioError] = _UnknownFormatError
+    with without_remarks() if part.is_mp3 else nullcontext():
+        try:
+            with soundfile.SoundFile(part.open(file)) as decoder:
+                problem = AudioError
+                sound = _NativeSound(decoder, offset, duration)
+                yield sound
+                is_cut = sound.left and decoder.format == "FLAC"
+        except soundfile.LibsndfileError as error:
+            words = "cut short or damaged", "not readable as audio"
+            said = words[problem is _UnknownFormatError]
+            raise problem(f"{said}: {error.error_string.rstrip('.')}") from None
+    if is_cut:
+        seconds = sound.num_read / sound.samplerate
+        raise AudioError(f"cut short: {seconds:.2f} s are left")
+
+
+def _read(
+    opened: Callable[[], AbstractContextManager[_NativeSound | FfmpegSound]],
+    channel: int | None,
+    sample_rate: int,
+) -> _Passage:
+    """Decode one channel, or the mean of all if they have it in common."""
+    with opened() as sound:
+        rate = sound.samplerate
+        if not MIN_RATE <= rate <= MAX_RATE:
+            raise AudioError(f"expected {MIN_RATE} to {MAX_RATE} Hz, found {rate} Hz")
+        if channel is not None and channel >= sound.channels:
+            raise ChannelError(channel, sound.channels)
+        # The filters of unusual rates would fill gigabytes, so such rates are rounded,
+        # by less than a thousandth. Usual rates stay exact.
+        ratio = Fraction(rate, sample_rate)
+        ratio = ratio.limit_denominator(min(1000, 5000 * sample_rate // rate))
+        channels = Channels(rate)
+        blocks = _blocks(sound, channel, channels)
+        resampling = _resampled(blocks, ratio.numerator, ratio.denominator)
+        samples = [_as_int16(block) for block in resampling]
+        seconds, is_cut = sound.num_read / rate, sound.left > 0
+        passage = _Passage(samples, rate, seconds, is_cut, sound.faults)
     chosen, finding = channels.finding()
     if chosen is not None:
-        waveform, rate, warning = _decode(replace(segment, channel=chosen))
-        return waveform, rate, "; ".join(filter(None, (warning, finding)))
-    waveform = torch.cat(blocks)
-    seconds = len(waveform) / rate
-    if segment.duration is not None:  # shorter than it, by more than rounding explains
-        ends_early = seconds + MIN_SECONDS < segment.duration
-    if not ends_early and len(waveform) == promised:
-        return waveform, rate, finding
-    warning = f"cut short: {seconds:.2f} s are left"
-    if container == "FLAC" and len(waveform) < promised:
-        raise AudioError(warning)
-    return waveform, rate, "; ".join(filter(None, (warning, finding)))
+        passage = _read(opened, chosen, sample_rate)
+    if finding:
+        passage.faults = (*passage.faults, finding)
+    return passage
+
+
+def _as_int16(waveform: torch.Tensor) -> np.ndarray:
+    if not waveform.isfinite().all():
+        raise AudioError("expected finite samples, found NaN or infinity")
+    scaled = (waveform * FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1)
+    return scaled.to(torch.int16).numpy()
 
 
 def _blocks(
-    file: soundfile.SoundFile,
-    num_samples: int,
-    channel: int | None,
-    channels: Channels,
+    sound: _NativeSound | FfmpegSound, channel: int | None, channels: Channels
 ) -> Iterator[torch.Tensor]:
-    """Yield blocks of at most `num_samples` samples in all, of one channel or of the
-    mean of all channels: a header may promise more than fits into memory. Channels that
-    are averaged are added to `channels`."""
-    size = max(channels.frame, SAMPLES_PER_READ // file.channels)
+    """Yield the samples of one channel, or the mean of all, block by block: a header
+    may promise more than fits into memory. What is averaged is added to `channels`."""
+    size = max(channels.frame, SAMPLES_PER_READ // sound.channels)
     size -= size % channels.frame
-    while len(
-        block := file.read(min(size, num_samples), dtype="float32", always_2d=True)
-    ):
+    while len(block := sound.read(size)):
         if channel is not None:
             # A copy, so that the other channels are freed.
             yield torch.from_numpy(block[:, channel].copy())
         else:
-            if file.channels > 1:
+            if sound.channels > 1:
                 channels.add(block)
             yield torch.from_numpy(block).mean(dim=1)
-        num_samples -= len(block)
-
-
-def _ends_early(file: BinaryIO) -> bool:
-    """Return whether a WAV or Ogg file is shorter than it claims, which libsndfile does
-    not say."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(12)
-    if head[:4] == b"RIFF":
-        while len(header := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", header)
-            if name == b"data":
-                return length < STREAMED_SIZE and file.tell() + length > size
-            file.seek(length + length % 2, os.SEEK_CUR)
-    if head[:4] == b"OggS":
-        file.seek(max(0, size - MAX_OGG_PAGE))
-        tail = file.read()
-        page = tail[tail.rfind(b"OggS") :]
-        if len(page) < 27:
-            return True
-        length = 27 + page[26] + sum(page[27 : 27 + page[26]])
-        return len(page) < length or not page[5] & 4  # 4: end of stream
-    return False
