@@ -21,6 +21,8 @@ if __name__ == "__main__":  # before torch is loaded
     begin_program()
     eval_options()  # answers --help
 
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,17 +38,23 @@ from torch import Tensor
 from command_lines import eval_options
 from dataset import Splits, UtteranceBatches, prepare
 from engine.devices import choose_device, errors_of_gpu
-from engine.files import make_directory
+from engine.files import atomic_write, file_digest, make_directory
 from engine.layers import valid_positions
 from engine.parameter_files import (
     SHIPPED,
     check_parameters,
+    dump_yaml,
     load_parameters,
     override_values,
 )
 from errors import run_command
 from exchange.nemo_files import load_any_model
-from parameters import DatasetParameters, EvaluationParameters, ParameterError
+from parameters import (
+    DatasetParameters,
+    EvaluationParameters,
+    ParameterError,
+    Parameters,
+)
 from reports.evaluation_files import write_evaluation
 from reports.tables import (
     REPORT_COLUMNS,
@@ -291,7 +299,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
     """Load a run, checkpoint or `.nemo` file and evaluate it on its training corpus or
     on the one that the overrides name.
 
-    The results are also written to a run's directory, below `evaluations`.
+    The results are also written to a run's directory, below `evaluations`, with the
+    parameters.
     """
     model = load_any_model(path, torch.device("cpu"))
     parameters = check_parameters(override_values(model.config.as_dict(), overrides))
@@ -307,12 +316,29 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str]) -> Evaluation:
     _fit_anew(model, fitted_with, splits, of_training)
     evaluation = evaluate(model, splits)
     if path.is_dir():
-        corpus = f"{parameters.dataset.name}-{splits.pack.digest[:8]}"
-        directory = path / "evaluations" / corpus
+        name = _name_of(evaluation, splits, parameters, file_digest(path / "best.pt"))
+        directory = path / "evaluations" / name
         make_directory(directory)
+        with atomic_write(directory / "parameters.yml") as file:
+            file.write(dump_yaml(parameters.as_dict()).encode())
         write_evaluation(directory, evaluation, splits)
         print(f"written to {directory}")
     return evaluation
+
+
+def _name_of(
+    evaluation: Evaluation, splits: Splits, parameters: Parameters, model: str
+) -> str:
+    """Return a name for an evaluation's directory. It is another for other recordings,
+    speakers, trials, parameters of evaluation, or another digest of the model."""
+    settings = parameters.evaluation.model_dump(exclude={"batch_seconds", "trials"})
+    values = [model, splits.pack.digests, splits.validation, settings]
+    digest = hashlib.sha256(json.dumps(values).encode())
+    for name, test in evaluation.verification.items():
+        digest.update(f"{name} {test.indices}".encode())
+        for column in (test.trials.enrolment, test.trials.test, test.trials.targets):
+            digest.update(column.tobytes())
+    return f"{parameters.dataset.name}-{digest.hexdigest()[:8]}"
 
 
 def _is_split_of_training(

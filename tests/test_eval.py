@@ -393,13 +393,32 @@ def test_a_run_keeps_what_was_found_of_it(checkpoint, tmp_path, command):
     (folder,) = (run / "evaluations").iterdir()
     assert folder.name.startswith("synthetic-")
     texts = ("report.json", "trials.txt", "scores.txt", "errors.tsv")
-    names = (*texts, "det.png", "scores.png", "embeddings.png", "map.html")
+    names = (
+        *texts,
+        "parameters.yml",
+        "det.png",
+        "scores.png",
+        "embeddings.png",
+        "map.html",
+    )
     assert set(names) == {path.name for path in folder.iterdir()}
     report = json.loads((folder / "report.json").read_text())
     eer = report["verification"]["test"]["systems"]["trained"]["eer"]
     files = [f"--{kind}={folder / kind}.txt" for kind in ("scores", "trials")]
     status, shown, _ = command(*files)
     assert (status, f"{eer:.2%}" in shown) == (0, True)
+    lines = (folder / "trials.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "trials.txt").write_text("".join(lines[:-1]))
+    for others in (
+        (),
+        ("dataset.seed=6",),
+        ("dataset.test_fraction=0.5",),
+        ("evaluation.p_target=0.05",),
+        (f"evaluation.trials={tmp_path / 'trials.txt'}",),
+    ):
+        assert command("--checkpoint", run, *strangers, *others)[0] == 0
+    assert len(list((run / "evaluations").iterdir())) == 5
+    assert json.loads((folder / "report.json").read_text()) == report
 
 
 def test_checkpoints_share_a_table(checkpoint, tmp_path, command):
