@@ -49,7 +49,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dataset import UtteranceBatches
 from engine.devices import errors_of_gpu, usable_device
 from exchange.nemo_files import load_any_model
 from recognition.people import People
@@ -66,10 +65,9 @@ from recognition.sounds import (
 )
 from recognition.turns import as_stretches, cut_windows, turns_in
 from recognition.verdicts import Candidate, Comparison, Identification, Threshold, Turn
-from runs.speaker_model import SpeakerModel, embed
+from runs.speaker_model import SpeakerModel, embed_recordings
 from speech.audio import AudioError
 from speech.examination import centred
-from speech.packs import Entry, Pack
 from verification.scoring import Calibration, unit
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
@@ -353,25 +351,9 @@ class Voices:
         limit = SECONDS_IN_MEMORY * self.sample_rate
         for group in _groups(labelled, limit):
             labels, recordings = zip(*group, strict=True)
-            yield from zip(labels, self._embed_group(recordings), strict=True)
-
-    def _embed_group(
-        self, recordings: Sequence[NDArray[np.int16]]
-    ) -> NDArray[np.float32]:
-        lengths = [len(samples) for samples in recordings]
-        offsets = [0, *itertools.accumulate(lengths)][:-1]
-        entries = [
-            Entry("", "", None, None, None, offset, length)
-            for offset, length in zip(offsets, lengths, strict=True)
-        ]
-        joined = torch.from_numpy(np.concatenate(recordings))
-        packed = Pack(joined, entries, self.sample_rate, warnings=[], digests={})
-        seconds = self.model.config.evaluation.batch_seconds
-        batches = UtteranceBatches(
-            packed, range(len(entries)), seconds, self.model.device
-        )
-        with errors_of_gpu(WAY_OUT):
-            return unit(embed(self.model, batches).numpy())
+            with errors_of_gpu(WAY_OUT):
+                vectors = unit(embed_recordings(self.model, recordings).numpy())
+            yield from zip(labels, vectors, strict=True)
 
     def read(self, name: str, sound: Sound) -> Spoken:
         """Return a sound as int16 samples [N] at `sample_rate`, where it holds speech,

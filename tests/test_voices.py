@@ -1,5 +1,6 @@
 """Comparing recordings, recognising enrolled people, and own thresholds."""
 
+import io
 import itertools
 import json
 import math
@@ -12,11 +13,15 @@ import torch
 
 import voices as module
 from conftest import CALIBRATION, RATE, said, write
+from dataset import Splits
 from recognition import own_calibration, sounds
 from recognition.people import People
 from recognition.sounds import Clip, VoiceError
 from recognition.verdicts import Threshold, Turn
+from runs.backend import embed_speech
 from runs.checkpoints import save_checkpoint
+from speech.examination import find_speech, join_speech
+from speech.packs import Entry, Pack
 from verification.calibration import calibrate
 from verification.scoring import Calibration, unit
 from voices import Voices
@@ -40,13 +45,20 @@ def set_calibration(voices: Voices, *numbers: float, strict: float | None = None
     voices.model.backend.calibrations["trained"] = calibration
 
 
+@pytest.fixture
+def people(voices) -> People:
+    """Ann, ben and cy with two clips each."""
+    return voices.enrol(sounds_of(3))
+
+
 # Comparing
 
 
 def test_files_are_compared_as_the_model_hears_them(voices, tmp_path):
     sounds = [said(0, 0), said(1, 0)]
     paths = [write(tmp_path / f"{n}.wav", sounds[n]) for n in (0, 1)]
-    waveforms = [torch.from_numpy(sound)[None] / 32768 for sound in sounds]
+    heard = [join_speech(sound, RATE, find_speech(sound, RATE)) for sound in sounds]
+    waveforms = [torch.from_numpy(speech)[None] / 32768 for speech in heard]
     with torch.inference_mode():
         cosine = torch.cosine_similarity(*map(voices.model, waveforms))
     found = voices.compare(*paths)
@@ -90,13 +102,13 @@ def test_no_verdict_without_a_calibration(checkpoint):
 
 def test_few_sounds_are_in_memory_at_once(voices, monkeypatch):
     sounds = [said(speaker, index) for index in range(2) for speaker in range(4)]
-    clips, embed, counts = voices.listen(sounds), module.embed, []
+    clips, embed, counts = voices.listen(sounds), module.embed_recordings, []
 
-    def counted(model, batches):
-        counts.append(len(batches.indices))
-        return embed(model, batches)
+    def counted(model, recordings):
+        counts.append(len(recordings))
+        return embed(model, recordings)
 
-    monkeypatch.setattr(module, "embed", counted)
+    monkeypatch.setattr(module, "embed_recordings", counted)
     monkeypatch.setattr(module, "SECONDS_IN_MEMORY", 6.5)  # a sound has 2.6 to 3.4 s
     again = voices.listen(sounds)
     assert (sum(counts), max(counts)) == (8, 3)
@@ -105,6 +117,47 @@ def test_few_sounds_are_in_memory_at_once(voices, monkeypatch):
         assert other.vector == pytest.approx(vector, abs=1e-5)
         assert vars(replace(one, vector=0)) == vars(replace(other, vector=0))
     assert voices.embed([]).shape == (0, 24)
+
+
+def test_sounds_as_other_libraries_give_them(voices, tmp_path):
+    sound = said(0, 0)
+    path = write(tmp_path / "a.wav", sound)
+    waveform = torch.from_numpy(sound) / 32768
+    silent = torch.zeros_like(waveform)
+    expected = voices.embed([path])
+    with path.open("rb") as file:
+        same = [
+            *(str(path), path.read_bytes(), memoryview(path.read_bytes()), file),
+            *(sound, waveform, waveform.double().requires_grad_()),
+            *((sound, RATE), (RATE, sound), [waveform[None], np.int64(RATE)]),
+            *(
+                (torch.stack([silent, waveform]), RATE),
+                (np.stack([sound] * 2, 1), RATE),
+            ),
+        ]
+        vectors = voices.embed(same)
+    assert vectors == pytest.approx(np.repeat(expected, len(same), 0), abs=1e-4)
+    for one in (str(path), path, sound, (sound, RATE)):
+        assert voices.embed(one) == pytest.approx(expected, abs=1e-5)
+        assert voices.enrol({"Ann": one}).names.tolist() == ["Ann"]
+    resampled = said(0, 0, 44_100), 44_100
+    assert (voices.embed(resampled) @ expected.T).item() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("sound", "words"),
+    [
+        ((np.zeros((300, 300)), RATE), r"channels.* \[300, 300\]"),
+        ((np.zeros(RATE), 16), "4000 to 384000 Hz, got 16 Hz"),
+        ([0.0] * RATE, "samples, rate.* got list"),
+        (7, "got int"),
+        (b"RIFF", "not readable"),
+        (io.StringIO("text"), "opened for bytes"),
+    ],
+)
+def test_sounds_that_are_none(voices, sound, words):
+    with pytest.raises(VoiceError, match=f"^(array|sound) 1: .*{words}"):
+        voices.embed([said(0, 0), sound])
 
 
 @pytest.mark.parametrize(
@@ -154,6 +207,62 @@ def test_warnings(voices, sound, words):
     assert words in "; ".join(voices.listen([sound])[0].warnings)
 
 
+def test_without_speech_there_is_no_verdict(voices, people):
+    found = voices.compare(HISS, said(0, 0))
+    assert found.cosine is found.llr is found.verdict is found.same_speaker is None
+    assert str(found).startswith("array 0 and array 1: no verdict")
+    assert "array 0: no speech was found" in found.warnings
+    found = voices.identify(HISS, people)
+    assert (found.name, found.nearest, found.margin) == (None, (), None)
+    assert str(found) == "array 0: nobody, 0.0 s of speech"
+    assert voices.who(HISS, people) == []
+    for ask in (
+        lambda: voices.enrol({"dan": [HISS]}, people),
+        lambda: voices.embed([HISS]),
+        lambda: voices.calibrate({**sounds_of(4), "eve": [HISS]}),
+    ):
+        with pytest.raises(VoiceError, match=r"^array \d: expected speech"):
+            ask()
+
+
+def test_silence_and_an_offset_change_no_vector(voices):
+    sound = said(0, 0)
+    silence = np.zeros(20 * RATE, np.int16)
+    for changed in (np.concatenate([silence, sound, silence]), sound + np.int16(328)):
+        vectors = voices.embed([sound, changed])
+        assert vectors[0] @ vectors[1] > 0.999
+
+
+def test_what_is_doubtful_is_said_where_no_result_says_it(voices, people):
+    short = said(0, 0)[: 3 * RATE // 2]
+    for ask in (
+        lambda: voices.enrol({"dan": [short]}),
+        lambda: voices.embed([short]),
+        lambda: voices.who(short, people),
+        lambda: voices.calibrate({**sounds_of(4), "eve": [short]}),
+    ):
+        lines = []
+        voices.warn = lines.append
+        ask()
+        assert sum("s of speech, less than 2 s" in line for line in lines) == 1
+
+
+def test_a_fit_can_hear_what_voices_hears(voices):
+    sounds = [said(0, 0), said(1, 0)]
+    sizes = [len(sound) for sound in sounds]
+    entries = [
+        Entry("", "", None, None, None, offset, size)
+        for offset, size in zip((0, sizes[0]), sizes, strict=True)
+    ]
+    samples = torch.from_numpy(np.concatenate(sounds))
+    splits = Splits(Pack(samples, entries, RATE, [], {}), [], [], [], [], [0, 1])
+    vectors, seconds = embed_speech(voices.model, splits, [1, 0])
+    clips = voices.listen(sounds)
+    assert seconds == pytest.approx([clips[1].speech, clips[0].speech])
+    for vector, clip in zip(unit(vectors.numpy()), clips[::-1], strict=True):
+        assert vector == pytest.approx(clip.vector, abs=1e-5)
+
+
 def test_warnings_about_files(voices, tmp_path):
     narrow = write(tmp_path / "a.wav", said(0, 0, 8000), 8000)
     cut = write(tmp_path / "b.wav", said(0, 0))
@@ -164,12 +273,6 @@ def test_warnings_about_files(voices, tmp_path):
 
 
 # Enrolling and identifying
-
-
-@pytest.fixture
-def people(voices) -> People:
-    """Ann, ben and cy with two clips each."""
-    return voices.enrol(sounds_of(3))
 
 
 def test_a_person_is_the_mean_direction_of_its_clips(voices, people):
@@ -223,6 +326,11 @@ def test_people_of_another_model_are_refused(voices, people, checkpoint, change)
     for ask in (other.enrol, other.identify, other.who):
         with pytest.raises(VoiceError, match=digests):
             ask({} if ask == other.enrol else said(0, 0), people)
+
+
+def test_people_whose_vectors_have_another_size(voices, people):
+    with pytest.raises(VoiceError, match=r"24.* 23$"):
+        voices.identify(said(0, 0), replace(people, vectors=people.vectors[:, 1:]))
 
 
 # Who speaks when

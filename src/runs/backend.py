@@ -1,7 +1,7 @@
 """The trials of a corpus, and a model's backend, fitted to its training corpus.
 
 splits -> `make_split_trials` -> `Trials` by split
-model, splits -> `embed_utterances` -> embeddings [U, E]
+model, splits -> `embed_utterances`, `embed_speech` -> embeddings [U, E]
 model, splits -> `speaker_centroids` -> [S, E]; `fit_backend` -> the model's `Backend`
 
 U utterances, S training speakers, E embedding size.
@@ -10,17 +10,22 @@ U utterances, S training speakers, E embedding size.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dataset import Splits, UtteranceBatches
 from parameters import DatasetParameters, EvaluationParameters
-from runs.speaker_model import SpeakerModel, embed
+from runs.speaker_model import SpeakerModel, embed, embed_recordings
 from speech.corpora import official_trials, without_label
+from speech.examination import find_speech, join_speech
 from verification.calibration import calibrate
 from verification.scoring import Backend
 from verification.trials import TrialError, Trials, make_trials, read_trials
+
+RECORDINGS_AT_ONCE = 256  # whose speech is in memory
 
 
 def embed_utterances(
@@ -29,6 +34,26 @@ def embed_utterances(
     """Return the embeddings of these utterances of the pack, [U, E]."""
     seconds = model.config.evaluation.batch_seconds
     return embed(model, UtteranceBatches(splits.pack, indices, seconds, model.device))
+
+
+def embed_speech(
+    model: SpeakerModel, splits: Splits, indices: Sequence[int]
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Return the embeddings of the speech in these utterances, as `voices.py` embeds
+    recordings, [U, E], and the seconds of speech in each, [U]."""
+    rate, least = splits.pack.sample_rate, model.config.front_end.min_seconds
+    embeddings, seconds = [], []
+    for begin in range(0, len(indices), RECORDINGS_AT_ONCE):
+        heard = []
+        for index in indices[begin : begin + RECORDINGS_AT_ONCE]:
+            entry = splits.pack.entries[index]
+            end = entry.offset + entry.samples
+            samples = splits.pack.samples[entry.offset : end].numpy()
+            stretches = find_speech(samples, rate)
+            heard.append(join_speech(samples, rate, stretches, least))
+            seconds.append(sum(stop - start for start, stop in stretches))
+        embeddings.append(embed_recordings(model, heard))
+    return torch.cat(embeddings), np.array(seconds)
 
 
 def speaker_centroids(model: SpeakerModel, splits: Splits, count: int) -> Tensor:

@@ -2,14 +2,18 @@
 
 `build_model` -> `SpeakerModel`: waveforms -> embeddings
 `SpeakerModel`, batches -> `embed` -> embeddings [U, E]
+`SpeakerModel`, samples of each recording [N] -> `embed_recordings` -> embeddings [U, E]
 
 B utterances in a batch, U in all, N samples, E embedding size.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -20,6 +24,7 @@ from losses import build_loss
 from models import FLOP_PER_PRODUCT, build_encoder
 from parameters import Parameters
 from speech.corpora import people_key, without_label
+from speech.packs import Entry, Pack
 from transforms import FrontEnd
 from verification.scoring import Backend
 
@@ -122,3 +127,23 @@ def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
     means = vectors.new_zeros(len(utterances), vectors.shape[1])
     means.index_add_(0, rows, vectors).div_(counts[:, None])
     return means[torch.searchsorted(utterances, torch.tensor(batches.indices))]
+
+
+def embed_recordings(
+    model: SpeakerModel, recordings: Sequence[NDArray[np.int16]]
+) -> Tensor:
+    """Embed the samples [N] of each recording, at the front end's rate; return [U, E]
+    float32."""
+    lengths = [len(samples) for samples in recordings]
+    offsets = [0, *itertools.accumulate(lengths)][:-1]
+    entries = [
+        Entry("", "", None, None, None, offset, length)
+        for offset, length in zip(offsets, lengths, strict=True)
+    ]
+    joined = torch.from_numpy(np.concatenate(recordings))
+    rate = model.config.front_end.sample_rate
+    packed = Pack(joined, entries, rate, warnings=[], digests={})
+    seconds = model.config.evaluation.batch_seconds
+    return embed(
+        model, UtteranceBatches(packed, range(len(entries)), seconds, model.device)
+    )

@@ -18,7 +18,7 @@ import dataset
 from commands import folder
 from commands.parser import main
 from commands.voices_commands import COMMANDS
-from conftest import RATE, REPOSITORY, interrupt, said, write
+from conftest import RATE, REPOSITORY, interrupt, noise, said, write
 from recognition.people import load_people
 from recognition.vectors import STAMPS, load_vectors
 from voices import Voices
@@ -113,6 +113,28 @@ def test_comparisons_for_programs(command, voices):
     assert found["verdict"] == expected.verdict
     assert found["same_speaker"] == expected.same_speaker
     assert found["threshold"] == asdict(expected.threshold)
+
+
+def test_recordings_without_speech(command, store):
+    write(Path("hiss.wav"), noise())
+    status, out, err = command("compare hiss.wav hiss.wav --json")
+    assert (status, json.loads(out)[0]["verdict"]) == (2, None)
+    assert err == "error: hiss.wav: expected speech, no speech was found\n"
+    status, out, _ = command(f"compare hiss.wav {PAIR}")
+    assert (status, out.count("no verdict")) == (0, 2)
+    for line in ("enrol dan=hiss.wav", "identify hiss.wav"):
+        status, out, err = command(f"{line} --store {store}")
+        assert (status, "hiss.wav" in out + err) == (2 * ("enrol" in line), True)
+    Path("people/ann/hiss.wav").write_bytes(Path("hiss.wav").read_bytes())
+    assert "skipped people/ann/hiss.wav: " in command("embed people out.npz")[2]
+
+
+def test_few_of_many_warnings_are_printed(command):
+    write(Path("short.wav"), said(0, 0)[: RATE // 2])
+    files = ",".join(["short.wav"] * 30)
+    lines = command(f"enrol ann={files} --store p.npz")[2].splitlines()
+    assert lines[0].startswith("warning: short.wav: 0.")
+    assert (len(lines), "more" in lines[-1]) == (21, True)
 
 
 def test_a_comparison_that_cannot_be_made(command, strike):
@@ -237,8 +259,10 @@ def test_a_long_recording_has_a_row_for_each_window(command, monkeypatch, voices
     rows = rows_of("out.npz")
     assert rows["begin"].tolist() == [0, 1.5, 3]
     assert rows["end"].tolist() == [2, 3.5, 5]
-    windows = [sound[24_000 * n : 24_000 * n + 32_000] for n in range(3)]
-    assert rows["vector"] == pytest.approx(voices.embed(windows), abs=1e-5)
+    whole = voices.read("a", sound)
+    parts = [whole.part(24_000 * n, 24_000 * n + 32_000) for n in range(3)]
+    vectors = voices.embed_samples(part.heard(0.3) for part in parts)
+    assert rows["vector"] == pytest.approx(vectors, abs=1e-5)
 
 
 def test_embedding_goes_on_where_it_was_stopped(command, monkeypatch, strike):
