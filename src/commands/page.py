@@ -29,7 +29,7 @@ from commands.answers import Answers, explain
 from errors import UserError
 from recognition.people import People
 from recognition.sounds import VoiceError
-from speech.folders import EXTENSIONS
+from speech.audio import EXTENSIONS
 from voices import Voices
 
 MAX_UPLOAD = "32mb"

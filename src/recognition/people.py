@@ -21,7 +21,7 @@ from engine.files import atomic_write
 from errors import JOINERS, first_line, is_printable
 from recognition.sounds import Clip, VoiceError
 from recognition.verdicts import UNKNOWN
-from speech.folders import EXTENSIONS, audio_files, folders_in
+from speech.folders import AUDIO_FILES, audio_files, folders_in
 from verification.scoring import unit
 
 STORE_VERSION = 1
@@ -221,6 +221,6 @@ def audio_below(folder: Path) -> list[Path]:
         raise VoiceError(f"{folder}: cannot be read: {error.strerror}") from None
     if not files:
         raise VoiceError(
-            f"{folder}: expected {', '.join(EXTENSIONS)} files, found none"
+            f"{folder}: expected {AUDIO_FILES}, found none"
         )
     return files

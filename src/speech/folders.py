@@ -13,9 +13,10 @@ from typing import Any
 from urllib.parse import quote
 
 from parameters import DatasetParameters
+from speech.audio import EXTENSIONS
 from speech.utterances import SPEAKER_SPLITS, CorpusError, Utterance
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+AUDIO_FILES = f"{', '.join(EXTENSIONS[:5])} or other audio files"
 
 
 def scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
@@ -48,8 +49,7 @@ def scan_folder(parameters: DatasetParameters) -> Iterator[Utterance]:
         ]
         if not paths:
             raise CorpusError(
-                f"{home}: expected <speaker>/** with {', '.join(EXTENSIONS)} files, "
-                "found none"
+                f"{home}: expected <speaker>/** with {AUDIO_FILES}, found none"
             )
         for speaker, path in paths:
             name = quoted(path.relative_to(root).as_posix())
@@ -75,7 +75,7 @@ def recordings_below(root: Path, wanted: Callable[[Path], bool]) -> list[Utteran
         raise CorpusError(f"{where}: cannot be used: {error.strerror}") from None
     names = sorted(path for path in paths if wanted(path))
     if not names:
-        raise CorpusError(f"{root}: expected {', '.join(EXTENSIONS)} files, found none")
+        raise CorpusError(f"{root}: expected {AUDIO_FILES}, found none")
     return [Utterance(quoted(n.as_posix()), n.parts[0], root / n) for n in names]
 
 

@@ -26,6 +26,23 @@ def test_speakers_at_the_first_level(tmp_path):
         assert len(load_recording(utterance.source, RATE).samples) >= 1600
 
 
+def test_no_audio_file_is_passed_over(tmp_path, monkeypatch):
+    """What libsndfile reads is read; the rest is listed where there is no ffmpeg."""
+    monkeypatch.setenv("PATH", "")
+    tree(tmp_path, "a/1.aiff", "a/2.au", "a/3.caf", "a/4.W64")
+    tree(tmp_path, "b/1.wav")
+    names = ("2.m4a", "3.WebM", "4.mp4", "5.amr", "6.wma")
+    for name in names:
+        (tmp_path / "b" / name).write_bytes(b"\0\0\0\x20ftypM4A " + bytes(999))
+    packed = pack(scanned("folder", tmp_path), tmp_path / "pack", RATE)
+    assert [entry.id for entry in packed.entries] == [
+        *("a/1.aiff", "a/2.au", "a/3.caf", "a/4.W64", "b/1.wav")
+    ]
+    skipped = [line.split(":")[0] for line in packed.warnings]
+    assert skipped == [f"skipped b/{name}" for name in names]
+    assert packed.warnings[1].endswith("ffmpeg -i x.webm x.wav")
+
+
 def test_named_splits(tmp_path):
     tree(tmp_path, "train/a/1.wav", "development/b/1.wav", "train/c/1.wav")
     (tmp_path / "notes.txt").write_text("ignored")
