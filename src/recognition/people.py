@@ -220,7 +220,5 @@ def audio_below(folder: Path) -> list[Path]:
     except OSError as error:
         raise VoiceError(f"{folder}: cannot be read: {error.strerror}") from None
     if not files:
-        raise VoiceError(
-            f"{folder}: expected {AUDIO_FILES}, found none"
-        )
+        raise VoiceError(f"{folder}: expected {AUDIO_FILES}, found none")
     return files
