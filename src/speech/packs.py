@@ -185,11 +185,10 @@ def pack(
     written.
     """
     requirements = sample_rate, min_seconds, is_speech
-    earlier = directory  # the name that earlier versions gave it
     directory = directory.with_name(f"{directory.name}-{sample_rate}-{min_seconds:g}")
     try:
         fingerprint = _fingerprint(corpus, sample_rate, min_seconds)
-        packed = open_pack(directory, fingerprint) or open_pack(earlier, fingerprint)
+        packed = open_pack(directory, fingerprint)
         if packed is None:
             target = Path(os.path.realpath(directory))  # a link stays
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -201,13 +201,11 @@ def test_a_pack_keeps_its_mode_and_its_link(home, place, tmp_path, corpus, packe
     assert target.stat().st_mode & 0o777 == 0o750
 
 
-def test_packs_of_two_rates_stay(corpus, packed, home, place, monkeypatch):
+def test_packs_of_two_rates_stay(corpus, packed, monkeypatch):
     made = packed(corpus)
     packed(corpus, sample_rate=8000)
     packed(corpus, min_seconds=0.1)
     monkeypatch.setattr(packs, "load_recording", None)
-    assert packed(corpus).entries == made.entries
-    place.rename(home / "x")  # as earlier versions named it
     assert packed(corpus).entries == made.entries
 
 
