@@ -15,8 +15,8 @@ sound, `People` -> `Voices.who` -> `Turn`s
     python src/voices.py who MEETING.wav --store people.npz [--rttm out.rttm]
     python src/voices.py demo
 
-U clips, N samples, P people, E embedding size. A sound is an audio file or an array of
-samples. Without `--checkpoint` the encoder is the one that comes with the repository.
+U clips, N samples, P people, E embedding size. Without
+`--checkpoint` the encoder is the one that comes with the repository.
 
 The encoder's calibration maps a cosine to a log likelihood ratio: above 0 the clips are
 more likely to be of one person. It is a natural log, so 2.3 means ten times as likely.
@@ -51,17 +51,15 @@ from numpy.typing import NDArray
 
 from engine.devices import errors_of_gpu, usable_device
 from exchange.nemo_files import load_any_model
+from recognition.inputs import Sound, as_list, load_sound, with_names
 from recognition.people import People
 from recognition.sounds import (
     MIN_SECONDS,
     Clip,
-    Sound,
     Spoken,
     VoiceError,
     listen_to,
-    load_sound,
     refuse_without_speech,
-    with_names,
 )
 from recognition.turns import as_stretches, cut_windows, turns_in
 from recognition.verdicts import Candidate, Comparison, Identification, Threshold, Turn
@@ -84,8 +82,13 @@ Label = TypeVar("Label")
 class Voices:
     """A speaker model in use.
 
-    Sounds are audio files of any rate and format, or arrays [N] at `sample_rate`,
-    either int16 or floating point in [-1, 1]. `channel` chooses one of each file,
+    A sound is the path of an audio file, its content as bytes, the file opened for
+    bytes, or (samples, rate): an array or tensor [N], [C, N] or [N, C], int16 or
+    floating point in [-1, 1], and its rate in Hz. Samples [N] without a rate are taken
+    for samples at `sample_rate`; nothing tells if they have another, and verdicts are
+    then wrong. Where several sounds are expected, one counts as a list of it.
+
+    `channel` chooses one of each file,
     counted from 0. Methods raise `VoiceError` for a sound that cannot be used. What is
     doubtful in one stands in `warnings` of their results; those of `enrol`, `who`,
     `calibrate` and `embed` have none, so these call `warn` with each line.
@@ -212,6 +215,9 @@ class Voices:
                 f"those of {people.model} ({people.digest[:8]}); vectors of two models "
                 "cannot be compared"
             )
+        size, expected = people.vectors.shape[1], self.model.encoder.embedding_size
+        if size != expected:
+            raise VoiceError(f"expected people's vectors [U, {expected}], got {size}")
         return people
 
     def disagreements(self, people: People, names: Sequence[str]) -> list[str]:
@@ -313,6 +319,7 @@ class Voices:
         # Loads scikit-learn, which nothing else here needs.
         from recognition.own_calibration import calibrate_on, refuse_few_people
 
+        sounds = {name: as_list(several) for name, several in sounds.items()}
         speakers = np.repeat(list(sounds), [*map(len, sounds.values())])
         refuse_few_people(speakers)
         vectors = torch.from_numpy(self.embed([*itertools.chain(*sounds.values())]))

@@ -160,6 +160,12 @@ def test_sounds_that_are_none(voices, sound, words):
         voices.embed([said(0, 0), sound])
 
 
+def test_one_sound_is_a_list_of_it(voices, tmp_path):
+    path = str(write(tmp_path / "a.wav", said(0, 0)))
+    assert voices.embed(path) == pytest.approx(voices.embed([path]))
+    assert voices.enrol({"Ann": path}).clips.tolist() == [path]
+
+
 @pytest.mark.parametrize(
     ("samples", "words"),
     [
@@ -326,6 +332,11 @@ def test_people_of_another_model_are_refused(voices, people, checkpoint, change)
     for ask in (other.enrol, other.identify, other.who):
         with pytest.raises(VoiceError, match=digests):
             ask({} if ask == other.enrol else said(0, 0), people)
+
+
+def test_people_whose_vectors_have_another_size(voices, people):
+    with pytest.raises(VoiceError, match=r"24.* 23$"):
+        voices.identify(said(0, 0), replace(people, vectors=people.vectors[:, 1:]))
 
 
 def test_people_whose_vectors_have_another_size(voices, people):

@@ -1,35 +1,25 @@
 """One recording: its samples, its speech, and what makes a verdict on it less sure.
 
-sound -> `load_sound` -> `Recording` -> `listen_to` -> `Spoken` -> what is embedded
+`Recording` -> `listen_to` -> `Spoken` -> what is embedded
 
-N samples, E embedding size. A sound is an audio file or an array of samples.
+N samples, E embedding size.
 """
 
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from errors import UserError
-from speech.audio import (
-    FULL_SCALE,
-    AudioError,
-    ChannelError,
-    Recording,
-    Segment,
-    check_length,
-    load_recording,
-)
+from speech.audio import Recording
 from speech.examination import examine, find_speech, join_speech
 
 MIN_SECONDS = 0.3  # the shortest sound; a shorter one holds no voice
 LITTLE_SPEECH = 2.0  # seconds; verdicts on less speech are less sure
 NO_SPEECH = "no speech was found"
-Sound = str | Path | np.ndarray
 
 
 class VoiceError(UserError):
@@ -97,38 +87,6 @@ def refuse_without_speech(clips: Sequence[Clip]) -> None:
             raise VoiceError(f"{clip.name}: expected speech, {NO_SPEECH}")
 
 
-def with_names(sounds: Sequence[Sound]) -> list[tuple[str, Sound]]:
-    """Name each sound: files by their paths, arrays by their positions."""
-    return [
-        (f"array {i}" if isinstance(sound, np.ndarray) else str(sound), sound)
-        for i, sound in enumerate(sounds)
-    ]
-
-
-def load_sound(
-    sound: Sound, sample_rate: int, min_seconds: float, channel: int | None = None
-) -> Recording:
-    """Return a sound as int16 samples [N] at `sample_rate`, with the warning of
-    `load_recording`; `channel` is that of a file, unless the file has only one.
-
-    An array is int16 or floating point in [-1, 1], at `sample_rate` already. Raises
-    `AudioError` if the sound cannot be decoded or is too short.
-    """
-    if isinstance(sound, np.ndarray):
-        recording = Recording(_as_int16(sound), sample_rate)
-        check_length(len(sound), sample_rate, min_seconds)
-        return recording
-    segment = Segment(Path(sound), channel=channel)
-    try:
-        return load_recording(segment, sample_rate, min_seconds)
-    except ChannelError as error:
-        if error.num_channels > 1:
-            raise
-        recording = load_recording(segment.path, sample_rate, min_seconds)
-        faults = f"one channel, taken for channel {channel}", recording.warning
-        return replace(recording, warning="; ".join(filter(None, faults)))
-
-
 def listen_to(name: str, recording: Recording, sample_rate: int) -> Spoken:
     """Examine a recording and find its speech; raise `AudioError` if it cannot be used.
 
@@ -142,22 +100,3 @@ def listen_to(name: str, recording: Recording, sample_rate: int) -> Spoken:
     elif spoken.speech < LITTLE_SPEECH:
         doubts.append(f"{spoken.speech:.1f} s of speech, less than {LITTLE_SPEECH:g} s")
     return replace(spoken, warnings=tuple(f"{name}: {doubt}" for doubt in doubts))
-
-
-def _as_int16(samples: np.ndarray) -> NDArray[np.int16]:
-    if samples.ndim != 1 or samples.dtype.kind not in "fi":
-        raise AudioError(
-            "expected samples [N], int16 or floating point, "
-            f"got {samples.dtype} {list(samples.shape)}"
-        )
-    if samples.dtype == np.int16:
-        return samples
-    if samples.dtype.kind == "i":
-        raise AudioError(f"expected int16 or floating point, got {samples.dtype}")
-    if not np.isfinite(samples).all():
-        raise AudioError("expected finite samples, found NaN or infinity")
-    peak = np.abs(samples).max(initial=0)
-    if peak > 2:  # between 1 and 2 it is clipped, as in files
-        raise AudioError(f"expected samples in [-1, 1], got {peak:g}")
-    scaled = (samples * FULL_SCALE).round()
-    return scaled.clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
