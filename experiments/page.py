@@ -5,6 +5,7 @@
 Needs init/requirements-dev.txt, and Chromium.
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -27,7 +28,8 @@ SIZE = {"width": 1000, "height": 600}  # pixels
 def main(target: Path) -> None:
     """Upload two recordings of one voice, press the button, save a screenshot."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        page = open_page(Voices.load(), "127.0.0.1", Path(folder))
+        voices = Voices.load()
+        page = open_page(voices, "127.0.0.1", Path(folder))
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         tab = browser.new_page(viewport=SIZE)
         tab.goto(page.local_url)
@@ -44,6 +46,8 @@ def main(target: Path) -> None:
         tab.screenshot(path=target, full_page=True, quality=80)
         browser.close()
         page.close()
+    shown = json.dumps({"encoder": voices.digest})
+    target.with_suffix(".json").write_text(f"{shown}\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from verification.metrics import equal_error_rate
 from verification.records import Verification
 from verification.scoring import cosine_scores
 from verification.trials import make_trials
+from voices import Voices
 
 CPU = torch.device("cpu")
 TEST_OTHER = (
@@ -66,7 +68,7 @@ def make(run: Path, released: Path) -> None:
 
 def measure(released: Path, figures: Path) -> None:
     """Write how the released encoder does on each test."""
-    reports = {}
+    reports: dict[str, Any] = {"encoder": Voices.load(released).digest}
     for name, overrides in (("mixture", ()), ("librispeech", TEST_OTHER)):
         evaluation = evaluate_checkpoint(released, overrides)
         print_table(as_table(evaluation))
@@ -131,6 +133,8 @@ def draw(released: Path, figure: Path) -> None:
     title = f"speechocean762, never heard in training, EER {eer:.1%}"
     systems = {"TitaNet-S": embeddings.numpy()}
     draw_embeddings(systems, speakers, title, model.config.seed).savefig(figure)
+    shown = json.dumps({"encoder": Voices.load(released).digest})
+    figure.with_suffix(".json").write_text(f"{shown}\n")
 
 
 def curves(run: Path, figure: Path) -> None:

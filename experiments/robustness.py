@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from speech.surroundings import load_noise, load_responses
 from transforms import Noise, Reverberation, Telephone
 from verification.metrics import equal_error_rate
 from verification.scoring import cosine_scores
+from voices import Voices
 
 SNR_DB = 5.0
 
@@ -57,8 +59,9 @@ def in_a_noisy_room(parameters: Parameters, device: torch.device) -> Callable:
     return lambda waveforms: noise(room(waveforms))
 
 
-def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
-    """Return EERs of a run's best checkpoint on each corpus, by what it hears."""
+def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, Any]]:
+    """Return EERs of a run's best checkpoint on each corpus, by what it hears, and the
+    digest of its encoder."""
     model = load_model(run, torch.device("cpu"))
     values = override_values(model.config.as_dict(), overrides)
     parameters = check_parameters(values)
@@ -71,13 +74,14 @@ def measure(run: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
     augmentation = parameters.augmentation
     if augmentation.reverberation.held_out and augmentation.noise.held_out:
         models["degraded"] = hearing(model, in_a_noisy_room(parameters, device))
-    eers = {}
+    eers: dict[str, dict[str, Any]] = {}
+    digest = Voices(model).digest
     tests, seconds = splits.by_corpus("test"), parameters.evaluation.batch_seconds
     for name, indices in tests.items():
         batches = UtteranceBatches(splits.pack, indices, seconds, device)
         targets = trials[name].targets
         key = f"{run} {name}" if len(tests) > 1 else str(run)
-        eers[key] = {}
+        eers[key] = {"encoder": digest}
         for condition, heard in models.items():
             torch.manual_seed(parameters.seed)
             scores = cosine_scores(embed(heard, batches), trials[name])
@@ -94,7 +98,7 @@ def main() -> int:
     runs = [Path(argument) for argument in arguments if "=" not in argument]
 
     def command() -> None:
-        eers: dict[str, dict[str, float]] = {}
+        eers: dict[str, dict[str, Any]] = {}
         for run in runs:
             eers |= measure(run, overrides)
         print(json.dumps(eers, indent=1))

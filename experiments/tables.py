@@ -32,14 +32,32 @@ Figures = Mapping[str, Any]  # as `documents.read_figures` returns them
 # README.md and docs/voices.md
 
 
-def released(figures: Figures) -> str:
-    """The released encoder beside systems that learned nothing."""
-    rows = [["test set (speakers)", "released encoder", "untrained", "mean spectrum"]]
-    for test, systems in figures["released"].items():
-        names = "trained", "untrained", "mean log-mel"
-        eers = [interval(systems[name], "eer") for name in names]
-        rows.append([f"{test} ({systems['trained']['num_speakers']})", *eers])
+def systems(figures: Figures) -> str:
+    """EER of each system on each test, worst first."""
+    runs_by_model, released = study_runs(figures), figures["released"]
+    rows = [["", "weights", *(f"{test}, EER %" for test in TESTS.values())]]
+    spectra = [interval(of["mean log-mel"], "eer") for of in released.values()]
+    rows.append(["mean spectrum", "", *spectra])
+    for model, shown in (
+        ("d-vector, CE", "d-vector, cross-entropy"),
+        ("TitaNet, CE", "TitaNet-S, cross-entropy"),
+        ("TitaNet, ArcFace", "TitaNet-S, ArcFace"),
+    ):
+        runs = runs_by_model[model]
+        eers = [[run["tests"][t]["trained"]["eer"] for run in runs] for t in TESTS]
+        spreads = [spread(of_test, 100, 1) for of_test in eers]
+        rows.append([shown, millions(runs[0]["weights"]), *spreads])
+    peer = figures["ecapa"]["ECAPA-TDNN"]
+    eers = [percent(peer["eer"][test]) for test in TESTS.values()]
+    rows.insert(-1, ["ECAPA-TDNN", millions(peer["weights"]), *eers])
+    eers = [interval(of["trained"], "eer") for of in released.values()]
+    rows.append(["**released encoder**", rows[-1][1], *eers])
     return table(*rows)
+
+
+def millions(weights: float) -> str:
+    """Return a number of weights as tables show it."""
+    return f"{weights / 1e6:.2f} M"
 
 
 def thresholds(figures: Figures) -> str:
@@ -207,7 +225,7 @@ def study_trainings(figures: Figures) -> str:
             mean(report["accuracy"] for report in run["identification"].values())
             for run in runs
         ]
-        weights, hours = f"{first['weights'] / 1e6:.2f} M", f"{first['hours']:.0f}"
+        weights, hours = millions(first["weights"]), f"{first['hours']:.0f}"
         counts = str(len(runs)), str(first["epochs"])
         rows.append([model, weights, *counts, hours, spread(accuracies, 100, 1)])
         commands += f"{first['command']}\n"
@@ -252,8 +270,8 @@ def ecapa(figures: Figures) -> str:
     rows = [["", "weights", "steps", *(f"{test}, EER %" for test in TESTS.values())]]
     for name, system in figures["ecapa"].items():
         eers = [percent(system["eer"][test]) for test in TESTS.values()]
-        weights, steps = f"{system['weights'] / 1e6:.2f} M", f"{system['steps']:,}"
-        rows.append([name, weights, steps, *eers])
+        counts = millions(system["weights"]), f"{system['steps']:,}"
+        rows.append([name, *counts, *eers])
     return table(*rows)
 
 
@@ -275,7 +293,7 @@ def telephone(figures: Figures) -> str:
         ("telephone encoder", "titanet-s-telephone"),
     ):
         reports = [figures["telephone"][f"init/{name}.pt test/{c}"] for c in CORPORA]
-        eers = [percent(r[condition]) for r in reports for condition in r]
+        eers = [percent(r[of]) for r in reports for of in ("clean", "telephone")]
         rows.append([shown, *eers])
     return table(*rows)
 

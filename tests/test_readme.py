@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import documents
+import stale
 from conftest import REPOSITORY
 from documents import ASSETS, DOCUMENTS
 from engine.parameter_files import SHIPPED, load_parameters, parse_yaml
@@ -58,9 +59,37 @@ def test_links_lead_somewhere(document):
 
 def test_every_figure_is_shown():
     text = "".join(path.read_text() for path in DOCUMENTS)
-    shown = set(re.findall(r"\]\((?:\.\./)?assets/([\w-]+\.(?:png|jpg))\)", text))
-    pictures = {".png", ".jpg"}
-    assert shown == {p.name for p in ASSETS.iterdir() if p.suffix in pictures}
+    shown = set(re.findall(r"\]\((?:\.\./)?assets/([\w/-]+\.(?:png|jpg))\)", text))
+    pictures = (*ASSETS.rglob("*.png"), *ASSETS.rglob("*.jpg"))
+    assert shown == {str(picture.relative_to(ASSETS)) for picture in pictures}
+
+
+class Read(dict):
+    """Figures that note the names which are looked up."""
+
+    def __init__(self, figures: dict) -> None:
+        super().__init__(figures)
+        self.names = set()
+
+    def __getitem__(self, name: str):
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+def test_figures_are_of_the_released_encoder():
+    assert stale.stale_files() == [], "python experiments/stale.py"
+
+
+def test_an_earlier_encoder_is_called_one(document, figures):
+    text, read = document.read_text(encoding="utf-8"), Read(figures)
+    documents.write(text, read)
+    read.names |= set(re.findall(r"assets/([\w-]+)\.", text))
+    older = {
+        name
+        for name, encoders in stale.measured_encoders().items()
+        if any(encoder.startswith(stale.EARLIER) for encoder in encoders)
+    }
+    assert not older & read.names or stale.EARLIER in text
 
 
 def test_readme_leads_to_every_document():
