@@ -1,6 +1,5 @@
 """Comparing recordings, recognising enrolled people, and own thresholds."""
 
-import io
 import itertools
 import json
 import math
@@ -117,47 +116,6 @@ def test_few_sounds_are_in_memory_at_once(voices, monkeypatch):
         assert other.vector == pytest.approx(vector, abs=1e-5)
         assert vars(replace(one, vector=0)) == vars(replace(other, vector=0))
     assert voices.embed([]).shape == (0, 24)
-
-
-def test_sounds_as_other_libraries_give_them(voices, tmp_path):
-    sound = said(0, 0)
-    path = write(tmp_path / "a.wav", sound)
-    waveform = torch.from_numpy(sound) / 32768
-    silent = torch.zeros_like(waveform)
-    expected = voices.embed([path])
-    with path.open("rb") as file:
-        same = [
-            *(str(path), path.read_bytes(), memoryview(path.read_bytes()), file),
-            *(sound, waveform, waveform.double().requires_grad_()),
-            *((sound, RATE), (RATE, sound), [waveform[None], np.int64(RATE)]),
-            *(
-                (torch.stack([silent, waveform]), RATE),
-                (np.stack([sound] * 2, 1), RATE),
-            ),
-        ]
-        vectors = voices.embed(same)
-    assert vectors == pytest.approx(np.repeat(expected, len(same), 0), abs=1e-4)
-    for one in (str(path), path, sound, (sound, RATE)):
-        assert voices.embed(one) == pytest.approx(expected, abs=1e-5)
-        assert voices.enrol({"Ann": one}).names.tolist() == ["Ann"]
-    resampled = said(0, 0, 44_100), 44_100
-    assert (voices.embed(resampled) @ expected.T).item() > 0.99
-
-
-@pytest.mark.parametrize(
-    ("sound", "words"),
-    [
-        ((np.zeros((300, 300)), RATE), r"channels.* \[300, 300\]"),
-        ((np.zeros(RATE), 16), "4000 to 384000 Hz, got 16 Hz"),
-        ([0.0] * RATE, "samples, rate.* got list"),
-        (7, "got int"),
-        (b"RIFF", "not readable"),
-        (io.StringIO("text"), "opened for bytes"),
-    ],
-)
-def test_sounds_that_are_none(voices, sound, words):
-    with pytest.raises(VoiceError, match=f"^(array|sound) 1: .*{words}"):
-        voices.embed([said(0, 0), sound])
 
 
 def test_one_sound_is_a_list_of_it(voices, tmp_path):
@@ -332,11 +290,6 @@ def test_people_of_another_model_are_refused(voices, people, checkpoint, change)
     for ask in (other.enrol, other.identify, other.who):
         with pytest.raises(VoiceError, match=digests):
             ask({} if ask == other.enrol else said(0, 0), people)
-
-
-def test_people_whose_vectors_have_another_size(voices, people):
-    with pytest.raises(VoiceError, match=r"24.* 23$"):
-        voices.identify(said(0, 0), replace(people, vectors=people.vectors[:, 1:]))
 
 
 def test_people_whose_vectors_have_another_size(voices, people):
