@@ -141,9 +141,18 @@ def print_table(rows: list[list[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
+class Markup(str):
+    """A cell that is HTML."""
+
+    __slots__ = ()
+
+
 def html_table(rows: list[list[str]]) -> str:
-    """Return a table of text as HTML."""
-    header, *body = [[html.escape(cell) for cell in row] for row in rows]
+    """Return a table of text, and of `Markup`, as HTML."""
+    header, *body = [
+        [cell if isinstance(cell, Markup) else html.escape(cell) for cell in row]
+        for row in rows
+    ]
     head = "".join(f"<th>{cell}</th>" for cell in header)
     name = '<td style="text-align: left">'
     lines = [f"<tr>{name}{'</td><td>'.join(cells)}</td></tr>" for cells in body]

@@ -5,7 +5,7 @@
 runs/<name>/  parameters.yml  metrics.jsonl  trials.txt  scores.txt  errors.tsv
               report.json  embeddings.png  det.png  scores.png  last.pt  best.pt
 
-Metrics have the same names in `metrics.jsonl` and on W&B.
+`wandb_mirror.page_name` says what the metrics of `metrics.jsonl` are called on W&B.
 """
 
 import itertools

@@ -1,14 +1,18 @@
 """A run's page on W&B, which shows what the run directory holds.
 
-A step of the page is an epoch; the last one also has the results. Only this module
-imports wandb, and calls it in a thread: whatever wandb does, training goes on.
+A step of the page is an epoch; the last one also has the results. `page_name` says how
+metrics are called there. Only this module imports wandb, and calls it in a thread:
+whatever wandb does, training goes on.
 """
 
 import codecs
 import json
 import netrc
 import os
+import shlex
+import shutil
 import stat
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,26 +21,30 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dataset import SPLIT_NAMES, Splits
 from parameters import Parameters
-from reports.spectrogram import colour_spectrogram
-from reports.tables import as_errors, as_summary, as_table
-from speech.packs import Pack
+from reports.error_table import error_table
+from reports.tables import as_summary, as_table, html_table
+from runs.tally import SPENT
 from verification.records import Evaluation
 
 START_SECONDS = 20  # the longest that W&B may delay the start of a run
 END_SECONDS = 30  # the longest that it may delay the end
 SERVER_SHARE = 0.7  # of these times, which wandb may spend waiting for its server
-# Metrics that others can be drawn against. Their own charts would be straight lines.
-AXES = ("epoch", "step", "spent/seconds", "spent/audio_seconds", "spent/flop")
 ENVIRONMENT = {
     "WANDB_ERROR_REPORTING": "false",  # it would delay the exit if the server hangs
-    "WANDB_HTTP_TIMEOUT": "5",  # seconds that a table may wait, instead of 19
+    "WANDB_HTTP_TIMEOUT": "5",  # seconds that a request may wait, instead of 19
 }
-
+# Sections of the page that are not named after what is measured.
+SECTIONS = {
+    **dict.fromkeys(("learning_rate", "margin"), "schedule"),
+    **dict.fromkeys(
+        (*SPENT, "step", "audio_seconds_per_second", "skipped_steps"), "spent"
+    ),
+}
+# Others can be drawn against these. Their own charts would be straight lines.
+AXES = [f"spent/{name}" for name in (*SPENT, "step")]
+STYLE = "<style>body { font: 13px sans-serif } td, th { padding: 2px 8px }</style>"
 PROJECT = "titanet"  # where neither the parameters nor WANDB_PROJECT name one
 MODES = {  # values of WANDB_MODE, wandb's older words among them
     **{mode: mode for mode in ("online", "offline", "disabled")},
@@ -45,6 +53,21 @@ MODES = {  # values of WANDB_MODE, wandb's older words among them
 }
 
 Action = Callable[[Any, Any], None]  # gets the wandb module and the W&B run
+
+
+def page_name(metric: str) -> str:
+    """Return the page's name for a metric: `loss/train` for `train/loss`.
+
+    W&B draws in the order of names, in a browser as in a terminal. This order begins
+    with what tells whether a model learns and how good it is: accuracy, EER, loss,
+    minDCF, the schedule of rate and margin. What was spent and gradients end it.
+    """
+    subject, _, quantity = metric.rpartition("/")
+    if subject == "gradient_norm":
+        return f"weights/gradient/{quantity}"
+    if quantity in SECTIONS:
+        return f"{SECTIONS[quantity]}/{quantity}"
+    return f"{quantity}/{subject}"
 
 
 def new_id() -> str:
@@ -89,7 +112,8 @@ class Mirror:
             self.step = epoch
             # The last step stays open for the results.
             commit = epoch < self.parameters.training.epochs
-            self._enqueue(lambda wandb, page: page.log(dict(metrics), epoch, commit))
+            named = {page_name(k): v for k, v in metrics.items() if k != "epoch"}
+            self._enqueue(lambda wandb, page: page.log(named, epoch, commit))
 
     def log_evaluation(self, evaluation: Evaluation, splits: Splits) -> None:
         """Log a run's results: the plots in its directory, tables, the main metrics as
@@ -101,7 +125,7 @@ class Mirror:
         self._enqueue(
             lambda wandb, page: self._log_results(wandb, page, evaluation, splits)
         )
-        self._enqueue(lambda wandb, page: self._log_artifacts(wandb, page, splits))
+        self._enqueue(lambda wandb, page: self._log_files(wandb, page, splits))
 
     def alert(self, title: str, text: str) -> None:
         """Send the user an alert, in the way that their settings on W&B choose."""
@@ -143,6 +167,8 @@ class Mirror:
             while action := self._actions.get():
                 action(wandb, page)
             page.finish(exit_code=int(self._failed))
+            if page.offline:
+                _say_offline(page)  # again, where the user looks in the end
         except Exception as error:  # whatever W&B does, training goes on
             print(
                 f"W&B: {type(error).__name__}, no longer logging there; "
@@ -159,79 +185,82 @@ class Mirror:
     def _log_results(
         self, wandb: Any, page: Any, evaluation: Evaluation, splits: Splits
     ) -> None:
-        columns, *rows = as_table(evaluation)
         summary = as_summary(evaluation)
         # Validation is left out. Its curves end with the last epoch, but these results
-        # are the best epoch's.
-        results = {k: v for k, v in summary.items() if not k.startswith("validation/")}
-        results["results"] = wandb.Table(columns=columns, data=rows)
+        # are the best epoch's. Cllr has no chart, as a chart of one point says little.
+        results = {
+            page_name(metric): value
+            for metric, value in summary.items()
+            if metric.endswith(("/eer", "/min_dcf"))
+        }
+        table = html_table(as_table(evaluation))
+        results["results/table"] = _html(wandb, table)
+        with_players = self.parameters.wandb.log_audio
         for folder, test in evaluation.tests.items():
-            table = self._error_table(wandb, as_errors(test, splits), splits)
-            results[f"{folder}/errors".lstrip("/")] = table
+            section = f"results/{folder}".rstrip("/")
+            table = error_table(test, splits, with_players)
+            results[f"{section}/errors"] = _html(wandb, table)
             for path in sorted((self.directory / folder).glob("*.png")):
-                name = Path("figures", folder, path.stem).as_posix()
-                results[name] = wandb.Image(str(path))
-        eer_names = [f"{folder or 'test'}/eer" for folder in evaluation.tests]
-        for name in eer_names:
-            page.define_metric(name, step_metric="epoch", summary="min")
-        step = max(self.step, page.starting_step)
-        page.log({"epoch": self.step, **results}, step, commit=True)
-        page.summary.update({k: v for k, v in summary.items() if k not in eer_names})
+                results[f"{section}/{path.stem}"] = wandb.Image(str(path))
+        lowest = {page_name(f"{folder or 'test'}/eer") for folder in evaluation.tests}
+        for name in lowest:
+            page.define_metric(name, summary="min")
+        page.log(results, max(self.step, page.starting_step), commit=True)
+        named = {page_name(metric): value for metric, value in summary.items()}
+        page.summary.update({k: v for k, v in named.items() if k not in lowest})
 
-    def _error_table(self, wandb: Any, errors: list[list], splits: Splits) -> Any:
-        """Return a table of trials with spectrograms and players of both utterances."""
-        columns, *rows = errors
-        spectrogram, player = _media(wandb, splits.pack)
-        columns = [*columns, "enrolment spectrogram", "test spectrogram"]
-        rows = [[*row, *map(spectrogram, row[:2])] for row in rows]
-        if self.parameters.wandb.log_audio:
-            columns = [*columns, "enrolment audio", "test audio"]
-            rows = [[*row, *map(player, row[:2])] for row in rows]
-        return wandb.Table(columns=columns, data=rows)
+    def _log_files(self, wandb: Any, page: Any, splits: Splits) -> None:
+        """Log the corpus as an input and the checkpoints as outputs.
 
-    def _log_artifacts(self, wandb: Any, page: Any, splits: Splits) -> None:
-        corpus = _corpus(wandb, f"corpus-{self.parameters.dataset.name}", splits)
-        # What `use_artifact` does, but that fails offline and waits for the upload.
-        page._log_artifact(corpus, is_user_created=True, use_after_commit=True)
-        for name in ("last", "best"):  # so that W&B's latest version is the best
+        Offline they are files of the page: an artifact is uploaded from the paths that
+        it was logged with, which a run that has moved no longer has.
+        """
+        contents = _describe_corpus(splits)
+        corpus = Path(page.dir, "corpus.json")  # W&B tells versions apart by files
+        corpus.write_text(json.dumps(contents), encoding="utf-8")
+        # W&B's latest version is the best.
+        checkpoints = [self.directory / f"{name}.pt" for name in ("last", "best")]
+        if page.offline:
+            for path in checkpoints:
+                _link_or_copy(path, Path(page.dir, path.name))
+            for path in (corpus, *checkpoints):
+                file = str(Path(page.dir, path.name))
+                page.save(file, base_path=page.dir, policy="now", glob=False)
+            return
+        keeps = {"policy": "immutable", "skip_cache": True}  # makes no copies of files
+        name = f"corpus-{self.parameters.dataset.name}"
+        artifact = wandb.Artifact(name, type="dataset", metadata=contents)
+        artifact.add_file(str(corpus), **keeps)
+        # What `use_artifact` does, but that waits for the upload.
+        page._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+        for path in checkpoints:
             artifact = wandb.Artifact(f"model-{self.wandb_id}", type="model")
-            artifact.add_file(str(self.directory / f"{name}.pt"))
-            page.log_artifact(artifact, aliases=[name])
+            artifact.add_file(str(path), **keeps)
+            page.log_artifact(artifact, aliases=[path.stem])
 
 
-def _media(wandb: Any, pack: Pack) -> tuple[Callable[[str], Any], ...]:
-    """Return two functions of an utterance's id: one makes its spectrogram, the other a
-    player for it."""
-    entries = {entry.id: entry for entry in pack.entries}
-
-    def samples_of(name: str) -> NDArray[np.int16]:
-        entry = entries[name]
-        return pack.samples[entry.offset : entry.offset + entry.samples].numpy()
-
-    def spectrogram(name: str) -> Any:
-        picture = colour_spectrogram(samples_of(name), pack.sample_rate)
-        return wandb.Image(picture, caption=name)
-
-    def player(name: str) -> Any:
-        return wandb.Audio(samples_of(name), pack.sample_rate, caption=name)
-
-    return spectrogram, player
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link, which takes no space, or a copy where there are none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
-def _corpus(wandb: Any, name: str, splits: Splits) -> Any:
-    """Return an artifact with the pack's digests and the sizes of its splits, without
-    audio."""
+def _html(wandb: Any, table: str) -> Any:
+    """Return a panel, which needs no artifact as W&B's own tables do and makes no
+    charts of its numbers of rows and columns."""
+    return wandb.Html(STYLE + table, inject=False, data_is_not_path=True)
+
+
+def _describe_corpus(splits: Splits) -> dict[str, Any]:
+    """Return the pack's digests and the sizes of its splits."""
     sizes = {
         split: len(indices)
         for part in SPLIT_NAMES
         for split, indices in splits.by_corpus(part).items()
     }
-    contents = {"digests": splits.pack.digests, "utterances": sizes}
-    artifact = wandb.Artifact(name, type="dataset", metadata=contents)
-    # W&B tells versions apart by their files.
-    with artifact.new_file("corpus.json", encoding="utf-8") as file:
-        json.dump(contents, file)
-    return artifact
+    return {"digests": splits.pack.digests, "utterances": sizes}
 
 
 def _open_page(
@@ -241,6 +270,8 @@ def _open_page(
     happened."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):  # otherwise in the user's home
+        os.environ[name] = str(directory.resolve() / "wandb" / "cache")
     try:
         import wandb
     except Exception as error:  # missing, or broken by another package
@@ -262,8 +293,18 @@ def _open_page(
     except Exception as error:
         print(f"W&B: {type(error).__name__}, not logging there")
         return None
-    print(f"W&B: offline; upload with: wandb sync {Path(page.dir).parent}")
+    _say_offline(page)
     return wandb, page
+
+
+def _say_offline(page: Any) -> None:
+    """Print the commands that show an offline page and upload it."""
+    found = shutil.which("wandb")  # not if an environment was not activated
+    program = "wandb" if found else str(Path(sys.executable).with_name("wandb"))
+    run = Path(page.dir).parent
+    show = shlex.join([program, "leet", str(run.parent)])
+    upload = shlex.join([program, "sync", str(run)])
+    print(f"W&B: offline; to see it: {show}; to upload it: {upload}")
 
 
 def _init(
@@ -293,8 +334,7 @@ def _init(
             silent=True,
         ),
     )
-    page.define_metric("*", step_metric="epoch")
-    page.define_metric("train/audio_seconds_per_second", step_metric="spent/seconds")
+    page.define_metric("spent/audio_seconds_per_second", step_metric="spent/seconds")
     for name in AXES:
         page.define_metric(name, hidden=True)
     return page

@@ -1,9 +1,14 @@
 """The W&B mirror: what a page holds, and what W&B may not do to a run or its key."""
 
+import base64
+import html
+import io
 import itertools
 import json
 import operator
 import os
+import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -29,18 +34,19 @@ import train as training
 from conftest import MIXTURE, REPOSITORY, TIMED, interrupt
 from dataset import SPLIT_NAMES, prepare
 from engine.parameter_files import dump_yaml
+from reports.spectrogram import colour_spectrogram
 from reports.tables import REPORT_COLUMNS
 from runs import wandb_mirror
 from runs.checkpoints import save_checkpoint
 from runs.run_directory import Run, read_metrics
 from runs.tally import NotFiniteError
+from runs.wandb_mirror import page_name
 from verification.records import Evaluation
 
 KEY = "0123456789" * 4
-SPEED = "train/audio_seconds_per_second"
-FIGURES = {"figures/det", "figures/scores", "figures/embeddings"}
+SPEED = "spent/audio_seconds_per_second"
+SHOWN = {f"results/{name}" for name in ("det", "embeddings", "errors", "scores")}
 TESTED = ("development", "test")
-MEASURED = ("eer", "min_dcf", "cllr")
 
 # wandb's own threads, where a test ends wandb while a run given up still waits.
 pytestmark = pytest.mark.filterwarnings(
@@ -70,16 +76,6 @@ class Page:
     @property
     def summary(self) -> dict:
         return _named(item for s in self.all_of("summary") for item in s.update)
-
-    def artifacts(self, kind: str) -> list:
-        sent = [r.request.log_artifact.artifact for r in self.records]
-        sent += [r.artifact for r in self.records]
-        return [artifact for artifact in sent if artifact.type == kind]
-
-
-def files_of(artifact) -> dict[str, str]:
-    """Path in the artifact -> file."""
-    return {entry.path: entry.local_path for entry in artifact.manifest.contents}
 
 
 def _records(path: Path) -> Iterator:
@@ -126,6 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if trouble is None and self.path == "/graphql":
             answer = {"data": self._answer(**json.loads(body))}
+        self.server.uploads[self.path.removeprefix("/upload/")] = body
         self.send_response(trouble or 200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -138,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
             bucket = {"id": "b", "name": variables["name"], "project": project}
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         url = f"{self.server.url}/upload"
-        files = [{"name": n, "uploadUrl": url} for n in variables.get("files", [])]
+        names = variables.get("files", [])
+        files = [{"name": name, "uploadUrl": f"{url}/{name}"} for name in names]
         return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
 
 
@@ -151,6 +149,7 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.trouble = None
+        self.uploads: dict[str, bytes] = {}
         self.over = threading.Event()
 
     def handle_error(self, *_):
@@ -227,7 +226,8 @@ def seconds(action, *arguments) -> float:
 
 
 def epochs(rows: list[dict]) -> list[int]:
-    return [row["epoch"] for row in rows]
+    """Of `metrics.jsonl`, or of a page, whose steps they are."""
+    return [row.get("epoch", row.get("_step")) for row in rows]
 
 
 def run_of_an_epoch(p) -> Run:
@@ -319,7 +319,7 @@ def test_every_choice_of_the_sweep_is_a_training(monkeypatch):
             assert operator.attrgetter(name)(started[-1]) == value
     assert len({dump_yaml(p.as_dict()) for p in started}) == len(started)
     assert started[0].dataset.development_fraction > 0  # or it had no such metric
-    assert sweep["metric"]["name"] == "development/eer"
+    assert sweep["metric"]["name"] == page_name("development/eer")
 
 
 def test_a_sweep_chooses_the_page(offline, monkeypatch):
@@ -332,20 +332,18 @@ def test_a_sweep_chooses_the_page(offline, monkeypatch):
 
 def test_the_page_of_a_mixture_tells_its_corpora_apart(offline):
     run = training.train(offline(*MIXTURE, "training.epochs=1"))
-    page = Page(run)
-    (last,), (row,) = page.steps, read_metrics(run)
-    tests = ("test/one", "test/two")
-    images = {name.replace("/", f"/{test}/") for test in tests for name in FIGURES}
-    assert images == {name for name in last if name.startswith("figures/")}
-    tables = {"results", *(f"{test}/errors" for test in tests)}
-    measured = {f"{test}/{name}" for test in tests for name in MEASURED}
-    validated = {f"validation/{label}/loss" for label in ("one", "two")}
-    assert tables | measured | validated | set(row) <= set(last)
-    assert not {"errors", "test/eer", "figures/det"} & set(last)
+    page, tests = Page(run), ("test/one", "test/two")
+    (last,) = page.steps
+    shown = {name.replace("/", f"/{test}/") for test in tests for name in SHOWN}
+    assert shown == {n for n in last if n.startswith("results/")} - {"results/table"}
+    measured = {f"{name}/{test}" for test in tests for name in ("eer", "min_dcf")}
+    validated = {f"loss/validation/{label}" for label in ("one", "two")}
+    assert measured | validated <= set(last)
+    assert not {"eer/test", "loss/validation/test"} & set(last)
     assert validated < set(page.summary)
 
 
-@pytest.mark.parametrize("audio", ["false", "true"])
+@pytest.mark.parametrize("audio", [False, True])
 def test_the_page_holds_all_that_a_run_leaves(
     offline, monkeypatch, tmp_path, key_file, the_key_stays_in, audio
 ):
@@ -355,89 +353,149 @@ def test_the_page_holds_all_that_a_run_leaves(
     run, splits = training.train(p), prepare(p.dataset, p.front_end)
     page, report = Page(run), json.loads((run / "report.json").read_text())
     check_metrics(page, run, report)
-    check_artifacts(page, splits)
-    tables = page.artifacts("run_table")
-    logged = {name: file for t in tables for name, file in files_of(t).items()}
-    table = json.loads(Path(logged["results.table.json"]).read_text())
-    assert table["columns"] == ["split", "system", *REPORT_COLUMNS]
-    assert len(table["data"]) == page.steps[-1]["results"]["nrows"]
-    check_errors(logged, run, splits.pack, audio == "true")
-    assert any(name.endswith(".wav") for name in logged) == (audio == "true")
-    assert audio == "true" or not list(tmp_path.rglob("*.wav"))
+    check_files(page, run, splits)
+    check_errors(page, run, splits.pack, audio)
+    home = {"key.txt", "runs", "packs"}
+    assert {f.name for f in tmp_path.iterdir()} - {".cache", ".config"} <= home
+    assert not (tmp_path / ".cache" / "wandb").exists()
     the_key_stays_in()
 
 
 def check_metrics(page: Page, run: Path, report: dict) -> None:
     """The last step has the report's values besides its epoch's metrics."""
     defined = {m.glob_name or m.name: m for m in page.all_of("metric")}
-    axes = [defined[name].step_metric for name in ("*", SPEED, "test/eer")]
-    assert axes == ["epoch", "spent/seconds", "epoch"]
-    assert defined["test/eer"].summary.min
+    assert defined[SPEED].step_metric == "spent/seconds"
+    assert defined["eer/test"].summary.min
     hidden = {name for name, metric in defined.items() if metric.options.hidden}
     spent = {name for name in read_metrics(run)[-1] if name.startswith("spent/")}
-    assert hidden == {"epoch", "step", *spent}
+    assert hidden == {"spent/step", *spent}
     (of_run,) = page.all_of("run")
     assert of_run.run_group == run.parent.name == "runs"
     assert [record.exit_code for record in page.all_of("exit")] == [0]
-    metrics, summary = read_metrics(run), page.summary
     assert [step.pop("_step") for step in page.steps] == [1, 2, 3]
-    steps = [{n: v for n, v in s.items() if n[0] != "_"} for s in page.steps]
-    last = {name: steps[-1].pop(name) for name in {*steps[-1]} - {*metrics[-1]}}
-    assert steps == metrics
-    measured = {f"{split}/{name}" for split in TESTED for name in MEASURED}
-    assert set(last) == FIGURES | measured | {"results", "errors"}
-    files = next(run.glob("wandb/offline-run-*/files"))
-    for name in FIGURES:
-        image = (run / f"{name.removeprefix('figures/')}.png").read_bytes()
-        assert (files / last[name]["path"]).read_bytes() == image
-    assert not {"identification", "verification"} & set(summary)
-    for split, name in itertools.product(TESTED, MEASURED):
+    for row, step in zip(read_metrics(run), page.steps, strict=True):
+        del row["epoch"]
+        assert {page_name(name): value for name, value in row.items()}.items() <= (
+            step.items()
+        )
+    summary, (*_, last) = page.summary, page.steps
+    for split, name in itertools.product(TESTED, ("eer", "min_dcf", "cllr")):
         value = report["verification"][split]["systems"]["trained"][name]
-        assert last[f"{split}/{name}"] == value
+        assert last.get(f"{name}/{split}") == (None if name == "cllr" else value)
         lowest = (split, name) == ("test", "eer")
-        assert summary[f"{split}/{name}"] == ({"min": value} if lowest else value)
+        assert summary[f"{name}/{split}"] == ({"min": value} if lowest else value)
     for name in ("loss", "accuracy", "top_5_accuracy"):
-        assert summary[f"validation/{name}"] == report["identification"][name]
+        assert summary[f"{name}/validation"] == report["identification"][name]
+    check_order(page.steps)
 
 
-def check_artifacts(page: Page, splits) -> None:
-    models = page.artifacts("model")
-    assert len({model.name for model in models}) == 1
-    assert [(list(files_of(model)), {*model.aliases}) for model in models] == [
-        (["last.pt"], {"latest", "last"}),
-        (["best.pt"], {"latest", "best"}),
+def check_order(steps: list[dict]) -> None:
+    """Charts are drawn in the order of their names, of all numbers on the page: first
+    what tells whether the model learns and how good it is."""
+    of_files = {"_type", "path", "sha256", "format", "size", "width", "height"}
+    charts = set()
+    for name, value in itertools.chain(*(step.items() for step in steps)):
+        if isinstance(value, dict):
+            charts |= {f"{name}.{field}" for field in set(value) - of_files}
+        elif name[0] != "_":
+            charts.add(name)
+    numbers = sorted(charts)
+    assert numbers[:8] == [
+        *("accuracy/train", "accuracy/validation"),
+        *(f"eer/{part}" for part in TESTED),
+        *("loss/train", "loss/validation"),
+        *(f"min_dcf/{part}" for part in TESTED),
     ]
-    (corpus,) = page.artifacts("dataset")
-    assert corpus.use_after_commit  # an input
+    assert numbers[8:10] == ["schedule/learning_rate", "schedule/margin"]
+    assert {name.split("/")[0] for name in numbers[10:]} == {"spent", "weights"}
+
+
+def check_files(page: Page, run: Path, splits) -> None:
+    """All that is uploaded lies in the page's folder, and no name is a path."""
+    (folder,) = run.glob("wandb/offline-run-*/files")
+    for name in ("best.pt", "last.pt"):
+        assert (folder / name).read_bytes() == (run / name).read_bytes()
     sizes = {name: len(getattr(splits, name)) for name in SPLIT_NAMES}
     contents = {"digests": splits.pack.digests, "utterances": sizes}
-    assert json.loads(corpus.metadata) == contents
-    ((name, path),) = files_of(corpus).items()
-    assert name == "corpus.json"
-    assert json.loads(Path(path).read_text()) == contents
+    assert json.loads((folder / "corpus.json").read_text()) == contents
+    named = {file.path for files in page.all_of("files") for file in files.files}
+    assert {"best.pt", "last.pt", "corpus.json"} < named
+    assert all((folder / name).is_file() for name in named)
+    for name in SHOWN - {"results/errors"}:
+        picture = (run / f"{Path(name).name}.png").read_bytes()
+        assert (folder / page.steps[-1][name]["path"]).read_bytes() == picture
+    table = (folder / page.steps[-1]["results/table"]["path"]).read_text()
+    assert all(f"<th>{title}</th>" in table for title in ("split", *REPORT_COLUMNS))
+    log = next(run.glob("wandb/offline-run-*/*.wandb")).read_bytes()
+    assert str(run / "wandb").encode() not in log
+    assert str(run / "best.pt").encode() not in log
 
 
-def check_errors(logged: dict, run: Path, pack, log_audio: bool) -> None:
+def check_errors(page: Page, run: Path, pack, audio: bool) -> None:
     """The table of errors shows, and lets hear, the utterances that it names."""
-    table = json.loads(Path(logged["errors.table.json"]).read_text())
-    rows = [row.split("\t") for row in (run / "errors.tsv").read_text().splitlines()]
-    media = ["spectrogram", "audio"] if log_audio else ["spectrogram"]
-    shown = [f"{side} {kind}" for kind in media for side in ("enrolment", "test")]
-    assert table["columns"] == [*rows[0], *shown]
-    assert [[*map(str, row[:6])] for row in table["data"]] == rows[1:]
-    assert {row[5] for row in table["data"]} == {"false alarm", "miss"}
-    entries = {entry.id: entry for entry in pack.entries}
-    for row, side in itertools.product(table["data"], (0, 1)):
-        entry = entries[row[side]]
-        said = pack.samples[entry.offset : entry.offset + entry.samples].numpy()
-        picture = wandb_mirror.colour_spectrogram(said, pack.sample_rate)
-        with PIL.Image.open(logged[row[6 + side]["path"]]) as drawn:
-            assert np.array_equal(drawn, picture)
-        if log_audio:
-            sound = logged[row[8 + side]["path"]]
-            heard, rate = soundfile.read(sound, dtype="int16")
-            assert rate == pack.sample_rate
-            assert np.array_equal(heard, said)
+    (folder,) = run.glob("wandb/offline-run-*/files")
+    table = (folder / page.steps[-1]["results/errors"]["path"]).read_text()
+    header, *rows = (run / "errors.tsv").read_text().splitlines()
+    assert len(re.findall("<tr>", table)) == 1 + len(rows)
+    for row in rows:
+        assert "</td><td>".join(map(html.escape, row.split("\t")[:4])) in table
+    assert {row.split("\t")[5] for row in rows} == {"false alarm", "miss"}
+    assert header.startswith("enrolment\ttest")
+    first = rows[0].split("\t")[0]
+    (entry,) = (entry for entry in pack.entries if entry.id == first)
+    said = pack.samples[entry.offset : entry.offset + entry.samples].numpy()
+    media = re.findall(r'src="data:(\w+)/\w+;base64,([^"]*)"', table)
+    pictures = [content for kind, content in media if kind == "image"]
+    sounds = [content for kind, content in media if kind == "audio"]
+    assert len(pictures) == 2 * len(rows)
+    assert len(sounds) == (2 * len(rows) if audio else 0)
+    with PIL.Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as drawn:
+        expected = colour_spectrogram(said, pack.sample_rate)
+        assert np.abs(np.asarray(drawn) - expected.astype(int)).mean() < 20
+    for sound in sounds[:1]:
+        heard, rate = soundfile.read(io.BytesIO(base64.b64decode(sound)), dtype="int16")
+        assert (rate, len(heard)) == (pack.sample_rate, len(said))
+
+
+def test_a_run_that_has_moved_is_uploaded_whole(
+    server, offline, model, tmp_path, monkeypatch
+):
+    p = offline("run.name=mine")
+    splits = prepare(p.dataset, p.front_end)
+    run = Run.create(p)
+    for name in ("last", "best"):
+        save_checkpoint(run.directory / f"{name}.pt", model)
+    for epoch in (1, 2):
+        run.log_epoch({"epoch": epoch, "train/loss": 1.5})
+    run.mirror.log_evaluation(Evaluation({}, {}, [], {}, "titanet", 0), splits)
+    run.mirror.finish()
+    wandb.teardown()  # has all written
+    moved = run.directory.rename(tmp_path / "moved")
+    shutil.rmtree(p.run.directory)
+    (log,) = moved.glob("wandb/offline-run-*")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    command = [sys.executable, "-m", "wandb", "sync", str(log)]
+    subprocess.run(command, cwd="/", check=True, capture_output=True, timeout=120)
+    for name in ("last.pt", "best.pt"):
+        assert server.uploads[name] == (moved / name).read_bytes()
+    assert "results/table" in json.loads(server.uploads["wandb-summary.json"])
+    sent = b"".join(v for k, v in server.uploads.items() if k.endswith("file_stream"))
+    assert b"loss/train" in sent
+
+
+def test_online_the_checkpoints_are_versions_of_a_model(online, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", module := MagicMock())
+    page, splits = module.init.return_value, prepare(online.dataset, online.front_end)
+    page.dir, page.offline, page.starting_step = str(tmp_path), False, 0
+    run = Run.create(online)
+    run.mirror.log_evaluation(Evaluation({}, {}, [], {}, "titanet", 0), splits)
+    run.mirror.finish()
+    added = module.Artifact.return_value.add_file.call_args_list
+    files = [str(run.directory / f"{name}.pt") for name in ("last", "best")]
+    assert [call.args[0] for call in added] == [str(tmp_path / "corpus.json"), *files]
+    assert all(call.kwargs["policy"] == "immutable" for call in added)  # no copies
+    aliases = [call.kwargs["aliases"] for call in page.log_artifact.call_args_list]
+    assert aliases == [["last"], ["best"]]  # so that W&B's latest version is the best
 
 
 @pytest.mark.reliability
@@ -452,12 +510,12 @@ def test_a_resumed_run_is_not_logged_twice(offline, strike, place, call):
         training.train(p)
     run = training.train(p, resume=p.run.directory / "mine")
     steps, metrics = Page(run).steps, read_metrics(run)
-    assert epochs(steps) == [step["_step"] for step in steps]
     for name in set(metrics[0]) - {"epoch", *TIMED}:  # times differ in a second try
-        found = [(step["_step"], step[name]) for step in steps if name in step]
+        shown = page_name(name)
+        found = [(step["_step"], step[shown]) for step in steps if shown in step]
         assert found == [(row["epoch"], row[name]) for row in metrics], name
     assert sum(SPEED in step for step in steps) == 2
-    for name in ("results", "errors", "figures/det", "test/eer"):
+    for name in ("results/table", "results/errors", "results/det", "eer/test"):
         assert [step["_step"] for step in steps if name in step] == [2]
 
 
