@@ -38,8 +38,9 @@ FIGURE = re.compile(r"(<!--(\S[^:\n]*?)(?: / (\d\S*))?:(\S+)-->)[^<\n]*(<!---->)
 
 
 def read_figures() -> dict[str, Any]:
-    """Return what the files hold by their names, and three more: `race` by phase and
-    recipe, `training` of the released encoder at its end, `released` by test."""
+    """Return what the files hold by their names, and four more: `race` by phase and
+    recipe, `training` of the released encoder at its end, `released` by test, and the
+    lines of the `excerpts` by corpus."""
     figures = {
         path.stem: json.loads(path.read_text()) for path in ASSETS.glob("*.json")
     }
@@ -54,6 +55,10 @@ def read_figures() -> dict[str, Any]:
     )
     figures["released"] = {
         shown: tests[test]["systems"] for test, shown in tables.TESTS.items()
+    }
+    figures["excerpts"] = {
+        path.stem.removesuffix("-excerpt"): path.read_text().splitlines()
+        for path in ASSETS.glob("*-excerpt.txt")
     }
     return figures
 

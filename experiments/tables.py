@@ -191,15 +191,17 @@ def study(figures: Figures) -> str:
         model: {test: [run["tests"][test]["trained"] for run in runs] for test in TESTS}
         for model, runs in runs_by_model.items()
     }
-    reports["released encoder"] = {
-        test: [figures["released"][shown]["trained"]] for test, shown in TESTS.items()
-    }
     arcface = runs_by_model["TitaNet, ArcFace"]
-    for shown, system, runs in (
-        ("TitaNet, untrained", "untrained", arcface),
-        ("mean log-mel", "mean log-mel", arcface[-1:]),  # it has no seed
+    reports["TitaNet, untrained"] = {
+        test: [run["tests"][test]["untrained"] for run in arcface] for test in TESTS
+    }
+    for shown, system in (
+        ("released encoder", "trained"),
+        ("mean log-mel", "mean log-mel"),
     ):
-        reports[shown] = {t: [run["tests"][t][system] for run in runs] for t in TESTS}
+        reports[shown] = {
+            t: [figures["released"][name][system]] for t, name in TESTS.items()
+        }
     heads = [f"{test}, {of}" for test in TESTS.values() for of in ("EER %", "minDCF")]
     rows = [["system", *heads]]
     for shown, reports_by_test in reports.items():
@@ -232,6 +234,21 @@ def study_trainings(figures: Figures) -> str:
     return f"{table(*rows)}\nThe first training of each:\n\n```bash\n{commands}```\n"
 
 
+def excerpts(figures: Figures) -> str:
+    """Speakers and utterances of each excerpt."""
+    heads = "training speakers", "utterances", "test speakers", "utterances"
+    rows = [["corpus", *heads]]
+    for corpus, lines in sorted(figures["excerpts"].items()):
+        row = [corpus]
+        for splits in (("train", "validation"), ("test",)):
+            names = [n for s, n in map(str.split, lines) if s in splits]
+            pattern = r"(?:train/|test/)?(\w+)"
+            speakers = {re.match(pattern, name)[1] for name in names}
+            row += [f"{len(speakers):,}", f"{len(names):,}"]
+        rows.append(row)
+    return table(*rows)
+
+
 def race(figures: Figures) -> str:
     """A table for the development speakers and one for the test's, best first."""
 
@@ -241,7 +258,7 @@ def race(figures: Figures) -> str:
     texts = []
     for phase, title in (("develop", "Development"), ("test", "Test")):
         recipes = figures["race"][phase].items()
-        rows = [["recipe", "seeds", "EER %", "training accuracy %"]]
+        rows = [["recipe", "trainings", "EER %", "training accuracy %"]]
         for name, runs in sorted(recipes, key=lambda item: mean(eers(item[1]))):
             accuracy = percent(mean(run["accuracy"] for run in runs), 0)
             rows.append([name, str(len(runs)), spread(eers(runs), 1, 2), accuracy])
@@ -266,10 +283,14 @@ def longer(figures: Figures) -> str:
 
 
 def ecapa(figures: Figures) -> str:
-    """TitaNet-S beside ECAPA-TDNN."""
+    """TitaNet-S beside ECAPA-TDNN, with intervals where the file has them."""
     rows = [["", "weights", "steps", *(f"{test}, EER %" for test in TESTS.values())]]
     for name, system in figures["ecapa"].items():
-        eers = [percent(system["eer"][test]) for test in TESTS.values()]
+        limits = system.get("eer_interval", {})
+        eers = [
+            interval({"eer": eer, "eer_interval": limits.get(test)}, "eer")
+            for test, eer in system["eer"].items()
+        ]
         counts = millions(system["weights"]), f"{system['steps']:,}"
         rows.append([name, *counts, *eers])
     return table(*rows)
