@@ -129,8 +129,10 @@ def load_nemo(path: Path) -> SpeakerModel:
         reason = error.strerror or str(error)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         reason = f"not a readable archive: {error}"
-    except (UserError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:  # which one depends on how the file is damaged
+        reason = " ".join(str(error).split()) or type(error).__name__
     raise NemoError(f"{path}: {reason}")
 
 

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from engine.optimizers import build_optimizer
+from errors import first_line
 from parameters import ParameterError, Parameters
 from runs.checkpoints import RunError, load_checkpoint, restore_model, save_checkpoint
 from runs.speaker_model import SpeakerModel
 from runs.tally import SPENT, Tally
 
+TRAINING_STATE = {"optimizer", "epoch", "step", "tally", "best_loss", "wandb_id"}
 MAY_CHANGE = (  # keys that do not affect a run's result
     "dataset.packs",
     "dataset.download",
@@ -68,9 +70,15 @@ class State:
         """Load the state that `save` wrote.
 
         Raises `ParameterError` if the parameters differ from the run's, except in
-        `MAY_CHANGE_ON_RESUME`, or ask for fewer epochs.
+        `MAY_CHANGE_ON_RESUME`, or ask for fewer epochs, and `RunError` for a file
+        without the state of a training.
         """
         saved = load_checkpoint(path)
+        if missing := TRAINING_STATE - set(saved):
+            raise RunError(
+                f"{path}: expected a training to resume, got a model without "
+                f"{min(missing)}; training.init_from starts from its weights"
+            )
         old, new = saved["parameters"], parameters.as_dict()
         refuse_changes(path.parent, old, new, MAY_CHANGE_ON_RESUME)
         least, epochs = old["training"]["epochs"], parameters.training.epochs
@@ -82,16 +90,21 @@ class State:
         model = restore_model({**saved, "parameters": new}, path, device)
         chosen = parameters.training.optimizer
         optimizer = build_optimizer(model.parameters(), chosen)
-        if _group_sizes(optimizer.state_dict()) != _group_sizes(saved["optimizer"]):
-            # An earlier version wrote the checkpoint; there Muon trained every matrix.
-            for weight in model.parameters():
-                weight.muon = True
-            optimizer = build_optimizer(model.parameters(), chosen)
-        optimizer.load_state_dict(saved["optimizer"])
-        names = {"epoch", "step", "best_loss", "wandb_id"}
+        try:
+            if _group_sizes(optimizer.state_dict()) != _group_sizes(saved["optimizer"]):
+                # Written by an earlier version, whose Muon trained every matrix.
+                for weight in model.parameters():
+                    weight.muon = True
+                optimizer = build_optimizer(model.parameters(), chosen)
+            optimizer.load_state_dict(saved["optimizer"])
+            tally = Tally.restore(saved["tally"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = first_line(error)
+            raise RunError(f"{path}: its training does not fit: {reason}") from None
+        names = TRAINING_STATE - {"optimizer", "tally"}
         names |= {"recordings", "spent"} & set(saved)  # earlier versions lack these
         values = {name: saved[name] for name in names}
-        return cls(model, optimizer, tally=Tally.restore(saved["tally"]), **values)
+        return cls(model, optimizer, tally=tally, **values)
 
 
 def _group_sizes(optimizer_state: Mapping[str, Any]) -> list[int]:

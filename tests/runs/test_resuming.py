@@ -19,7 +19,7 @@ from eval import evaluate_checkpoint
 from eval import main as evaluation_main
 from parameters import ModelParameters, ParameterError
 from runs.checkpoints import RunError, load_checkpoint, load_model
-from runs.resuming import refuse_changes, start_from
+from runs.resuming import TRAINING_STATE, State, refuse_changes, start_from
 from runs.run_directory import Run, read_metrics
 from runs.speaker_model import build_model
 from teaching import studies
@@ -68,6 +68,21 @@ def test_resume_on_the_command_line(miniature, capsys):
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: training.{key}: expected ")
         assert all(str(part) in error for part in (old, new, run))
+
+
+@pytest.mark.parametrize(
+    ("training_state", "words"),
+    [
+        ({}, "init_from"),
+        ({key: {} for key in TRAINING_STATE}, "param_groups"),
+        (dict.fromkeys(TRAINING_STATE, 3), "not subscriptable"),
+    ],
+)
+def test_a_file_without_a_training(checkpoint, miniature, training_state, words):
+    path = checkpoint()
+    torch.save(load_checkpoint(path) | training_state, path)
+    with pytest.raises(RunError, match=f"^{path}: .*{words}"):
+        State.restore(path, miniature(), CPU)
 
 
 def test_a_finished_run_goes_on_for_more_epochs(miniature, strike):
