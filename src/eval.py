@@ -149,11 +149,13 @@ def verify(
     evaluation: EvaluationParameters,
     speakers: Sequence[str] | None = None,
     calibration: Calibration | None = None,
+    seconds: Sequence[float] | None = None,
 ) -> VerificationReport:
     """Return the metrics of the scores [K] of trials.
 
     With the speakers [U] of the utterances the report has intervals. With a calibration
-    it has the metrics of log likelihood ratios.
+    it has the metrics of log likelihood ratios; `seconds` [U] are how long the
+    utterances are, which a calibration may need.
     """
     targets = trials.targets
     point = OperatingPoint(evaluation.p_target, evaluation.c_miss, evaluation.c_fa)
@@ -178,7 +180,8 @@ def verify(
             min_dcf_interval=min_dcf_interval,
         )
     if calibration is not None:
-        llrs = calibration.llrs(scores)
+        shorter = None if seconds is None else trials.shorter(seconds)
+        llrs = calibration.llrs(scores, shorter)
         miss, false_alarm = rates_at(calibration.threshold, llrs, targets)
         report = replace(
             report,
@@ -244,7 +247,9 @@ def _verify_split(
     print(f"{name}: {len(entries)} utterances embedded, {speed:.0f} audio s/s")
     scores = model.backend.scores(embeddings, trials, evaluation.as_norm.top)
     reports = {
-        scoring: verify(values, trials, evaluation, speakers, calibrations.get(scoring))
+        scoring: verify(
+            values, trials, evaluation, speakers, calibrations.get(scoring), seconds
+        )
         for scoring, values in scores.items()
     }
     for system, reference in references.items():
@@ -259,7 +264,7 @@ def _verify_split(
     plain, calibration = scores["trained"], calibrations.get("trained")
     of_conditions = {
         condition: verify(
-            plain[mask], trials.where(mask), evaluation, speakers, calibration
+            plain[mask], trials.where(mask), evaluation, speakers, calibration, seconds
         )
         for condition, mask in masks.items()
         # A report needs targets and non-targets; the one of all trials exists already.

@@ -52,6 +52,7 @@ from numpy.typing import NDArray
 from engine.devices import errors_of_gpu, usable_device
 from exchange.nemo_files import load_any_model
 from recognition.inputs import Sound, as_list, load_sound, with_names
+from recognition.own_calibration import calibrate_on, refuse_few_people
 from recognition.people import People
 from recognition.sounds import (
     MIN_SECONDS,
@@ -178,7 +179,8 @@ class Voices:
         if first.speech and second.speech:
             cosine = float(first.vector.astype(np.float64) @ second.vector)
         if cosine is not None and self.calibration is not None:
-            llr = float(self.calibration.llrs(np.float64(cosine)))
+            shorter = min(first.speech, second.speech)
+            llr = float(self.calibration.llrs(np.float64(cosine), shorter))
         return Comparison(
             first.name,
             second.name,
@@ -230,7 +232,9 @@ class Voices:
                 continue
             vectors = people.vectors[rows].astype(np.float64)
             others = unit(vectors.sum(0) - vectors)
-            llrs = self.calibration.llrs((others * vectors).sum(1))
+            seconds = people.seconds[rows]
+            shorter = np.minimum(seconds, seconds.sum() - seconds)
+            llrs = self.calibration.llrs((others * vectors).sum(1), shorter)
             lines += [
                 f"{name}: {people.clips[row]} does not sound like the person's other "
                 f"clips, log likelihood ratio {llr:+.1f}"
@@ -248,7 +252,8 @@ class Voices:
         speech. Raises `VoiceError` without people or without a calibration."""
         names, centroids, threshold = self._candidates(people)
         cosines = centroids @ clip.vector
-        llrs = self.calibration.llrs(cosines)
+        shorter = np.minimum(clip.speech, people.speech())
+        llrs = self.calibration.llrs(cosines, shorter)
         order = np.argsort(-llrs, kind="stable")[:NUM_NEAREST].tolist()
         if not clip.speech:
             order = []
@@ -313,19 +318,23 @@ class Voices:
     def calibrate(self, sounds: Mapping[str, Sequence[Sound]]) -> Calibration:
         """Calibrate on these people, and use the result from now on.
 
-        Its rates are cross-validated: each half of the people is tested at a threshold
-        found on the other half. Raises `VoiceError` for too few people.
+        The fit is drawn to the encoder's own calibration, if it has one. Rates are
+        cross-validated. Raises `VoiceError` for too few people, and for recordings that
+        are not sorted by person.
         """
-        # Loads scikit-learn, which nothing else here needs.
-        from recognition.own_calibration import calibrate_on, refuse_few_people
-
         sounds = {name: as_list(several) for name, several in sounds.items()}
         speakers = np.repeat(list(sounds), [*map(len, sounds.values())])
         refuse_few_people(speakers)
-        vectors = torch.from_numpy(self.embed([*itertools.chain(*sounds.values())]))
-        rate = self.model.config.evaluation.false_alarm_rate
-        calibration = calibrate_on(vectors, speakers, rate)
+        clips = self._listen_to_speech([*itertools.chain(*sounds.values())])
+        vectors = torch.from_numpy(self._as_rows([clip.vector for clip in clips]))
         backend = self.model.backend
+        calibration = calibrate_on(
+            vectors,
+            speakers,
+            [clip.speech for clip in clips],
+            self.model.config.evaluation.false_alarm_rate,
+            backend.calibrations.get("trained"),
+        )
         cohort = backend.cohort
         if not len(cohort):  # a model from NeMo has none, but a checkpoint needs one
             means = [vectors[speakers == name].mean(0) for name in sounds]

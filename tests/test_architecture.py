@@ -31,7 +31,7 @@ OWNERS = {
     "matplotlib": {"reports", "teaching"},
     "umap": {"reports"},
     "plotly": {"reports"},
-    "sklearn": {"reports", "verification"},
+    "sklearn": {"reports"},
     "soundfile": {"speech.audio"},
     "torchaudio": {"speech.audio"},
     "triton": {"engine.kernels"},

@@ -21,7 +21,7 @@ from runs.backend import embed_speech
 from runs.checkpoints import save_checkpoint
 from speech.examination import find_speech, join_speech
 from speech.packs import Entry, Pack
-from verification.calibration import calibrate
+from verification.calibration import ScoredTrials, calibrate
 from verification.scoring import Calibration, unit
 from voices import Voices
 
@@ -358,11 +358,16 @@ def test_an_own_threshold_is_found_on_all_pairs(voices):
     assert voices.calibration is own
     assert own.num_people == 4
     speakers = np.repeat(list(sounds), 4)
-    vectors = voices.embed([*itertools.chain(*sounds.values())])
-    vectors = unit(vectors.astype(np.float64))  # beyond float32's digits
+    clips = voices.listen([*itertools.chain(*sounds.values())])
+    vectors = np.array([clip.vector for clip in clips], float)
+    vectors = unit(vectors)  # beyond float32's digits
     first, second = np.triu_indices(16, 1)
     cosines = (vectors[first] * vectors[second]).sum(1)
-    expected = calibrate([(cosines, speakers[first] == speakers[second])], 0.01)
+    seconds = np.array([clip.speech for clip in clips])
+    shorter = np.minimum(seconds[first], seconds[second])
+    targets = speakers[first] == speakers[second]
+    group = ScoredTrials(cosines, targets, 4, shorter)
+    expected = calibrate([group], 0.01, CALIBRATION)
     assert own.scale == pytest.approx(expected.scale, rel=1e-3)
     assert own.threshold == pytest.approx(expected.threshold, abs=1e-2)
     intervals = own.miss_interval, own.false_alarm_interval
@@ -375,15 +380,22 @@ def test_an_own_threshold_is_found_on_all_pairs(voices):
 def test_rates_are_of_people_the_threshold_was_not_found_on(voices, monkeypatch):
     found = []
 
-    def noted(corpora, rate):
-        ((scores, targets),) = corpora
-        found.append((len(scores), targets.sum()))
-        return calibrate(corpora, rate)
+    def noted(groups, *others):
+        (group,) = groups
+        found.append((len(group.scores), group.num_speakers))
+        return calibrate(groups, *others)
 
     monkeypatch.setattr(own_calibration, "calibrate", noted)
     voices.calibrate(sounds_of(4, 4) | {"once": [said(0, 0)], "again": [said(1, 0)]})
-    half = (36, 12)  # pairs of 9 recordings of three people, one with a single one
-    assert found == [half, half, (153, 24)]
+    # Folds of 5, 5, 4 and 4 of the 18 recordings: pairs of those in neither fold of a
+    # pair that is tested, and how many people they are of.
+    four_of_six, three = (78, 4), (36, 3)
+    assert found == [
+        *(four_of_six, (28, 2), three, three),
+        *(four_of_six, three, three),
+        *((91, 5), (45, 4), (91, 5)),
+        (153, 6),
+    ]
 
 
 def test_a_model_without_a_cohort_is_calibrated(checkpoint, tmp_path):

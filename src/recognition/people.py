@@ -95,6 +95,12 @@ class People:
         np.add.at(sums, codes, self.vectors)
         return names.tolist(), unit(sums)
 
+    def speech(self) -> NDArray[np.float64]:
+        """Return the seconds of speech of each person, [P], in the order of
+        `centroids`."""
+        _, codes = np.unique(self.names, return_inverse=True)
+        return np.bincount(codes, self.seconds)
+
     def save(self, path: Path) -> None:
         """Write the store; if that fails, raise `FileError` and leave an old file as it
         was."""

@@ -88,7 +88,7 @@ def turns_in(
         strict=True,
     ):
         mean = unit(windows.sum(0, keepdims=True))[0]  # [E]
-        llr = float(calibration.llrs(mean @ centroids[person]))
+        llr = float(calibration.llrs(mean @ centroids[person], end - begin))
         name = names[person] if llr >= threshold else None
         turns.append(Turn(begin, end, name, llr))
     return _join_unknown(turns)

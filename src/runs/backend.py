@@ -7,7 +7,7 @@ model, splits -> `speaker_centroids` -> [S, E]; `fit_backend` -> the model's `Ba
 U utterances, S training speakers, E embedding size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from parameters import DatasetParameters, EvaluationParameters
 from runs.speaker_model import SpeakerModel, embed, embed_recordings
 from speech.corpora import official_trials, without_label
 from speech.examination import find_speech, join_speech
-from verification.calibration import calibrate
+from verification.calibration import CalibrationError, ScoredTrials, calibrate
 from verification.scoring import Backend
 from verification.trials import TrialError, Trials, make_trials, read_trials
 
@@ -120,7 +120,26 @@ def make_split_trials(
     return trials
 
 
-def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
+def as_recorded(
+    model: SpeakerModel, splits: Splits, indices: Sequence[int]
+) -> tuple[Tensor, None]:
+    """Return the embeddings of these utterances as they are, [U, E]; how much speech
+    they hold is not known."""
+    return embed_utterances(model, splits, indices), None
+
+
+# Returns the embeddings [U, E] of utterances of the pack in a condition, such as over a
+# telephone, and the seconds of speech in each [U], or None.
+Condition = Callable[
+    [SpeakerModel, Splits, Sequence[int]], tuple[Tensor, NDArray[np.float64] | None]
+]
+
+
+def fit_backend(
+    model: SpeakerModel,
+    splits: Splits,
+    conditions: Sequence[Condition] = (as_recorded,),
+) -> Backend:
     """Build the cohort of training speakers and, if there are development speakers,
     calibrate on their trials; put the result in the model, and return it. `splits` are
     those of the model's training.
@@ -129,8 +148,10 @@ def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     speakers, each of whom has equal weight.
 
     In a mixture all corpora with development speakers have equal weight, whatever their
-    size, since one threshold serves recordings of unknown origin. A corpus has such
-    speakers if it names them or if its `development_fraction` is above 0.
+    size, since one threshold serves recordings of unknown origin; so has each of the
+    conditions. A corpus has such speakers if it names them or if its
+    `development_fraction` is above 0. Where no calibration can be found, a line says so
+    and there is none.
     """
     evaluation = model.config.evaluation
     model.eval()
@@ -144,18 +165,24 @@ def fit_backend(model: SpeakerModel, splits: Splits) -> Backend:
     model.backend = replace(model.backend, cohort=cohort)
     development = splits.by_corpus("development")
     trials = make_split_trials(splits, model.config.dataset, evaluation)
-    scored: dict[str, list] = {}  # scores and targets of each corpus, by scoring
+    groups: dict[str, list[ScoredTrials]] = {}  # by scoring
     for name, indices in development.items():
-        embeddings = embed_utterances(model, splits, indices)
-        scores = model.backend.scores(embeddings, trials[name], evaluation.as_norm.top)
-        for scoring, values in scores.items():
-            scored.setdefault(scoring, []).append((values, trials[name].targets))
+        sides, num_speakers = trials[name], len(set(splits.speakers_of(indices)))
+        for condition in conditions:
+            embeddings, seconds = condition(model, splits, indices)
+            shorter = None if seconds is None else sides.shorter(seconds)
+            scores = model.backend.scores(embeddings, sides, evaluation.as_norm.top)
+            for scoring, values in scores.items():
+                groups.setdefault(scoring, []).append(
+                    ScoredTrials(values, sides.targets, num_speakers, shorter)
+                )
+    calibrations = {}
+    for scoring, of_scoring in groups.items():
+        try:
+            calibrations[scoring] = calibrate(of_scoring, evaluation.false_alarm_rate)
+        except CalibrationError as error:
+            print(f"warning: no calibration of {scoring!r}: {error}")
     model.backend = replace(
-        model.backend,
-        calibrations={
-            scoring: calibrate(corpora, evaluation.false_alarm_rate)
-            for scoring, corpora in scored.items()
-        },
-        calibrated_on=list(development),
+        model.backend, calibrations=calibrations, calibrated_on=list(development)
     )
     return model.backend

@@ -8,19 +8,19 @@ symmetric score normalisation (Matejka et al., Interspeech 2017, section 2.5). C
 and calibration come from speakers that are not tested.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from verification.trials import Trials
 
 SCORES_AT_ONCE = 65536  # trials, to bound memory
+TYPICAL_SECONDS = 5.0  # of speech, where a threshold is shown without its trials
 
 
 def unit(vectors: NDArray) -> NDArray:
@@ -66,13 +66,20 @@ def as_norm(
     return sum(z_scores) / 2
 
 
+def log_seconds(seconds: ArrayLike) -> NDArray[np.float64]:
+    """Return logarithms of seconds of speech. Below 1 s and above 20 s they stay as
+    there, so that no calibration is stretched to what it was not fitted on."""
+    return np.log(np.clip(seconds, 1.0, 20.0))
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A linear map from scores to log likelihood ratios, and decision thresholds.
 
     Thresholds are log likelihood ratios. `miss` and `false_alarm` are the rates at
     `threshold` on the trials that it was chosen on. `strict` is the threshold for a
-    tenth of that false-alarm rate; old checkpoints have none.
+    tenth of that false-alarm rate; old checkpoints have none. `duration` is the weight
+    of `log_seconds`, a quality measure as in Thienpondt et al. (arXiv 2010.11255).
 
     A calibration on a user's own recordings has `num_people`, the number of people in
     them. Its rates are cross-validated: the people tested are not those on whom the
@@ -88,17 +95,28 @@ class Calibration:
     num_people: int | None = None
     miss_interval: tuple[float, float] | None = None
     false_alarm_interval: tuple[float, float] | None = None
+    duration: float = 0.0
 
-    def llrs(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return natural logarithms of likelihood ratios, [K] -> [K]."""
-        return self.scale * scores + self.offset
+    def llrs(
+        self, scores: NDArray[np.float64], seconds: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Return natural logarithms of likelihood ratios, [K] -> [K].
+
+        `seconds` [K] are those of speech in the shorter side of each trial. They may be
+        None for a calibration without a weight of them; else raises `ValueError`.
+        """
+        llrs = self.scale * scores + self.offset
+        if not self.duration:
+            return llrs
+        if seconds is None:
+            raise ValueError("expected seconds of speech, on which this calibration is")
+        return llrs + self.duration * log_seconds(seconds)
 
     @property
     def threshold_of_scores(self) -> float:
-        """Return the threshold as a score; infinite if scores carry no information."""
-        if self.scale == 0:
-            return -math.inf if self.offset >= self.threshold else math.inf
-        return (self.threshold - self.offset) / self.scale
+        """Return the threshold as a score, for `TYPICAL_SECONDS` of speech."""
+        offset = float(self.llrs(np.float64(0), TYPICAL_SECONDS))
+        return (self.threshold - offset) / self.scale
 
 
 @dataclass(frozen=True)

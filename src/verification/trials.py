@@ -39,6 +39,11 @@ class Trials:
         """Return the trials for which a mask [K] is true."""
         return Trials(self.enrolment[mask], self.test[mask], self.targets[mask])
 
+    def shorter(self, seconds: Sequence[float]) -> NDArray[np.float64]:
+        """Return the smaller of both sides' seconds, [U] -> [K]."""
+        array = np.asarray(seconds, dtype=float)
+        return np.minimum(array[self.enrolment], array[self.test])
+
 
 def _pairs(ranks: NDArray[np.int64], num_utterances: int) -> tuple[NDArray, NDArray]:
     """Return the items of `itertools.combinations(range(num_utterances), 2)` at these
@@ -109,7 +114,7 @@ def conditions(
         & np.not_equal(session, None)
         & np.not_equal(other_session, None),
     }
-    shorter = np.minimum(*sides(seconds))
+    shorter = trials.shorter(seconds)
     for low, high in itertools.pairwise(DURATION_LIMITS):
         name = f"{low:g} to {high:g} s" if np.isfinite(high) else f"over {low:g} s"
         masks[name] = (low < shorter) & (shorter <= high)
