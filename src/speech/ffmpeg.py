@@ -19,6 +19,7 @@ import numpy as np
 
 MAX_SECONDS = 12 * 3600  # of sound; a file may claim any length
 MAX_ALLOCATION = 2**28  # bytes, of one buffer of ffmpeg
+SETTLING_SECONDS = 5.0  # decoded before an offset; after a jump decoders have to settle
 MAX_WAIT = 30.0  # seconds for the next samples
 SAMPLE_BYTES = 4
 
@@ -48,14 +49,12 @@ class FfmpegSound:
         seconds = MAX_SECONDS if duration is None else min(duration, MAX_SECONDS)
         command = [shutil.which("ffmpeg"), "-nostdin", "-v", "error", "-threads", "1"]
         command += ["-max_alloc", str(MAX_ALLOCATION), "-protocol_whitelist", "file"]
+        offset = min(offset, MAX_SECONDS)
+        settling = min(offset, SETTLING_SECONDS)
+        command += ["-ss", f"{offset - settling:f}"]
         # The protocol stands before the name, which may hold a colon or begin with -.
-        command += [
-            "-ss",
-            f"{min(offset, MAX_SECONDS):f}",
-            "-i",
-            f"file:{path.absolute()}",
-        ]
-        command += ["-vn", "-sn", "-dn", "-t", f"{seconds:f}"]
+        command += ["-i", f"file:{path.absolute()}", "-vn", "-sn", "-dn"]
+        command += ["-ss", f"{settling:f}", "-t", f"{seconds:f}"]
         # Sun's format: big-endian numbers behind a header of rate and channels.
         command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         self._process = subprocess.Popen(

@@ -378,7 +378,7 @@ def _mp3_parts(file: BinaryIO, size: int) -> list[Part]:
         position, in_step = position + length, True
     if len(recordings) == 1:
         only = recordings[0]
-        if only.promised and not only.promises_less and not only.num_skipped:
+        if only.promised and not only.promises_less and len(only.runs) == 1:
             return [Part((), is_cut, is_mp3=True)]
     return [
         _mp3_part(recording, is_cut and recording is recordings[-1])
