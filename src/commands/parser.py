@@ -18,7 +18,8 @@ PEOPLE = "a folder with a folder for each person, or NAME=file,file"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command of `voices.py` and return its exit status.
 
-    It is 0 whatever the verdict, 2 after a user's mistake and 130 if it was stopped.
+    It is 0 whatever the verdict, 2 after a user's mistake or without any verdict, and
+    130 if it was stopped.
     """
     options = parse(arguments)
     from commands.voices_commands import COMMANDS  # loads torch
@@ -71,10 +72,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "compare", "are recordings of one person?", "checkpoint", "channel", "json"
     )
     command.add_argument("sounds", nargs="+", metavar="a.wav")
-    listening = "checkpoint", "channel", "store"
+    listening = "checkpoint", "channel", "store", "json"
     command = add("enrol", "learn voices", *listening)
     command.add_argument("people", nargs="+", metavar="PEOPLE", help=PEOPLE)
-    command = add("identify", "whose voice is this?", *listening, "json")
+    command = add("identify", "whose voice is this?", *listening)
     command.add_argument("sounds", nargs="+", metavar="x.wav")
     command = add("who", "which enrolled person speaks when?", *listening)
     command.add_argument("sound", type=Path, metavar="MEETING.wav")
@@ -87,14 +88,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command = add("forget", "remove a person", "store")
     command.add_argument("name", metavar="NAME")
     about = "find a threshold for your recordings"
-    command = add("calibrate", about, "checkpoint", "channel")
+    command = add("calibrate", about, "checkpoint", "channel", "json")
     command.add_argument("people", nargs="+", metavar="PEOPLE", help=PEOPLE)
     command.add_argument(
         "target", type=Path, metavar="mine.pt", help="the encoder and its new threshold"
     )
     command = add("demo", "a page in the browser", "checkpoint")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    command = add("embed", "vectors of all recordings", "checkpoint", "channel")
+    about = "vectors of all recordings"
+    command = add("embed", about, "checkpoint", "channel", "json")
     command.add_argument("folder", type=Path, metavar="FOLDER")
     command.add_argument("out", type=Path, metavar="out.npz|out.parquet")
     command = add("export", "the encoder as ONNX", "checkpoint")

@@ -41,22 +41,23 @@ def _load_voices(options: Namespace) -> Voices:
     voices = Voices.load(
         options.checkpoint or RELEASED, options.channel, options.device
     )
-    voices.warn = _Warnings()
+    voices.warn = _Warnings(is_silent=getattr(options, "json", False))
     return voices
 
 
 class _Warnings:
-    """Prints lines about doubtful sounds, but only the first."""
+    """Keeps lines about doubtful sounds, and prints the first unless it is silent."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, is_silent: bool) -> None:
+        self.lines, self.is_silent = [], is_silent
 
     def __call__(self, line: str) -> None:
-        self.count += 1
-        if self.count <= MAX_WARNINGS:
-            tqdm.write(f"warning: {line}", file=sys.stderr)
-        elif self.count == MAX_WARNINGS + 1:
-            tqdm.write("warning: there are more, which are not shown", file=sys.stderr)
+        self.lines.append(line)
+        if self.is_silent or len(self.lines) > MAX_WARNINGS + 1:
+            return
+        if len(self.lines) > MAX_WARNINGS:
+            line = "there are more, which are not shown"
+        tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 def compare(options: Namespace) -> None:
@@ -88,12 +89,15 @@ def enrol(options: Namespace) -> None:
         people = voices.enrol(sounds, enrolled)
         people.save(options.store)
     for line in voices.disagreements(people, list(sounds)):
-        print(f"warning: {line}", file=sys.stderr)
+        voices.warn(line)
     before = 0 if enrolled is None else len(enrolled.names)
-    print(
-        f"{options.store}: {len(np.unique(people.names))} people, {len(people.names)} "
-        f"clips, {len(people.names) - before} of them new"
-    )
+    counts = {
+        "people": len(np.unique(people.names)),
+        "clips": len(people.names),
+        "new": len(people.names) - before,
+    }
+    line = "{people} people, {clips} clips, {new} of them new".format(**counts)
+    _print_with_warnings(voices, options.json, f"{options.store}: {line}", **counts)
 
 
 def identify(options: Namespace) -> None:
@@ -112,6 +116,15 @@ def _print(results: Sequence[Comparison | Identification], as_json: bool) -> Non
         print(f"warning: {warning}", file=sys.stderr)
     for result in results:
         print(result)
+
+
+def _print_with_warnings(
+    voices: Voices, as_json: bool, text: str, **figures: Any
+) -> None:
+    """Print a text whose warnings were printed before it, or both as JSON."""
+    if as_json:
+        text = json.dumps(figures | {"warnings": voices.warn.lines}, indent=2)
+    print(text, flush=True)
 
 
 def _as_dict(result: Comparison | Identification) -> dict[str, Any]:
@@ -141,7 +154,8 @@ def who(options: Namespace) -> None:
     people = load_people(options.store)
     voices = _load_voices(options)
     turns = voices.who(options.sound, people)
-    print("\n".join(map(str, turns)) or NO_SPEECH, flush=True)
+    text = "\n".join(map(str, turns)) or NO_SPEECH
+    _print_with_warnings(voices, options.json, text, turns=[*map(asdict, turns)])
     if options.rttm:
         rttm = as_rttm(turns, options.sound.stem, people.names.tolist())
         with atomic_write(options.rttm) as file:
@@ -173,22 +187,21 @@ def calibrate(options: Namespace) -> None:
             ("false alarms", calibration.false_alarm, calibration.false_alarm_interval),
         )
     )
-    print(
+    lines = [
         f"{options.target}: threshold {calibration.threshold:+.1f} for "
         f"{100 * rate:g} % false alarms, found on {len(counts)} people, "
-        f"{num_targets} pairs of one person and {num_non_targets} of two\n"
-        f"measured on people who were held out: {miss}, {false_alarm}"
-    )
+        f"{num_targets} pairs of one person and {num_non_targets} of two",
+        f"measured on people who were held out: {miss}, {false_alarm}",
+    ]
     if len(counts) < FEW_SPEAKERS:
-        print(
-            f"fewer than {FEW_SPEAKERS} people: the intervals are rough, and the "
-            "threshold rests on the encoder's own calibration too, if it has one"
-        )
+        lines.append(f"fewer than {FEW_SPEAKERS} people: the intervals are rough")
     if rate * num_non_targets < FEW_FALSE_ALARMS:
-        print(
+        lines.append(
             f"{num_non_targets} pairs of two people are few for a rate of "
             f"{100 * rate:g} %: the threshold is rough"
         )
+    figures = asdict(calibration)
+    _print_with_warnings(voices, options.json, "\n".join(lines), **figures)
 
 
 def embed(options: Namespace) -> None:
@@ -196,7 +209,9 @@ def embed(options: Namespace) -> None:
     folder, out = options.folder, options.out
     refuse_format(out)
     files = audio_below(folder)
-    print(embed_folder(_load_voices(options), folder, files, out))
+    voices = _load_voices(options)
+    line = embed_folder(voices, folder, files, out)
+    _print_with_warnings(voices, options.json, line, summary=line)
 
 
 def export(options: Namespace) -> None:

@@ -129,6 +129,27 @@ def test_recordings_without_speech(command, store):
     assert "skipped people/ann/hiss.wav: " in command("embed people out.npz")[2]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "enrol people dan=short.wav --store p.npz",
+        "who short.wav --store people.npz",
+        "calibrate people dan=people/ben/0.wav,short.wav mine.pt",
+        "embed short out.npz",
+    ],
+)
+def test_warnings_for_programs(command, store, line):
+    write(Path("short.wav"), said(0, 0)[: RATE // 2])
+    write(Path("short/short.wav"), said(0, 0)[: RATE // 2])
+    status, out, err = command(f"{line} --json")
+    (warning,) = [w for w in json.loads(out)["warnings"] if "short.wav: 0." in w]
+    assert (status, err) == (0, "")
+    assert (
+        f"warning: {warning}"
+        in command(line.replace("mine", "b").replace("out", "b"))[2]
+    )
+
+
 def test_few_of_many_warnings_are_printed(command):
     write(Path("short.wav"), said(0, 0)[: RATE // 2])
     files = ",".join(["short.wav"] * 30)
