@@ -210,7 +210,7 @@ def _decode(segment: Segment, sample_rate: int) -> Recording:
 
 def _passages(file: BinaryIO, segment: Segment, sample_rate: int) -> list[_Passage]:
     """Return what the parts of a file that libsndfile reads hold of a segment."""
-    passages, beyond, parts = [], None, parts_of(file)
+    passages, beyond, parts = [], None, parts_of(segment.path)
     offset, left = segment.offset, segment.duration
     for part in parts:
         opened = partial(_opened, file, part, offset, left)

@@ -46,15 +46,19 @@ class FfmpegSound:
         self._is_stuck, self.num_read = False, 0
         # A pipe that nobody reads would block.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        seconds = MAX_SECONDS if duration is None else min(duration, MAX_SECONDS)
+        most = MAX_SECONDS if duration is None else min(duration, MAX_SECONDS)
         command = [shutil.which("ffmpeg"), "-nostdin", "-v", "error", "-threads", "1"]
         command += ["-max_alloc", str(MAX_ALLOCATION), "-protocol_whitelist", "file"]
         offset = min(offset, MAX_SECONDS)
         settling = min(offset, SETTLING_SECONDS)
-        command += ["-ss", f"{offset - settling:f}"]
+        # Even a jump to the beginning would lose a packet.
+        before, after = (
+            ["-ss", f"{seconds:f}"] if seconds else []
+            for seconds in (offset - settling, settling)
+        )
         # The protocol stands before the name, which may hold a colon or begin with -.
-        command += ["-i", f"file:{path.absolute()}", "-vn", "-sn", "-dn"]
-        command += ["-ss", f"{settling:f}", "-t", f"{seconds:f}"]
+        command += [*before, "-i", f"file:{path.absolute()}", "-vn", "-sn", "-dn"]
+        command += [*after, "-t", f"{most:f}"]
         # Sun's format: big-endian numbers behind a header of rate and channels.
         command += ["-f", "au", "-c:a", "pcm_f32be", "pipe:1"]
         self._process = subprocess.Popen(

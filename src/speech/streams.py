@@ -1,6 +1,6 @@
 """Where the sound lies in a file: the parts that were joined, without what is none.
 
-open file -> `parts_of` -> `Part`s -> `Part.open` -> a file for libsndfile
+file -> `parts_of` -> `Part`s -> `Part.open` -> a file for libsndfile
 
 Programs write a header before they know how long a recording will be, `cat` joins
 files, and transfers lose or add bytes. libsndfile reads the first part, as far as its
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import BinaryIO
 
 PROMISES_LESS = "its header promises less than there is, and all is read"
@@ -24,6 +25,8 @@ NO_SOUND = "bytes between its frames that are no sound were left out"
 STREAMED_SIZE = 0x7FFFF000  # bytes; the header of a streamed WAV claims at least this
 MIN_MORE = 1024  # bytes after a WAV's data; fewer are no sound
 SEARCHED = 2**16  # bytes that are searched at once
+MAX_JUNK = 2**19  # bytes that are searched for frames of an MP3 file in all
+LARGE = 2**22  # bytes of a file whose parts are worth remembering
 MAX_FRAME = 2**21  # bytes of a FLAC frame
 TAGS = rb"TAG|ID3|APETAGEX|LYRICSBEGIN"  # behind the sound
 
@@ -87,9 +90,25 @@ class PartFile(io.RawIOBase):
         return filled
 
 
-def parts_of(file: BinaryIO) -> list[Part]:
+def parts_of(path: Path) -> list[Part]:
     """Return the parts of an audio file in order; a file of another kind is one."""
-    size = file.seek(0, os.SEEK_END)
+    state = path.stat()
+    if state.st_size < LARGE:
+        return _parts_of(path)
+    return _known_parts(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(64)
+def _known_parts(path: Path, size: int, changed: int) -> list[Part]:
+    return _parts_of(path)  # once, since a manifest may name many segments of a file
+
+
+def _parts_of(path: Path) -> list[Part]:
+    with path.open("rb") as file:
+        return _parts_in(file, file.seek(0, os.SEEK_END))
+
+
+def _parts_in(file: BinaryIO, size: int) -> list[Part]:
     head = _at(file, 0, 12)
     if head[:4] == b"RIFF":
         parts = _wav_parts(file, size)
@@ -350,7 +369,7 @@ def _mp3_frame(header: bytes) -> tuple[int, bytes] | None:
 def _mp3_parts(file: BinaryIO, size: int) -> list[Part]:
     """Follow the frames; a recording begins where a frame counts those after it, or
     where they are of another kind."""
-    recordings, position, is_cut, in_step = [], 0, False, False
+    recordings, position, is_cut, in_step, patience = [], 0, False, False, MAX_JUNK
     while position < size and not is_cut:
         head = _at(file, position, COUNTED)
         frame, current = _mp3_frame(head[:4]), recordings[-1] if recordings else None
@@ -359,8 +378,9 @@ def _mp3_parts(file: BinaryIO, size: int) -> list[Part]:
         if not frame:
             in_step, found = False, position + _tag_size(head)
             if found == position:
-                found = _next_frame(file, position + 1, size)
-                if current and found < size:
+                found = _next_frame(file, position + 1, size, patience)
+                patience -= found - position
+                if current and (found < size or patience < 0):
                     current.num_skipped += found - position
             position = found
             continue
@@ -397,8 +417,9 @@ def _is_followed(
     return end == size or _tag_size(head) > 0 or (other and other[1] == frame[1])
 
 
-def _next_frame(file: BinaryIO, begin: int, size: int) -> int:
-    for position in _matches(file, MP3_HEADER, begin, size, 2):
+def _next_frame(file: BinaryIO, begin: int, size: int, patience: int) -> int:
+    """Return where the next frame begins within so many bytes, or else the end."""
+    for position in _matches(file, MP3_HEADER, begin, min(size, begin + patience), 2):
         frame = _mp3_frame(_at(file, position, 4))
         if frame and _is_followed(file, position, size, frame):
             return position
