@@ -329,6 +329,29 @@ def calibration(figures: Figures) -> str:
     return table(*rows)
 
 
+# docs/evaluation.md
+
+
+def few_people(figures: Figures) -> str:
+    """False alarms at thresholds that were found on few people, in three ways."""
+    measured = figures["few_people"]
+    heads = "false alarms %: median", "worst", "misses %", "slope", "largest LLR"
+    rows = [["prior", "people", *heads]]
+    for shown, way in (
+        ("none", "alone"),
+        ("of an unknown encoder", "unknown"),
+        ("the encoder's own", "own"),
+    ):
+        for count, found in measured[way].items():
+            rates = "false_alarm", "worst_false_alarm", "miss"
+            low, median, high = found["slope"]
+            slopes = f"{median:.1f} ({low:.1f} to {high:.1f})"
+            llrs = "{:.0f}, at worst {:.0f}".format(*found["largest_llr"])
+            cells = [percent(found[rate]) for rate in rates]
+            rows.append([shown, count, *cells, slopes, llrs])
+    return table(*rows)
+
+
 # docs/training.md, docs/reliability.md, docs/speed.md
 
 
@@ -390,8 +413,8 @@ def train_step_zen5(figures: Figures) -> str:
 
 
 def bfloat16(figures: Figures) -> str:
-    """A pass in bfloat16 beside float32."""
-    return passes(figures["bfloat16"], "bfloat16", "eager")
+    """A pass in bfloat16, and compiled, beside float32."""
+    return passes(figures["bfloat16"], "bfloat16", "compiled", "eager")
 
 
 def pipeline(figures: Figures) -> str:
