@@ -61,7 +61,7 @@ from parameters import (
 from runs.backend import fit_backend, make_split_trials
 from runs.checkpoints import load_checkpoint
 from runs.heard import refuse_heard
-from runs.resuming import State, refuse_other_audio, start_from
+from runs.resuming import State, file_digests, refuse_other_files, start_from
 from runs.run_directory import Run
 from runs.speaker_model import build_model
 from runs.tally import SPENT, NotFiniteError, Readings, StepReading, Tally, epoch_line
@@ -228,8 +228,9 @@ def train(
     """Train, evaluate with the best checkpoint, and return the run's directory.
 
     `resume` is the directory of a run to resume. That run must have these parameters,
-    except for keys that do not affect the result and for more epochs. `watch` is called
-    with the metrics of each epoch. Raises `UserError` for anything the user can fix.
+    except for keys that do not affect the result, more epochs, and the paths of
+    recordings that have moved. `watch` is called with the metrics of each epoch. Raises
+    `UserError` for anything the user can fix.
     """
     keep_freed_memory()
     device = choose_device(parameters.training, parameters.model)
@@ -241,13 +242,13 @@ def train(
     refuse_splits(splits, parameters.dataset, parameters.evaluation)
     if resume is None:
         state = begin(parameters, splits, targets, device)
-        state.recordings = recordings
+        state.recordings, state.files = recordings, file_digests(parameters)
         run = Run.create(parameters)
         state.wandb_id = run.wandb_id
     else:
         state = State.restore(resume / "last.pt", parameters, device)
-        refuse_other_audio(resume, state.model.digests, splits.pack.digests)
-        refuse_other_audio(resume, state.recordings, recordings)
+        refuse_other_files(resume, state.model.digests, splits.pack.digests)
+        refuse_other_files(resume, state.recordings, recordings)
         state.recordings = recordings  # runs of earlier versions have none
         if rank() == 0:  # the next resumption is compared with these parameters
             state.save(resume / "last.pt")

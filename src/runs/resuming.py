@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.files import file_digest
 from engine.optimizers import build_optimizer
 from errors import first_line
 from parameters import ParameterError, Parameters
@@ -46,6 +47,7 @@ class State:
     best_loss: float = math.inf  # on validation
     wandb_id: str = ""
     recordings: dict[str, str] = field(default_factory=dict)  # digests: rooms and noise
+    files: dict[str, str] = field(default_factory=dict)  # `file_digests` at the start
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPENT, 0.0))
 
     def save(self, path: Path) -> None:
@@ -60,6 +62,7 @@ class State:
             best_loss=self.best_loss,
             wandb_id=self.wandb_id,
             recordings=self.recordings,
+            files=self.files,
             spent=self.spent,
         )
 
@@ -70,8 +73,8 @@ class State:
         """Load the state that `save` wrote.
 
         Raises `ParameterError` if the parameters differ from the run's, except in
-        `MAY_CHANGE_ON_RESUME`, or ask for fewer epochs, and `RunError` for a file
-        without the state of a training.
+        `MAY_CHANGE_ON_RESUME` and in where the recordings lie, or ask for fewer epochs,
+        and `RunError` for a file without the state of a training.
         """
         saved = load_checkpoint(path)
         if missing := TRAINING_STATE - set(saved):
@@ -79,7 +82,8 @@ class State:
                 f"{path}: expected a training to resume, got a model without "
                 f"{min(missing)}; training.init_from starts from its weights"
             )
-        old, new = saved["parameters"], parameters.as_dict()
+        new = parameters.as_dict()
+        old = with_new_places(saved, new)
         refuse_changes(path.parent, old, new, MAY_CHANGE_ON_RESUME)
         least, epochs = old["training"]["epochs"], parameters.training.epochs
         if epochs < least:
@@ -102,7 +106,8 @@ class State:
             reason = first_line(error)
             raise RunError(f"{path}: its training does not fit: {reason}") from None
         names = TRAINING_STATE - {"optimizer", "tally"}
-        names |= {"recordings", "spent"} & set(saved)  # earlier versions lack these
+        # Earlier versions lack these.
+        names |= {"recordings", "files", "spent"} & set(saved)
         values = {name: saved[name] for name in names}
         return cls(model, optimizer, tally=tally, **values)
 
@@ -135,14 +140,53 @@ def refuse_changes(
             )
 
 
-def refuse_other_audio(
+def with_new_places(saved: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's parameters with the new paths of recordings that it has
+    digests of: these may move, since `refuse_other_files` finds whether they changed.
+    """
+    old, known = saved["parameters"], saved.get("recordings", {})
+    augmentation = {
+        kind: _moved(section, new["augmentation"][kind])
+        if f"augmentation.{kind}" in known
+        else section
+        for kind, section in old["augmentation"].items()
+    }
+    dataset = _moved(old["dataset"], new["dataset"])
+    return {**old, "dataset": dataset, "augmentation": augmentation}
+
+
+def _moved(old: Any, new: Any, key: str = "") -> Any:
+    """Return a section, or the value of a key, with the paths of recordings that
+    another has too."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {
+            name: _moved(value, new.get(name), "root" if key == "manifest" else name)
+            for name, value in old.items()
+        }
+    if key == "mixture" and len(old) == len(new):
+        return [_moved(*corpora) for corpora in zip(old, new, strict=True)]
+    return new if key == "root" and old and new else old
+
+
+def file_digests(parameters: Parameters) -> dict[str, str]:
+    """Return the digests of the model that training starts from and of the list of
+    trials, by key, if there are such files."""
+    start, trials = parameters.training.init_from, parameters.evaluation.trials
+    if start is not None and start.is_dir():
+        start = start / "best.pt"
+    paths = {"training.init_from": start, "evaluation.trials": trials}
+    files = {key: path for key, path in paths.items() if path and path.is_file()}
+    return {key: file_digest(path) for key, path in files.items()}
+
+
+def refuse_other_files(
     run: Path, old: Mapping[str, str], new: Mapping[str, str]
 ) -> None:
-    """Raise `RunError` if the digest of any recordings differs from the run's."""
+    """Raise `RunError` if the digest of any files differs from the run's."""
     for key, digest in new.items():
         if old.get(key, digest) != digest:
             raise RunError(
-                f"{run}: the recordings of {key or 'the corpus'} have changed since it "
+                f"{run}: the files of {key or 'the corpus'} have changed since it "
                 "began; restore them, or train anew"
             )
 

@@ -8,8 +8,15 @@ from pathlib import Path
 from dataset import prepare
 from parameters import Parameters
 from runs.checkpoints import RunError, load_checkpoint
-from runs.resuming import MAY_CHANGE, refuse_changes, refuse_other_audio
+from runs.resuming import (
+    MAY_CHANGE,
+    file_digests,
+    refuse_changes,
+    refuse_other_files,
+    with_new_places,
+)
 from speech.surroundings import recording_digests
+from teacher import teacher_digests
 from train import Watch, train
 
 
@@ -24,11 +31,13 @@ def train_once(parameters: Parameters, watch: Watch | None = None) -> Path:
             f"{directory}: stopped before its first checkpoint; remove it to train anew"
         )
     old = load_checkpoint(directory / "last.pt")
-    refuse_changes(directory, old["parameters"], parameters.as_dict(), MAY_CHANGE)
+    new = parameters.as_dict()
+    refuse_changes(directory, with_new_places(old, new), new, MAY_CHANGE)
+    refuse_other_files(directory, old.get("files", {}), file_digests(parameters))
     if not (directory / "report.json").exists():
         return train(parameters, directory, watch)
     digests = prepare(parameters.dataset, parameters.front_end).pack.digests
-    refuse_other_audio(directory, old["digests"], digests)
-    recordings = recording_digests(parameters)
-    refuse_other_audio(directory, old.get("recordings", {}), recordings)
+    refuse_other_files(directory, old["digests"], digests)
+    recordings = recording_digests(parameters) | teacher_digests(parameters)
+    refuse_other_files(directory, old.get("recordings", {}), recordings)
     return directory

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import tarfile
 
@@ -123,32 +124,68 @@ def test_a_run_is_trained_once(miniature, monkeypatch, strike):
         train_once(p)
 
 
-@pytest.mark.parametrize("changed", ["corpus", "noise", "rooms"])
-def test_recordings_that_have_changed_are_refused(tmp_path, miniature, changed):
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize(
+    ("changed", "corpus"),
+    [
+        ("corpus", "name=folder"),
+        ("corpus", "name=manifest"),
+        ("noise", "{name: mixture, mixture: [{label: x, weight: 1, name: folder}]}"),
+        ("rooms", "name=folder"),
+    ],
+)
+def test_recordings_may_move_but_not_change(tmp_path, miniature, changed, corpus):
+    rng, rows = np.random.default_rng(0), []
+    home, moved = tmp_path / "home", tmp_path / "moved"
     files = [f"corpus/{speaker}/{n}.wav" for speaker in "abcdef" for n in range(3)]
     for name in (*files, "noise/0.wav", "rooms/0.wav"):
-        write(tmp_path / name, rng.normal(0, 0.1, 20_000))
-    p = miniature(
-        *("run.name=mine", "training.epochs=1", "dataset.name=folder"),
-        f"dataset.root={tmp_path / 'corpus'}",
-        f"augmentation.noise.root={tmp_path / 'noise'}",
-        f"augmentation.reverberation.root={tmp_path / 'rooms'}",
-    )
-    run = train(p)
+        write(home / name, rng.normal(0, 0.1, 20_000))
+        rows.append(json.dumps({"audio_filepath": name, "label": name.split("/")[1]}))
+    (home / "rows.json").write_text("\n".join(rows[:-2]))
+
+    def parameters(home):
+        return miniature(
+            *("run.name=mine", "training.epochs=1", f"dataset.root={home / 'corpus'}"),
+            f"dataset.manifest.train={home / 'rows.json'}",
+            f"dataset={corpus}" if corpus[0] == "{" else f"dataset.{corpus}",
+            f"augmentation.noise.root={home / 'noise'}",
+            f"augmentation.reverberation.root={home / 'rooms'}",
+        )
+
+    run = train(parameters(home))
     state = load_checkpoint(run / "last.pt")
     sections = {"augmentation.noise", "augmentation.reverberation"}
     assert set(state["recordings"]) == sections
-    assert train_once(p) == run
-    for path in (tmp_path / changed).rglob("0.wav"):
+    home.rename(moved)
+    p = parameters(moved)
+    assert train_once(p) == train(p, resume=run) == train_once(p) == run
+    for path in (moved / changed).rglob("0.wav"):
         write(path, rng.normal(0, 0.1, 20_000))
     for again in (train_once, lambda p: train(p, resume=run)):
-        with pytest.raises(RunError, match=f"{run}: the recordings"):
+        with pytest.raises(RunError, match=f"{run}: the files"):
             again(p)
     if changed != "corpus":  # what earlier versions did not keep is not refused
+        state = load_checkpoint(run / "last.pt")
         del state["recordings"]
         torch.save(state, run / "last.pt")
         assert train_once(p) == train(p, resume=run) == run
+        torch.save(state, run / "last.pt")  # but it may have to stay where it is
+        moved.rename(home)
+        with pytest.raises(ParameterError, match=r"augmentation\.\w+\.root"):
+            train_once(parameters(home))
+
+
+def test_a_run_of_another_start_or_other_trials_is_not_reused(tmp_path, miniature):
+    start, trials = train(miniature("run.name=first")), tmp_path / "trials.txt"
+    shutil.copy(start / "trials.txt", trials)
+    files = f"training.init_from={start}", f"evaluation.trials={trials}"
+    run = train_once(p := miniature("run.name=mine", "training.epochs=1", *files))
+    for file, key in ((start / "best.pt", "init_from"), (trials, "evaluation.trials")):
+        before = file.read_bytes()
+        file.write_bytes(before + b"\n")
+        with pytest.raises(RunError, match=key):
+            train_once(p)
+        file.write_bytes(before)
+    assert train_once(p) == run
 
 
 # Runs of earlier versions
