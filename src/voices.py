@@ -52,7 +52,11 @@ from numpy.typing import NDArray
 from engine.devices import errors_of_gpu, usable_device
 from exchange.nemo_files import load_any_model
 from recognition.inputs import Sound, as_list, load_sound, with_names
-from recognition.own_calibration import calibrate_on, refuse_few_people
+from recognition.own_calibration import (
+    calibrate_on,
+    first_of_each,
+    refuse_few_people,
+)
 from recognition.people import People
 from recognition.sounds import (
     MIN_SECONDS,
@@ -319,13 +323,19 @@ class Voices:
         """Calibrate on these people, and use the result from now on.
 
         The fit is drawn to the encoder's own calibration, if it has one. Rates are
-        cross-validated. Raises `VoiceError` for too few people, and for recordings that
+        cross-validated. A recording that a person has twice counts once. Raises
+        `VoiceError` for too few people, for a recording of two, and for recordings that
         are not sorted by person.
         """
         sounds = {name: as_list(several) for name, several in sounds.items()}
         speakers = np.repeat(list(sounds), [*map(len, sounds.values())])
         refuse_few_people(speakers)
         clips = self._listen_to_speech([*itertools.chain(*sounds.values())])
+        kept = first_of_each(clips, speakers)
+        for clip in itertools.compress(clips, ~kept):
+            self.warn(f"{clip.name}: this person has the recording twice, counted once")
+        clips, speakers = list(itertools.compress(clips, kept)), speakers[kept]
+        refuse_few_people(speakers)
         vectors = torch.from_numpy(self._as_rows([clip.vector for clip in clips]))
         backend = self.model.backend
         calibration = calibrate_on(

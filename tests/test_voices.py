@@ -411,3 +411,18 @@ def test_a_model_without_a_cohort_is_calibrated(checkpoint, tmp_path):
 def test_too_few_people_to_calibrate_on(voices):
     with pytest.raises(VoiceError, match=r"at least 4 people.* got 3$"):
         voices.calibrate(sounds_of(3) | {"once": [said(3, 0)]})
+    with pytest.raises(VoiceError, match=r"at least 4 people.* got 3$"):
+        voices.calibrate(sounds_of(3) | {"twice": [said(3, 0), said(3, 0)]})
+
+
+def test_a_copy_counts_once_and_never_for_two_people(voices):
+    voices.warn = (lines := []).append
+    name, *_ = (sounds := sounds_of(4))
+    expected = voices.calibrate(sounds)
+    sounds[name] = [*sounds[name], said(0, 1), said(0, 0)]
+    assert voices.calibrate(sounds) == expected
+    assert [line for line in lines if "counted once" in line][1:] == [
+        "array 3: this person has the recording twice, counted once"
+    ]
+    with pytest.raises(VoiceError, match=f"of {name} and, the same, .* of eve$"):
+        voices.calibrate(sounds | {"eve": [said(0, 0)]})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recognition.sounds import VoiceError
+from recognition.sounds import Clip, VoiceError
 from verification.calibration import CalibrationError, ScoredTrials, calibrate
 from verification.metrics import bootstrap_rates, rates_at
 from verification.scoring import Calibration, cosine_scores
@@ -35,6 +35,22 @@ def refuse_few_people(speakers: NDArray[np.str_]) -> None:
             f"expected at least {MIN_PEOPLE} people with two recordings or more, "
             f"got {several}"
         )
+
+
+def first_of_each(
+    clips: Sequence[Clip], speakers: NDArray[np.str_]
+) -> NDArray[np.bool_]:
+    """Return which clips [U] are the first with their samples; raise `VoiceError` if
+    two people have the same."""
+    first: dict[str, int] = {}
+    for i, clip in enumerate(clips):
+        other = first.setdefault(clip.digest, i)
+        if speakers[other] != speakers[i]:
+            raise VoiceError(
+                f"expected each recording of one person, got {clips[other].name} of "
+                f"{speakers[other]} and, the same, {clip.name} of {speakers[i]}"
+            )
+    return np.isin(np.arange(len(clips)), list(first.values()))
 
 
 def refuse_mixed_people(vectors: torch.Tensor, speakers: NDArray[np.str_]) -> None:
