@@ -194,7 +194,10 @@ def calibrate(options: Namespace) -> None:
         f"measured on people who were held out: {miss}, {false_alarm}",
     ]
     if len(counts) < FEW_SPEAKERS:
-        lines.append(f"fewer than {FEW_SPEAKERS} people: the intervals are rough")
+        lines.append(
+            f"fewer than {FEW_SPEAKERS} people: the intervals are rough, and the "
+            "threshold rests on the encoder's own calibration too, if it has one"
+        )
     if rate * num_non_targets < FEW_FALSE_ALARMS:
         lines.append(
             f"{num_non_targets} pairs of two people are few for a rate of "
