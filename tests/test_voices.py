@@ -203,7 +203,6 @@ def test_what_is_doubtful_is_said_where_no_result_says_it(voices, people):
         lambda: voices.enrol({"dan": [short]}),
         lambda: voices.embed([short]),
         lambda: voices.who(short, people),
-        lambda: voices.calibrate({**sounds_of(4), "eve": [short]}),
     ):
         lines = []
         voices.warn = lines.append
