@@ -37,7 +37,7 @@ NARROW_BAND = "narrow band, like a recording at 8 kHz"
 DETECTOR_RATE, DETECTOR_SIZE = 16_000, 512  # Hz, and samples for one probability
 DETECTOR_PEAK = 0.5  # to which quiet sound is amplified, so that its speech is found
 SECONDS_AT_ONCE = 512  # of sound in floating point; windows of the detector fit in
-MARGIN_SECONDS = 0.2  # kept before and after each stretch of speech
+MARGIN_SECONDS = 0.3  # around each stretch; experiments/silence.py compares others
 
 
 def examine(
