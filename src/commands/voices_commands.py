@@ -28,6 +28,7 @@ from recognition.vectors import refuse_format
 from recognition.verdicts import Comparison, Identification, as_rttm
 from reports.tables import FEW_SPEAKERS
 from runs.checkpoints import save_checkpoint
+from speech.audio import lacks_decoder
 from speech.packs import FULL_SCALE
 from speech.synthetic import SyntheticUtterance
 from voices import RELEASED, Voices
@@ -75,6 +76,20 @@ def compare(options: Namespace) -> None:
         refuse_without_speech(clips)
 
 
+def _decodable(
+    sounds: dict[str, list[Path]], voices: Voices
+) -> dict[str, list[Path]]:
+    """Leave out files that only ffmpeg would read, if it is missing and the person has
+    others, and warn of them."""
+    left = {}
+    for name, files in sounds.items():
+        left[name] = [file for file in files if not lacks_decoder(file)] or files
+        for file in files:
+            if file not in left[name]:
+                voices.warn(f"{file}: left out, since ffmpeg is not on the path")
+    return left
+
+
 def _alone_with(store: Path) -> AbstractContextManager[None]:
     """Return the lock of the folder that a store lies in, behind its links."""
     return locked(Path(os.path.realpath(store)).parent)
@@ -86,6 +101,7 @@ def enrol(options: Namespace) -> None:
     with _alone_with(options.store):
         enrolled = load_people(options.store) if options.store.exists() else None
         voices = _load_voices(options)
+        sounds = _decodable(sounds, voices)
         people = voices.enrol(sounds, enrolled)
         people.save(options.store)
     for line in voices.disagreements(people, list(sounds)):
@@ -174,6 +190,7 @@ def calibrate(options: Namespace) -> None:
         raise VoiceError(f"{options.target}: expected a new file, this one exists")
     sounds = read_people(options.people)
     voices = _load_voices(options)
+    sounds = _decodable(sounds, voices)
     calibration = voices.calibrate(sounds)
     save_checkpoint(options.target, voices.model)
     counts = [len(files) for files in sounds.values()]

@@ -107,6 +107,13 @@ def load_recording(
     return recording
 
 
+def lacks_decoder(path: Path) -> bool:
+    """Return whether files of this extension need ffmpeg, which is not on the path."""
+    suffix = path.suffix.lower()
+    is_foreign = suffix in EXTENSIONS and suffix not in NATIVE_EXTENSIONS
+    return is_foreign and not has_ffmpeg()
+
+
 def check_length(num_samples: int, sample_rate: int, min_seconds: float) -> None:
     """Raise `AudioError` if there are fewer than `min_seconds` of samples."""
     if num_samples < round(min_seconds * sample_rate):
@@ -236,15 +243,14 @@ def _foreign_passage(
     segment: Segment, sample_rate: int, error: _UnknownFormatError
 ) -> _Passage:
     """Return what ffmpeg decodes of a segment; raise `AudioError` if there is none."""
-    if not has_ffmpeg():
-        suffix = segment.path.suffix.lower()
-        if suffix not in EXTENSIONS or suffix in NATIVE_EXTENSIONS:
-            raise error
-        formats = ", ".join(NATIVE_EXTENSIONS[:5])
+    if lacks_decoder(segment.path):
+        formats, suffix = ", ".join(NATIVE_EXTENSIONS[:5]), segment.path.suffix.lower()
         raise AudioError(
             f"{error}; {formats} files are read, and others if ffmpeg is on the path; "
             f"to convert one: ffmpeg -i x{suffix} x.wav"
         )
+    if not has_ffmpeg():
+        raise error
     opened = partial(FfmpegSound, segment.path, segment.offset, segment.duration)
     try:
         return _read(opened, segment.channel, sample_rate)
