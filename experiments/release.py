@@ -19,12 +19,15 @@ import csv
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
@@ -35,11 +38,14 @@ from eval import evaluate_checkpoint, verify
 from reports.figures import draw_curves
 from reports.projections import draw_embeddings
 from reports.tables import as_report, as_table, print_table
-from runs.backend import fit_backend
+from runs.backend import Condition, embed_speech, fit_backend
 from runs.checkpoints import load_model, save_checkpoint
 from runs.run_directory import read_metrics
-from runs.speaker_model import embed
+from runs.speaker_model import SpeakerModel, embed
+from speech.audio import FULL_SCALE
+from speech.surroundings import load_noise, load_responses
 from tables import TESTS
+from transforms import Noise, Reverberation, Telephone
 from verification.metrics import equal_error_rate
 from verification.records import Verification
 from verification.scoring import cosine_scores
@@ -54,16 +60,57 @@ TEST_OTHER = (
     "dataset.librispeech.test=[test-other]",
 )
 MIN_SPEAKERS_OF_LANGUAGE = 8
+SHORT_SECONDS = 2.0  # of a recording with little speech
 
 
 def make(run: Path, released: Path) -> None:
-    """Write the best model of a run with calibrations, in float16."""
+    """Write the best model of a run with calibrations, in float16.
+
+    They are fitted in all conditions, since one threshold serves recordings of unknown
+    origin: on speech as recorded, over a telephone, in a room with noise, and on little
+    of it.
+    """
     model = load_model(run, CPU)
-    fit_backend(model, prepare(model.config.dataset, model.config.front_end))
+    parameters, rate = model.config, model.config.front_end.sample_rate
+    splits = prepare(parameters.dataset, parameters.front_end)
+    size = round(parameters.augmentation.reverberation.max_seconds * rate)
+    room = Reverberation(1.0, load_responses(parameters, CPU), size)
+    noise_ratios = parameters.augmentation.noise.snr_db
+    noise = Noise(1.0, load_noise(parameters, CPU), noise_ratios)
+    conditions = (
+        embed_speech,
+        speech_after(Telephone(1.0, rate)),
+        speech_after(lambda waveform: noise(room(waveform))),
+        speech_after(lambda waveform: waveform[:, : round(SHORT_SECONDS * rate)]),
+    )
+    fit_backend(model, splits, conditions)
     model.encoder.half()
     model.criterion.half()
     save_checkpoint(released, model)
     print(f"{released}: {released.stat().st_size / 1e6:.1f} MB")
+
+
+def speech_after(change: Callable[[Tensor], Tensor]) -> Condition:
+    """Return the condition in which each waveform [1, N] is changed, and of what comes
+    the speech is embedded."""
+
+    def condition(
+        model: SpeakerModel, splits: Splits, indices: Sequence[int]
+    ) -> tuple[Tensor, NDArray[np.float64]]:
+        torch.manual_seed(1)
+        entries, pieces, offset = list(splits.pack.entries), [], 0
+        for index in indices:
+            entry = entries[index]
+            samples = splits.pack.samples[entry.offset :][: entry.samples]
+            waveform = change(samples[None].float() / FULL_SCALE)[0]
+            piece = (waveform * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1)
+            entries[index] = replace(entry, offset=offset, samples=len(piece))
+            pieces.append(piece.short())
+            offset += len(piece)
+        changed = replace(splits.pack, samples=torch.cat(pieces), entries=entries)
+        return embed_speech(model, replace(splits, pack=changed), indices)
+
+    return condition
 
 
 def measure(released: Path, figures: Path) -> None:

@@ -1,21 +1,23 @@
-"""Test encoders in the wild: telephones, noisy rooms, silence, little speech, real calls.
+"""Test encoders in the wild: telephones, noisy rooms, silence, short speech, calls.
 
     python experiments/wild.py make WILD [--split development]
     python experiments/wild.py measure WILD init/titanet-s.pt assets/wild.json
     python experiments/wild.py peer WILD VECTORS.npz NAME assets/wild.json
 
 Run all in the folder that has the corpora below `data`, as init/titanet-s.yml names
-them. `make` writes each test recording as it is and changed in each way, as
-WILD/CORPUS/CONDITION/SPEAKER/UTTERANCE.wav; rooms and noises are those that training
-never uses. LibriSpeech's test-other and the calls of data/telephone are added. `measure`
-tests an encoder of this program as `voices.py` uses it, with misses and false alarms at
-its threshold. `peer` tests any other by its vectors of the same files, whose paths end
-like theirs (peer_vectors.py makes some). Both add their figures to the JSON file.
+them. `make` writes test recordings as they are and changed in each way, as
+WILD/CORPUS/CONDITION/SPEAKER/UTTERANCE.wav: at most eight of a speaker, in rooms and
+noises that training never uses. LibriSpeech's test-other and the real calls of
+data/telephone are added. `measure` tests an encoder of this program as `voices.py` uses
+it, with misses and false alarms at its threshold. `peer` tests any other by its vectors
+of the same files, whose paths end like theirs; peer_vectors.py makes some. Both add
+their figures to the JSON file.
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,9 +35,8 @@ from errors import run_command
 from eval import verify
 from parameters import Parameters
 from robustness import in_a_noisy_room
-from speech.audio import load_recording
-from speech.examination import speech_stretches
-from speech.packs import FULL_SCALE
+from speech.audio import FULL_SCALE, load_recording
+from speech.examination import find_speech
 from transforms import Telephone
 from verification.metrics import equal_error_rate
 from verification.scoring import unit
@@ -44,9 +45,11 @@ from voices import Voices
 
 CPU = torch.device("cpu")
 RATE = 16_000  # Hz
+MAX_UTTERANCES = 8  # of a speaker
 SILENCE = 3.0  # seconds, on either side
 QUIET = 0.01  # of the level
-SECONDS_OF_SPEECH = (1, 2, 3, 5)
+SECONDS_OF_SPEECH = (5, 3, 2, 1)
+LONGEST = f"{SECONDS_OF_SPEECH[0]} s of speech"
 CALLS = Path("data/telephone")
 TEST_OTHER = (
     "dataset.name=librispeech",
@@ -57,17 +60,13 @@ TEST_OTHER = (
 RECIPE = Path(__file__).parents[1] / "init" / "titanet-s.yml"
 
 
-def of_speech(seconds: float) -> Callable[[Tensor], Tensor]:
-    """Return the change that leaves the first `seconds` of speech."""
-
-    def cut(waveform: Tensor) -> Tensor:
-        samples = (waveform[0] * FULL_SCALE).round().short().numpy()
-        stretches = speech_stretches(samples, RATE)
-        pieces = [waveform[:, round(b * RATE) : round(e * RATE)] for b, e in stretches]
-        speech = torch.cat(pieces or [waveform], 1)
-        return speech[:, : round(seconds * RATE)]
-
-    return cut
+def speech_of(waveform: Tensor) -> Tensor:
+    """Return the stretches of speech in a waveform [1, N], joined; all if there are
+    none."""
+    samples = (waveform[0] * FULL_SCALE).round().short().numpy()
+    stretches = find_speech(samples, RATE)
+    pieces = [waveform[:, round(b * RATE) : round(e * RATE)] for b, e in stretches]
+    return torch.cat(pieces or [waveform], 1)
 
 
 def changes(parameters: Parameters) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -79,7 +78,7 @@ def changes(parameters: Parameters) -> dict[str, Callable[[Tensor], Tensor]]:
         "room and noise": in_a_noisy_room(parameters, CPU),
         "silence around": lambda x: torch.cat([silence, x, silence], 1),
         "quiet": lambda x: QUIET * x,
-        **{f"{seconds} s of speech": of_speech(seconds) for seconds in SECONDS_OF_SPEECH},
+        LONGEST: lambda x: speech_of(x)[:, : SECONDS_OF_SPEECH[0] * RATE],
     }
 
 
@@ -94,7 +93,18 @@ def make(wild: Path, split: str) -> None:
         torch.manual_seed(1)
         for of_corpora in splits:
             write_changed(wild, name, change, of_corpora, split)
+    for path in sorted(wild.glob(f"*/{LONGEST}/*/*.wav")):
+        speech, _ = soundfile.read(path, dtype="int16")
+        for seconds in SECONDS_OF_SPEECH[1:]:
+            shorter = wild / path.parts[-4] / f"{seconds} s of speech"
+            write(shorter / Path(*path.parts[-2:]), speech[: seconds * RATE])
     write_calls(wild)
+
+
+def write(path: Path, samples: np.ndarray) -> None:
+    """Write samples [N] as 16-bit WAV, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, RATE)
 
 
 def write_changed(
@@ -103,14 +113,17 @@ def write_changed(
     """Write one condition of all corpora of a split."""
     for name, indices in splits.by_corpus(split).items():
         corpus = name.partition("/")[2] or "librispeech"
+        taken: Counter[str] = Counter()
         for index in indices:
             entry = splits.pack.entries[index]
+            taken[entry.speaker] += 1
+            if taken[entry.speaker] > MAX_UTTERANCES:
+                continue
             samples = splits.pack.samples[entry.offset :][: entry.samples]
             waveform = change(samples[None].float() / FULL_SCALE)[0].clamp(-1, 1)
             speaker = entry.speaker.rpartition("/")[2]
-            path = wild / corpus / condition / speaker / Path(entry.id).stem
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(f"{path}.wav", waveform.numpy(), RATE)
+            name = Path(entry.id).with_suffix(".wav").name
+            write(wild / corpus / condition / speaker / name, waveform.numpy())
 
 
 def write_calls(wild: Path) -> None:
@@ -118,8 +131,7 @@ def write_calls(wild: Path) -> None:
     home = wild / "calls" / "as recorded"
     for path in sorted((CALLS / "development").rglob("*.opus")):
         target = home / path.relative_to(CALLS / "development").with_suffix(".wav")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(target, load_recording(path, RATE).samples, RATE)
+        write(target, load_recording(path, RATE).samples)
     listed = (CALLS / "trials.txt").read_text().replace(".opus", ".wav")
     (wild / "calls.txt").write_text(listed)
 
@@ -143,11 +155,9 @@ def measure(wild: Path, checkpoint: Path, figures: Path) -> None:
     """Test an encoder of this program as `voices.py` uses it."""
     voices, results = Voices.load(checkpoint), {}
     for (corpus, condition), (files, trials) in tests_in(wild).items():
-        clips = heard(voices, files)
-        vectors = np.stack([clip.vector for clip in clips])
-        speech = np.array([clip.speech for clip in clips])
-        report = scored(vectors, files, trials)
-        llrs = voices.calibration.llrs(report.pop("cosines"), trials_speech(trials, speech))
+        clips = voices.listen(files)
+        report = scored(np.stack([clip.vector for clip in clips]), files, trials)
+        llrs = voices.calibration.llrs(report.pop("cosines"))
         accepted = llrs >= voices.calibration.threshold
         report["miss"] = float((~accepted[trials.targets]).mean())
         report["false_alarm"] = float(accepted[~trials.targets].mean())

@@ -91,7 +91,7 @@ def _rows_of(
             raise ParameterError(
                 f"{KEY}: expected whole files to train on, got {source}"
             )
-        parts = source.resolve().parts
+        parts = source.absolute().parts
         ends = (PurePath(*parts[n:]) for n in range(1, len(parts)))
         row = next((end for end in ends if end in rows), None)
         if row is None:

@@ -8,6 +8,7 @@ its class vectors, while ArcFace here does.
 """
 
 import io
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -38,6 +39,7 @@ from exchange.nemo_configuration import (
 from runs.checkpoints import load_model
 from runs.speaker_model import SpeakerModel, build_model
 
+TELEPHONE_ENCODER = "titanet-s-telephone.pt"  # of earlier versions
 # The modules that are convolutions of width 1 in NeMo and linear layers here.
 NARROW_CONVOLUTIONS = (".conv", ".conv_layer", ".attention_layer.2", ".emb_layers.0.1")
 
@@ -172,7 +174,13 @@ def save_nemo(path: Path, model: SpeakerModel) -> None:
 
 
 def load_any_model(path: Path, device: torch.device) -> SpeakerModel:
-    """Return the model of a run, of a checkpoint file or of a `.nemo` file."""
+    """Return the model of a run, of a checkpoint file or of a `.nemo` file.
+
+    The encoder that was released for telephones is now the one for all recordings.
+    """
+    if path.name == TELEPHONE_ENCODER and not path.exists():
+        path = path.with_name("titanet-s.pt")
+        print(f"{path} serves telephones too: opening it", file=sys.stderr)
     if path.suffix == ".nemo":
         return load_nemo(path).to(device)
     return load_model(path, device)

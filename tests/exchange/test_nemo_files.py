@@ -20,7 +20,7 @@ from conftest import CPU, MINIATURE
 from errors import UserError
 from eval import main as eval_main
 from exchange.nemo_archives import CONFIG, MAX_BYTES, WEIGHTS, NemoError
-from exchange.nemo_files import load_nemo, save_nemo
+from exchange.nemo_files import load_any_model, load_nemo, save_nemo
 from nemo_checkpoint import main
 from parameters import ParameterError
 from runs.checkpoints import load_model
@@ -395,3 +395,10 @@ def test_fine_tuning_never_tests_whom_the_encoder_has_heard(miniature):
     train(fewer)  # the same shuffle: its test speakers are among those of the first
     with pytest.raises(UserError, match="test speakers"):
         train(miniature(f"training.init_from={source}", "dataset.test_fraction=0.75"))
+
+
+def test_the_telephone_encoders_name_opens_the_one(tmp_path, checkpoint, capsys):
+    checkpoint().rename(tmp_path / "titanet-s.pt")
+    opened = load_any_model(tmp_path / "titanet-s-telephone.pt", CPU)
+    assert opened.speakers == ["a", "b"]
+    assert "titanet-s.pt serves telephones too" in capsys.readouterr().err
