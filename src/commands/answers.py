@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recognition.people import People, load_people
+from recognition.people import ROWS, People, checked_name, load_people
 from recognition.sounds import NO_SPEECH, Clip, VoiceError, refuse_without_speech
 from recognition.verdicts import Comparison, Identification, Threshold
 from reports.figures import draw_sounds
@@ -115,6 +115,18 @@ def project_people(
     }
 
 
+def join_people(people: People, others: People) -> People:
+    """Return the clips of both, each once for a person; both are of one model."""
+    known = set(zip(people.names, people.clip_digests, strict=True))
+    pairs = zip(others.names, others.clip_digests, strict=True)
+    new = np.array([pair not in known for pair in pairs], dtype=bool)
+    rows = {
+        key: np.concatenate([getattr(people, key), getattr(others, key)[new]])
+        for key in ROWS
+    }
+    return replace(people, **rows)
+
+
 class Answers:
     """The answers to the page's buttons.
 
@@ -163,12 +175,18 @@ class Answers:
         people.save(store)
         return count_recordings(people), store
 
-    def load(self, file: str) -> tuple[str, People]:
-        """Return who is enrolled in a store, and the people."""
+    def load(self, file: str, people: People | None) -> tuple[str, People]:
+        """Add the people of a store; return who is enrolled, and the people."""
         try:
-            people = self.voices.enrol({}, load_people(Path(file)))
+            stored = self.voices.enrol({}, load_people(Path(file)))
         except VoiceError as error:
             raise VoiceError(str(error).replace(file, Path(file).name)) from None
+        people = join_people(self.voices.enrol({}, people), stored)
+        return count_recordings(people), people
+
+    def forget(self, name: str, people: People | None) -> tuple[str, People]:
+        """Forget a person; return who is enrolled, and the people."""
+        people = self.voices.enrol({}, people).without(checked_name(name))
         return count_recordings(people), people
 
     def identify(self, file: str | None, people: People | None) -> str:

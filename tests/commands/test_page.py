@@ -41,12 +41,17 @@ def sounds(tmp_path_factory) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def gradio_here():
-    """gradio, told where the tests' server is; the environment is restored."""
-    pytest.importorskip("gradio", reason="gradio, an optional package, is missing")
+    """gradio, with proxies that do not answer; the environment is restored."""
+    gradio = pytest.importorskip("gradio", reason="gradio, an optional package")
+    download = gradio.processing_utils.async_ssrf_protected_download
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("no_proxy", "127.0.0.1")
+        for name in ("http_proxy", "https_proxy"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        patch.setenv("all_proxy", "socks5://127.0.0.1:9")
+        patch.setenv("no_proxy", "")
         patch.setenv("GRADIO_TEMP_DIR", "")
         yield
+    gradio.processing_utils.async_ssrf_protected_download = download
 
 
 # What the page says
@@ -81,10 +86,11 @@ def test_people_are_enrolled_one_after_another(voices, sounds, tmp_path):
     assert again.vectors[order] == pytest.approx(expected.vectors, abs=1e-5)
     # not where the page keeps its uploads
     assert set(again.clips) <= {Path(file).name for files in sounds for file in files}
-    text, _ = add("Ann", str(write(tmp_path / "other.wav", noise())), None, again)
-    assert "\nother.wav: no speech was found" in text
-    assert "Ann: other.wav does not sound like" in text
-    for name, files in (("Ann", []), ("a/b", sounds[0])):
+    short = str(write(tmp_path / "short.wav", said(0, 2)[: int(1.2 * RATE)]))
+    text, _ = add("Ann", short, None, again)
+    assert "\nshort.wav: " in text  # little speech
+    without_speech = str(write(tmp_path / "other.wav", noise()))
+    for name, files in (("Ann", []), ("a/b", sounds[0]), ("Ann", [without_speech])):
         with pytest.raises(VoiceError):
             add(name, None, files)
 
@@ -176,6 +182,11 @@ def test_people_are_of_one_session(visitor, served, sounds, tmp_path):
     bad.write_text("none")
     assert other.ask("load", other.file(bad)).startswith("error: bad.npz: ")
     assert other.ask("identify", other.file(sounds[0][2])) == told
+    other.enrol("Cleo", sounds[2][:1])
+    told = other.ask("load", other.file(store))
+    assert told.endswith(": Ann (2), Ben (2), Cleo (1).")
+    assert other.ask("forget", " Ben ").endswith(": Ann (2), Cleo (1).")
+    assert other.ask("forget", "Ben").startswith("error: Ben: ")
 
 
 def test_a_voice_is_placed_among_others(visitor, voices, sounds):
@@ -226,6 +237,69 @@ def test_the_page_keeps_to_this_machine(served):
         socket.create_connection(("127.0.0.2", served.server_port), timeout=5)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "rebound.example:{port}"},
+        {"Host": "127.0.0.1:1"},
+        {"Origin": "http://rebound.example:{port}"},
+        {"Origin": "null"},
+    ],
+)
+def test_pages_of_others_get_no_answer(served, headers):
+    import httpx
+
+    sent = {k: v.format(port=served.server_port) for k, v in headers.items()}
+    assert httpx.get(served.local_url, headers=sent).status_code == 403
+    own = {"Host": f"localhost:{served.server_port}"}
+    own["Origin"] = f"http://{own['Host']}"
+    assert httpx.get(served.local_url, headers=own).status_code == 200
+
+
+def test_nothing_is_loaded_from_an_address(visitor, served, sounds):
+    import gradio_client
+    import httpx
+
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0)
+        address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/voice.wav"
+        path = {"path": address, "meta": {"_type": "gradio.FileData"}}
+        with pytest.raises(gradio_client.exceptions.AppError):
+            visitor.ask("compare", path, visitor.file(sounds[0][0]))
+        found = httpx.get(f"{served.local_url}gradio_api/file={address}")
+        assert found.status_code == 403
+        with pytest.raises(BlockingIOError):
+            elsewhere.accept()  # nobody came
+
+
+def test_another_recording_empties_the_answer(served):
+    """Also in the browser, below."""
+    labels = {c["id"]: c["props"].get("label") for c in served.config["components"]}
+    emptied = {
+        labels[target]: labels[dependency["outputs"][0]]
+        for dependency in served.config["dependencies"]
+        for target, event in dependency["targets"]
+        if event == "change"
+    }
+    assert emptied == {
+        "First voice": "Verdict",
+        "Second voice": "Verdict",
+        "A voice": "Answer",
+        "Your voice": "What this shows",
+    }
+
+
+def test_folders_of_killed_programs_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(page.tempfile, "tempdir", str(tmp_path))
+    left, other = tmp_path / f"{page.UPLOADS}left", tmp_path / "voices-mine"
+    for old in (left, other):
+        old.mkdir()
+        (old / "voice.wav").touch()
+    with page._upload_folder() as first, page._upload_folder() as second:
+        assert {*tmp_path.iterdir()} == {first, second, other}
+    assert {*tmp_path.iterdir()} == {other}
+
+
 def test_a_large_upload_is_refused(served, folder):
     import httpx
 
@@ -256,7 +330,7 @@ def test_nothing_is_left_when_the_program_is_stopped(
     sounds, tmp_path, gradio_here, stop
 ):
     words = [sys.executable, str(REPOSITORY / "src" / "voices.py"), "demo"]
-    places = {"TMPDIR": str(tmp_path), "BROWSER": "true", "no_proxy": "127.0.0.1"}
+    places = {"TMPDIR": str(tmp_path), "BROWSER": "true"}
     with subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
@@ -338,6 +412,8 @@ def test_a_recorded_voice_is_judged(tab, sounds):
     assert re.search(r"threshold \+\d\.\d for 1 % false alarms on", told)
     tab.locator(".matplotlib img").nth(1).wait_for()
     assert tab.get_by_role("button", name="Share").count() == 0
+    press(tab, "Clear")
+    assert answer(tab, "Verdict", "") == ""
 
 
 def test_a_recorded_voice_is_known_again_and_placed(tab, sounds):
