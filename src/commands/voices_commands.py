@@ -76,9 +76,7 @@ def compare(options: Namespace) -> None:
         refuse_without_speech(clips)
 
 
-def _decodable(
-    sounds: dict[str, list[Path]], voices: Voices
-) -> dict[str, list[Path]]:
+def _decodable(sounds: dict[str, list[Path]], voices: Voices) -> dict[str, list[Path]]:
     """Leave out files that only ffmpeg would read, if it is missing and the person has
     others, and warn of them."""
     left = {}
@@ -90,6 +88,12 @@ def _decodable(
     return left
 
 
+def _refuse_target(path: Path | None) -> None:
+    """Raise `VoiceError` before the work if no file can be written to a path."""
+    if path is not None and (os.path.isdir(path) or not os.path.isdir(path.parent)):
+        raise VoiceError(f"{path}: expected the name of a file in a folder that exists")
+
+
 def _alone_with(store: Path) -> AbstractContextManager[None]:
     """Return the lock of the folder that a store lies in, behind its links."""
     return locked(Path(os.path.realpath(store)).parent)
@@ -97,6 +101,7 @@ def _alone_with(store: Path) -> AbstractContextManager[None]:
 
 def enrol(options: Namespace) -> None:
     """Add people to a store, which is made if it is missing."""
+    _refuse_target(options.store)
     sounds = read_people(options.people)
     with _alone_with(options.store):
         enrolled = load_people(options.store) if options.store.exists() else None
@@ -167,6 +172,8 @@ def who(options: Namespace) -> None:
     picture = options.picture
     if picture is not None and picture.suffix != ".png":
         raise VoiceError(f"{picture}: expected a file named .png")
+    _refuse_target(options.rttm)
+    _refuse_target(picture)
     people = load_people(options.store)
     voices = _load_voices(options)
     turns = voices.who(options.sound, people)
@@ -188,6 +195,7 @@ def calibrate(options: Namespace) -> None:
     """Write a copy of the encoder with a threshold for these people."""
     if options.target.exists():
         raise VoiceError(f"{options.target}: expected a new file, this one exists")
+    _refuse_target(options.target)
     sounds = read_people(options.people)
     voices = _load_voices(options)
     sounds = _decodable(sounds, voices)
@@ -229,6 +237,7 @@ def embed(options: Namespace) -> None:
     """Write the vectors of all recordings in a folder."""
     folder, out = options.folder, options.out
     refuse_format(out)
+    _refuse_target(out)
     files = audio_below(folder)
     voices = _load_voices(options)
     line = embed_folder(voices, folder, files, out)
@@ -239,6 +248,7 @@ def export(options: Namespace) -> None:
     """Write the encoder as ONNX, and print how well it agrees with torch."""
     from exchange.onnx_files import save_onnx
 
+    _refuse_target(options.out)
     voices = _load_voices(options)
     rate, speech = voices.sample_rate, []
     if options.check is None:

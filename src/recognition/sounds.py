@@ -49,7 +49,7 @@ class Spoken:
     @property
     def digest(self) -> str:
         """Return the digest of the samples."""
-        return hashlib.sha256(self.samples.tobytes()).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.samples)).hexdigest()
 
     def part(self, begin: int, end: int) -> "Spoken":
         """Return the samples from `begin` to `end`, and where they hold speech."""

@@ -371,6 +371,18 @@ def test_vectors_of_two_models_do_not_mix(command, checkpoint):
 # Bad input: one line, and the files that were there are still there
 
 
+def test_no_work_is_done_for_a_bad_target(command, monkeypatch):
+    monkeypatch.setattr(Voices, "load", interrupt)
+    for line in (
+        "enrol people --store",
+        "who people/ann/0.wav --store people.npz --rttm",
+        "calibrate people",
+        "export",
+    ):
+        for target in (".", "nowhere/out.npz"):
+            refused(command(f"{line} {target}"), target)
+
+
 @pytest.mark.parametrize("name", ["out.npz", "out.parquet", "out.csv"])
 def test_a_file_that_is_no_vectors(command, name):
     Path(name).write_bytes(b"no vectors")
