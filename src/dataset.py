@@ -10,7 +10,6 @@ epoch e is a function of (seed, e, k) alone.
 import hashlib
 import json
 import math
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from parameters import (
     Parameters,
 )
 from speech.corpora import pack_key, utterances
-from speech.duplicates import copies, similar_names
+from speech.duplicates import copies, doubtful_names
 from speech.packs import FULL_SCALE, Entry, Pack, SoundBank, pack
 from speech.utterances import CorpusError
 
@@ -184,7 +183,7 @@ def split(packed: Pack, parameters: DatasetParameters) -> Splits:
         for name, of_name in of_corpus.items():
             members[name] += of_name
     labelled = (e.speaker for e in packed.entries if is_labelled[e.corpus])
-    doubts = [*_doubtful_names(labelled), *repeated.values(), *packed.warnings]
+    doubts = [*doubtful_names(labelled), *repeated.values(), *packed.warnings]
     return Splits(replace(packed, warnings=doubts), **members)
 
 
@@ -214,19 +213,6 @@ def _repeated(packed: Pack, is_labelled: Mapping[str, bool]) -> dict[int, str]:
         i: f"{copy.id}: the same recording as {first.id}, counted once"
         for i, copy, first in pairs
     }
-
-
-def _doubtful_names(speakers: Iterable[str]) -> list[str]:
-    """Return a line for each group of speakers whose names may mean one person."""
-    lines = []
-    for names in similar_names(speakers):
-        look_alike = len({unicodedata.normalize("NFC", n) for n in names}) < len(names)
-        shown = ", ".join(map(ascii if look_alike else repr, names))
-        lines.append(
-            f"speakers {shown} differ by case, blanks or Unicode form alone; if they "
-            "are one person, give them one name"
-        )
-    return lines
 
 
 def _split_corpus(

@@ -29,6 +29,7 @@ from recognition.verdicts import Comparison, Identification, as_rttm
 from reports.tables import FEW_SPEAKERS
 from runs.checkpoints import save_checkpoint
 from speech.audio import lacks_decoder
+from speech.duplicates import doubtful_names
 from speech.packs import FULL_SCALE
 from speech.synthetic import SyntheticUtterance
 from voices import RELEASED, Voices
@@ -199,6 +200,8 @@ def calibrate(options: Namespace) -> None:
     sounds = read_people(options.people)
     voices = _load_voices(options)
     sounds = _decodable(sounds, voices)
+    for line in doubtful_names(sounds):
+        voices.warn(line)
     calibration = voices.calibrate(sounds)
     save_checkpoint(options.target, voices.model)
     # Copies count once; copies with other bytes are rare and only make these rough.

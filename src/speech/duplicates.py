@@ -1,7 +1,7 @@
 """Recordings that a pack holds twice, and labels that may mean the same speaker.
 
 `Pack` -> `copies` -> entries by the earlier entry that they equal
-names of speakers -> `similar_names` -> groups of names
+names of speakers -> `doubtful_names` -> lines of text
 """
 
 import hashlib
@@ -42,13 +42,22 @@ def copies(packed: Pack, indices: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def similar_names(names: Iterable[str]) -> list[list[str]]:
-    """Group the names that differ by case, white space, invisible characters or Unicode
-    form alone; leave out those that resemble no other."""
+def doubtful_names(names: Iterable[str]) -> list[str]:
+    """Return a line for each group of names that differ by case, white space, invisible
+    characters or Unicode form alone: they may mean one person."""
     groups = defaultdict(list)
     for name in sorted(set(names)):
         groups[_plain(name)].append(name)
-    return [group for group in groups.values() if len(group) > 1]
+    lines = []
+    for group in groups.values():
+        look_alike = len({unicodedata.normalize("NFC", n) for n in group}) < len(group)
+        shown = ", ".join(map(ascii if look_alike else repr, group))
+        if len(group) > 1:
+            lines.append(
+                f"names {shown} differ by case, blanks or Unicode form alone; if they "
+                "are of one person, use one of them"
+            )
+    return lines
 
 
 def _plain(name: str) -> str:

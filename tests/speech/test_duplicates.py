@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import RATE, noise, write
-from speech.duplicates import copies, similar_names
+from speech.duplicates import copies, doubtful_names
 from speech.packs import pack
 from speech.utterances import Utterance
 
@@ -12,9 +12,9 @@ from speech.utterances import Utterance
 def test_copies_are_of_the_same_samples_whatever_the_file(tmp_path):
     sound, other = noise()[:4000], noise()[:4000].copy()
     other[3999] += 1  # far from the middle
-    silent = np.zeros(4000, np.int16)
+    back = sound[::-1].copy()
     written = {"a.wav": sound, "b.wav": other, "c.flac": sound, "d.wav": sound[:-1]}
-    written |= {"e.wav": silent, "f.flac": np.stack([silent, silent], 1)}
+    written |= {"e.wav": back, "f.flac": np.stack([back, back], 1)}
     corpus = [
         Utterance(name, name[0], write(tmp_path / name, samples))
         for name, samples in written.items()
@@ -35,4 +35,6 @@ def test_copies_are_of_the_same_samples_whatever_the_file(tmp_path):
     ],
 )
 def test_names_that_may_be_one_persons(names):
-    assert similar_names(["other", *names, "anne", "%FE", "%FF"]) == [sorted(names)]
+    shown = ascii if "e\u0301" in names[0] else repr
+    (line,) = doubtful_names(["other", *names, "anne", "%FE", "%FF"])
+    assert line.startswith(f"names {', '.join(map(shown, sorted(names)))} differ ")
