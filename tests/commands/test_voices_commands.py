@@ -134,6 +134,7 @@ def test_recordings_without_speech(command, store):
     [
         "enrol people dan=short.wav --store p.npz",
         "who short.wav --store people.npz",
+        "calibrate people dan=dan.wav,short.wav mine.pt",
         "embed short out.npz",
     ],
 )
@@ -144,7 +145,8 @@ def test_warnings_for_programs(command, store, line):
     status, out, err = command(f"{line} --json")
     (warning,) = [w for w in json.loads(out)["warnings"] if "short.wav: 0." in w]
     assert (status, err) == (0, "")
-    assert f"warning: {warning}" in command(line.replace("out", "b"))[2]
+    line = line.replace("mine", "b").replace("out", "b")
+    assert f"warning: {warning}" in command(line)[2]
 
 
 def test_few_of_many_warnings_are_printed(command):
