@@ -7,7 +7,9 @@ This module loads nothing slow, so `--help` and a mistyped option are answered a
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from command_lines import DEVICES
 from errors import run_command
@@ -33,6 +35,35 @@ def _channel(text: str) -> int:
     return int(text)
 
 
+def _add_command(
+    commands: Any, name: str, about: str, *shared: str
+) -> argparse.ArgumentParser:
+    """Add a command with those options that it shares with others."""
+    command = commands.add_parser(name, help=about, description=about)
+    if "checkpoint" in shared:
+        command.add_argument(
+            "--checkpoint",
+            type=Path,
+            metavar="RUN_OR_FILE",
+            help="a run, checkpoint or .nemo file instead of init/titanet-s.pt",
+        )
+        command.add_argument(
+            "--device", choices=DEVICES, default="auto", help="compute on this"
+        )
+    if "store" in shared:
+        command.add_argument("--store", type=Path, required=True, metavar="people.npz")
+    if "channel" in shared:
+        command.add_argument(
+            "--channel",
+            type=_channel,
+            metavar="N",
+            help="listen to this channel, counted from 0, of files with several",
+        )
+    if "json" in shared:
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return command
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return `command` and its options; without `--checkpoint` that is None."""
     parser = argparse.ArgumentParser(
@@ -40,34 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.set_defaults(channel=None)
     commands = parser.add_subparsers(dest="command", required=True)
-
-    def add(name: str, about: str, *shared: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about, description=about)
-        if "checkpoint" in shared:
-            command.add_argument(
-                "--checkpoint",
-                type=Path,
-                metavar="RUN_OR_FILE",
-                help="a run, checkpoint or .nemo file instead of init/titanet-s.pt",
-            )
-            command.add_argument(
-                "--device", choices=DEVICES, default="auto", help="compute on this"
-            )
-        if "store" in shared:
-            command.add_argument(
-                "--store", type=Path, required=True, metavar="people.npz"
-            )
-        if "channel" in shared:
-            command.add_argument(
-                "--channel",
-                type=_channel,
-                metavar="N",
-                help="listen to this channel, counted from 0, of files with several",
-            )
-        if "json" in shared:
-            command.add_argument("--json", action="store_true", help="print JSON")
-        return command
-
+    add = partial(_add_command, commands)
     command = add(
         "compare", "are recordings of one person?", "checkpoint", "channel", "json"
     )
