@@ -7,6 +7,7 @@ import cells
 import documents
 import open_set
 import tables
+import terminal_page
 import turns
 from recognition.verdicts import Turn
 
@@ -109,3 +110,16 @@ def test_clips_are_joined_with_their_speech(monkeypatch):
     assert len(recording) == 100 + 50 + 200 + 50
     assert recording[[99, 100, 149, 150, 349, 350]].tolist() == [1, 0, 0, 2, 2, 0]
     assert spoken == [(0.25, 0.75, "ann"), (1.75, 2.25, "ben")]
+
+
+def test_characters_of_a_terminal_have_their_colours():
+    screen = "\x1b[1ma\x1b[38;5;196mb\n\x1b[48;5;232mc\x1b[39md\x1b[0me"
+    front, back = terminal_page.FOREGROUND, terminal_page.BACKGROUND
+    red, dark = (255, 0, 0), (8, 8, 8)
+    assert list(terminal_page.characters(screen)) == [
+        (0, 0, "a", front, back),
+        (0, 1, "b", red, back),
+        (1, 0, "c", red, dark),
+        (1, 1, "d", front, dark),
+        (1, 2, "e", front, back),
+    ]
