@@ -28,6 +28,7 @@ MEASURED_BY = {  # file in assets: the program that measures it anew, and its ar
     "telephone": f"robustness.py {' '.join(RELEASED)} > assets/telephone.json",
     "voices": "examples.py COMMON_VOICE",
     "open_set": "open_set.py COMMON_VOICE SPEECHOCEAN",
+    "silence": "silence.py",
     "turns": "turns.py COMMON_VOICE",
     "onnx": "../benchmarks/onnx_file.py COMMON_VOICE assets/onnx.json",
     "page": "page.py",

@@ -114,6 +114,20 @@ def turns(figures: Figures) -> str:
     return table(*rows)
 
 
+def silence(figures: Figures) -> str:
+    """EER if whole recordings are heard and if speech alone is, by condition."""
+    measured = {name: figures["silence"][name]["conditions"] for name in CORPORA}
+    ways = {"whole": "whole", "speech, margin 0.3 s": "speech"}
+    heads = [f"{TESTS[f'test/{name}']}, {ways[w]}" for name in CORPORA for w in ways]
+    rows = [["the other recording", *(f"{head}, EER %" for head in heads)]]
+    for condition in measured["commonvoice"]:
+        of_corpora = (of_corpus[condition] for of_corpus in measured.values())
+        rows.append(
+            [condition, *(percent(of[w]["eer"]) for of in of_corpora for w in ways)]
+        )
+    return table(*rows)
+
+
 def identification(figures: Figures) -> str:
     """How many clips of enrolled people are identified, and what strangers meet."""
     lenient_head = "identified %, with 5 % of strangers' recordings accepted"
