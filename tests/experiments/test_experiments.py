@@ -1,11 +1,15 @@
 """What the experiments count and what they write into documents, by hand."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import cells
 import documents
 import open_set
+import stale
 import tables
 import terminal_page
 import turns
@@ -123,3 +127,19 @@ def test_characters_of_a_terminal_have_their_colours():
         (1, 1, "d", front, dark),
         (1, 2, "e", front, back),
     ]
+
+
+def test_a_file_is_stale_if_it_measured_another_encoder(monkeypatch, tmp_path):
+    released = SimpleNamespace(load=lambda path: SimpleNamespace(digest="new"))
+    monkeypatch.setattr(stale, "Voices", released)
+    monkeypatch.setattr(stale, "ASSETS", tmp_path)
+    monkeypatch.setattr(stale, "MEASURED_BY", {"must": "command"})
+    for name, figures in {
+        "must": {"eer": 1},
+        "current": {"encoder": "new", "runs": {"a": {"encoder": "new"}}},
+        "nested": {"runs": {"a": {"encoder": "new"}, "b": {"encoder": "old"}}},
+        "older": {"encoder": f"{stale.EARLIER}, old"},
+        "rates": {"encoder": {"miss": 0.1}},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(figures))
+    assert stale.stale_files() == ["must", "nested"]
