@@ -65,7 +65,7 @@ def stale_files() -> list[str]:
 def main() -> None:
     """Print each stale file with the command that measures it anew."""
     for name in stale_files():
-        command = MEASURED_BY.get(name, "")
+        command = MEASURED_BY.get(name, f"{name}.py")
         print(f"assets/{name}.json: python experiments/{command}")
 
 
