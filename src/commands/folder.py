@@ -45,7 +45,7 @@ def embed_folder(voices: Voices, folder: Path, files: Sequence[Path], out: Path)
     `VoiceError` if all of them are skipped, and if `out` is of another model.
     """
     saved = _load_rows(voices, out)
-    named = {_row_name(file, folder): file for file in files}
+    named = {_row_name(file, folder, voices.channel): file for file in files}
     before = set(saved["path"].tolist())
     kept = _unchanged(saved, named)
     current = set(kept["path"].tolist())
@@ -77,9 +77,11 @@ def embed_folder(voices: Voices, folder: Path, files: Sequence[Path], out: Path)
     )
 
 
-def _row_name(file: Path, folder: Path) -> str:
-    """Return the path below the folder; bytes that are not UTF-8 are escaped."""
-    return os.fsencode(file.relative_to(folder)).decode(errors="backslashreplace")
+def _row_name(file: Path, folder: Path, channel: int | None) -> str:
+    """Return the path below the folder, with `#1` after it for channel 1; bytes that
+    are not UTF-8 are escaped."""
+    name = os.fsencode(file.relative_to(folder)).decode(errors="backslashreplace")
+    return name if channel is None else f"{name}#{channel}"
 
 
 def _unchanged(
@@ -142,7 +144,7 @@ def _embed_files(
     for file in files:
         with suppress(OSError):  # it is skipped below
             stamp = (*_size_and_time(file), file_digest(file))
-            stamps[_row_name(file, folder)] = stamp
+            stamps[_row_name(file, folder, voices.channel)] = stamp
     for row, vector in voices.embed_labelled(_pieces(voices, folder, files)):
         rows.append((*row, *stamps[row[0]]))
         vectors.append(vector)
@@ -171,7 +173,7 @@ def _pieces(
             continue
         for line in spoken.warnings:
             voices.warn(line)
-        path = _row_name(file, folder)
+        path = _row_name(file, folder, voices.channel)
         whole = Entry(path, "", None, None, None, 0, len(spoken.samples))
         for begin, end in windows(whole, rate):
             part = spoken.part(begin, end)

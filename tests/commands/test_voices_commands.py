@@ -210,6 +210,15 @@ def test_every_command_listens_to_a_channel(command, store, line):
     assert command(f"{line} --channel 1")[0] == 0
 
 
+def test_vectors_of_another_channel_take_the_place_of_the_first(command):
+    write(Path("calls/c.wav"), np.stack([said(0, 0)[:RATE], said(1, 0)[:RATE]], axis=1))
+    assert command("embed calls out.npz --channel 0")[0] == 0
+    of_first = np.load("out.npz")["vector"]
+    _, out, _ = command("embed calls out.npz --channel 1")
+    assert "1 recordings new, 1 recordings gone" in out
+    assert not np.array_equal(np.load("out.npz")["vector"], of_first)
+
+
 # People
 
 
