@@ -51,7 +51,8 @@ def largest_while(work: Callable[[], int]) -> tuple[int, int]:
 
 
 def silence(folder: Path, speakers: int, each: int, seconds: int) -> Pack:
-    """A pack of silence with so many utterances of each speaker."""
+    """A pack of silence with so many utterances of each speaker, in whose middle stands
+    their number: two speakers cannot have the same recording."""
     samples = seconds * RATE
     entries = [
         [f"{n}", f"{n // each}", None, None, None, n * samples, samples]
@@ -60,6 +61,9 @@ def silence(folder: Path, speakers: int, each: int, seconds: int) -> Pack:
     index = {"fingerprint": "", "sample_rate": RATE, "warnings": [], "digest": ""}
     (folder / "index.json").write_text(json.dumps(index | {"entries": entries}))
     with open(folder / "samples.int16", "wb") as file:
+        for n in range(len(entries)):
+            file.seek(2 * (n * samples + samples // 2))
+            file.write(n.to_bytes(4, "little"))
         file.truncate(2 * samples * len(entries))
     return open_pack(folder)
 
