@@ -56,9 +56,14 @@ class People:
         """Return the same people, with more clips of one of them.
 
         A recording that the person has already is not added again. Raises `VoiceError`
-        for an invalid name.
+        for an invalid name, and for a recording of somebody else.
         """
         name = checked_name(name)
+        of_others = self.clip_digests[self.names != name].tolist()
+        for clip in clips:
+            if clip.digest in of_others:
+                other = self.names[self.names != name][of_others.index(clip.digest)]
+                raise VoiceError(f"{clip.name}: the same recording as one of {other}")
         known = set(self.clip_digests[self.names == name])
         new = list({c.digest: c for c in clips if c.digest not in known}.values())
         if not new:

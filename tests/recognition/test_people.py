@@ -30,6 +30,8 @@ def test_people_come_and_go(people, tmp_path):
     store = tmp_path / "people.npz"
     people.save(store)
     np.testing.assert_equal(vars(load_people(store)), vars(people))
+    with pytest.raises(VoiceError, match=r"^c: the same recording as one of ben"):
+        people.with_clips("ann", [Clip("c", people.vectors[0], 3.0, 2.0, "c", ())])
     left = people.without("ann")
     assert left.names.tolist() == ["ben"]
     with pytest.raises(VoiceError, match=r"^ann: .*ben"):
@@ -43,8 +45,9 @@ def test_writers_at_once_lose_nobody(people, tmp_path, monkeypatch):
         return loaded
 
     def enrol(sounds: dict, enrolled: People) -> People:
-        clip = Clip("d", people.vectors[0], 3.0, 2.0, "d", ())
-        return enrolled.with_clips(*sounds, [clip])
+        (name,) = sounds
+        clip = Clip("d", people.vectors[0], 3.0, 2.0, f"of {name}", ())
+        return enrolled.with_clips(name, [clip])
 
     voices = Namespace(enrol=enrol, disagreements=lambda *_: [])
     monkeypatch.setattr(voices_commands, "load_people", load_slowly)
@@ -56,8 +59,11 @@ def test_writers_at_once_lose_nobody(people, tmp_path, monkeypatch):
     calls = [
         (voices_commands.forget, Namespace(name="ann", store=link)),
         (voices_commands.forget, Namespace(name="ben", store=store)),
-        (voices_commands.enrol, Namespace(people=["cy=a.wav"], store=link)),
-        (voices_commands.enrol, Namespace(people=["dan=a.wav"], store=store)),
+        (voices_commands.enrol, Namespace(people=["cy=a.wav"], store=link, json=False)),
+        (
+            voices_commands.enrol,
+            Namespace(people=["dan=a.wav"], store=store, json=False),
+        ),
     ]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda call: call[0](call[1]), calls))

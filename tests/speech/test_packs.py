@@ -134,7 +134,7 @@ def test_silence_is_skipped_and_doubts_are_listed_by_kind(tmp_path, corpus, pack
     for name in "bd":
         path = write(corpus[0].source.with_name(f"{name}.wav"), noise() + 9000)
         corpus.append(replace(corpus[0], id=name, source=path))
-    skipped, *doubts = packed(corpus).warnings
+    _skipped, *doubts = packed(corpus).warnings
     assert [line[:14] for line in doubts] == [
         *("b: DC offset, ", "b: steady like"),
         *("d: DC offset, ", "d: steady like"),
