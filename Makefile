@@ -1,6 +1,7 @@
 # make train      an environment in .venv, then a training run on the embedded corpus
 # make notebook   the same environment, then titanet.ipynb from top to bottom, written to
-#                 runs/titanet.ipynb; STUDY in the environment chooses the speech
+#                 runs/titanet.ipynb; STUDY in the environment chooses the speech;
+#                 experiments/players.py makes the copy without players
 # make docs       every measured number of README.md, docs and the model card, from assets
 # make study      the runs and figures of docs/results.md; wants DATA, a folder with the
 #                 excerpts below data

@@ -3,21 +3,20 @@
 import ast
 import hashlib
 import io
-import os
 import re
 import tarfile
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
 from conftest import MINIATURE, RATE, REPOSITORY, SPOKEN, write
-from engine.parameter_files import load_parameters
+from players import without_players
 from speech.synthetic import synthetic_utterances
+from teaching import lessons, studies
 
-STRANGERS = ["dataset.seed=2", *(option for option in MINIATURE if "synth" in option)]
 RUNS = ("d-vector-CE", "TitaNet-CE", "TitaNet-ArcFace")
 
 
@@ -33,10 +32,24 @@ def code(notebook) -> list:
 def test_cells_are_short_finished_and_define_nothing(notebook):
     for cell in notebook.cells:
         assert not re.search("@@|TODO|XXX", cell.source)
-    for cell in code(notebook):
-        assert len(cell.source.splitlines()) <= 12
+    first, *others = code(notebook)  # the first one finds the repository
+    assert all(len(cell.source.splitlines()) <= 12 for cell in others)
+    for cell in (first, *others):
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)
+
+
+def test_prose_is_short_and_its_links_lead_somewhere(notebook):
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    words = [len(text.split()) for text in prose]
+    assert sum(words) <= 5000
+    assert max(words) <= 150
+    text = "\n".join(prose)
+    assert not re.search("colab-badge|OWNER", text)
+    headings = {title.replace(" ", "-") for title in re.findall("^#+ (.+)", text, re.M)}
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        assert (REPOSITORY / path).exists() if path else anchor in headings
 
 
 def test_committed_copy_was_run_in_order_and_can_be_passed_on(notebook):
@@ -53,28 +66,41 @@ def test_committed_copy_was_run_in_order_and_can_be_passed_on(notebook):
             assert "alt" in cell.metadata or "image/png" not in kinds
     text = (REPOSITORY / "titanet.ipynb").read_text()
     assert len(text) < 3_000_000
+    assert "data:audio" not in text
     assert not re.findall(r"/(?:home|root|tmp|work|Users|mnt)/\w+", text)
 
 
-def cell_of_studies(notebook):
-    return next(cell for cell in code(notebook) if cell.source.startswith("STUDY"))
+def test_a_copy_has_no_players():
+    page = lessons.players({"a": np.ones(800, np.int16)}, 8000) + "<b>kept</b>"
+    output = nbformat.v4.new_output("display_data", {"text/html": page})
+    cell = nbformat.v4.new_code_cell(outputs=[output])
+    copy = without_players(nbformat.v4.new_notebook(cells=[cell]))
+    (left,) = copy.cells[0].outputs
+    assert "<audio" not in left.data["text/html"]
+    assert "a player" in left.data["text/html"]
+    assert left.data["text/html"].endswith("<b>kept</b>")
 
 
-@pytest.mark.parametrize("study", ["embedded", "mini", "full", "folder", "excerpt"])
-def test_parameters_of_a_study(notebook, monkeypatch, study):
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv("STUDY", study)
-    cells = [cell.source for cell in code(notebook)]
-    first = cells.index(cell_of_studies(notebook).source)
-    names = {"COLAB": False, "load_parameters": load_parameters, "os": os, "Path": Path}
-    with redirect_stdout(io.StringIO()):
-        for cell in cells[first : first + 3]:
-            exec(cell, names)
-    assert [p.run.name for p in names["parameters"].values()] == list(RUNS)
+@pytest.mark.parametrize("name", ["embedded", "mini", "full", "folder", "excerpt"])
+def test_parameters_of_a_study(notebook, name):
+    study = studies.choose(name, "my/data")
     corpora = {"embedded": "synthetic", "folder": "folder", "excerpt": "mixture"}
-    for p in names["parameters"].values():
-        assert p.dataset.name == corpora.get(study, "librispeech")
-    load_parameters(REPOSITORY / "parameters.yml", overrides=names["unseen"])
+    for model, run in zip(studies.MODELS, RUNS, strict=True):
+        p = study.parameters(model, "seed=7")
+        assert (p.run.name, p.seed) == (run, 7)
+        assert p.dataset.name == corpora.get(name, "librispeech")
+        assert p.wandb.mode == "auto"
+    assert study.unseen_parameters().dataset.test_fraction == 1
+    exercises = re.findall(r"`changed = (.*)`", notebook.cells[-1].source)
+    assert len(exercises) == 2
+    for line in exercises:
+        assert eval(line, {"study": study}).run.name not in RUNS
+    with pytest.raises(ValueError, match=f"expected .*{name}.*, got other"):
+        studies.choose("other", "data")
+
+
+def cell_of_study(notebook):
+    return next(cell for cell in code(notebook) if cell.source.startswith("STUDY"))
 
 
 def run(notebook, tmp_path, monkeypatch, study: str) -> None:
@@ -83,10 +109,15 @@ def run(notebook, tmp_path, monkeypatch, study: str) -> None:
     monkeypatch.setenv("DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TQDM_DISABLE", "1")
     paths = f"dataset.packs={tmp_path}/packs", f"run.directory={tmp_path}/runs"
-    cell_of_studies(notebook).source += (
-        "\nfiles, corpus, unseen, epochs = STUDIES[STUDY]"
-        f"\nstrangers = {STRANGERS}"
-        f"\nSTUDIES[STUDY] = files, [*corpus, *{MINIATURE + paths}], strangers, (1, 1)"
+    few = tuple(option for option in MINIATURE if "synth" in option)
+    strangers = ("dataset.name=synthetic", "dataset.seed=2", *few, *paths)
+    cell = cell_of_study(notebook)
+    cell.source = cell.source.replace(
+        "chosen =",
+        "from dataclasses import replace\nstudy = replace("
+        f"study, corpus=(*study.corpus, *{MINIATURE + paths}),"
+        f" unseen={strangers}, epochs=(1, 1))\nchosen =",
+        1,
     )
     resources = {"metadata": {"path": str(REPOSITORY)}}
     NotebookClient(notebook, timeout=300, resources=resources).execute()
@@ -119,12 +150,14 @@ def test_the_mini_study_downloads(notebook, tmp_path, monkeypatch, archive_serve
     # Both subsets, whichever is asked for.
     archive_server.archive = librispeech(tmp_path / "librispeech")
     digest = hashlib.sha256(archive_server.archive).hexdigest()
-    cell = cell_of_studies(notebook)
-    cell.source += (
-        "\nfrom speech import published"
+    cell = cell_of_study(notebook)
+    cell.source = cell.source.replace(
+        "chosen =",
+        "from speech import published"
         f"\npublished.LIBRISPEECH_URL = {archive_server.url!r}"
         "\nfor subset in ('dev-clean', 'test-clean'):"
-        f"\n    published.LIBRISPEECH_SHA256[subset] = {digest!r}"
+        f"\n    published.LIBRISPEECH_SHA256[subset] = {digest!r}\nchosen =",
+        1,
     )
     run(notebook, tmp_path, monkeypatch, "mini")
     asked = [path.rpartition("/")[2] for path, _ in archive_server.requests]

@@ -112,7 +112,6 @@ def write_map(
             (one, other, f"{what}, {score:.2f}")
             for one, other, _, _, score, what in errors
         ],
-        offline=True,
     )
     with atomic_write(directory / "map.html") as file:
         file.write(page.encode())

@@ -1,14 +1,12 @@
-"""Figures of a corpus, its features and a run's results; none is shown or saved.
+"""Figures of sounds and of a run's results; none is shown or saved.
 
-seconds [U], speakers [U], genders [U] -> `draw_corpus` -> Figure
 waveforms [N] by name -> `draw_sounds` -> Figure
-features [F, T] by name -> `draw_features` -> Figure
 metrics of epochs by run -> `draw_curves` -> Figure
 miss and false-alarm rates by system -> `draw_det` -> Figure
 scores [K] by system, targets [K] -> `draw_scores` -> Figure
 turns -> `draw_turns` -> Figure
 
-U utterances, K trials, N samples, F bands, T frames.
+K trials, N samples.
 """
 
 import itertools
@@ -18,7 +16,6 @@ from statistics import NormalDist
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
@@ -31,66 +28,6 @@ from reports.style import (
     style_for,
     system_colours,
 )
-
-
-def draw_corpus(
-    seconds: Sequence[float], speakers: Sequence[str], genders: Sequence[str | None]
-) -> Figure:
-    """Draw the durations of utterances, and each speaker's minutes and utterances.
-
-    The arguments have a value for each utterance, [U]. A gender is `f`, `m`, or None if
-    unknown.
-    """
-    names, codes = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
-    seconds = np.asarray(seconds)
-    minutes = np.bincount(codes, seconds) / 60  # of each speaker
-    gender = dict(zip(speakers, genders, strict=True))
-    kinds = {"f": "women", "m": "men", None: "gender unknown"}
-    colours = dict(zip(kinds, ("0.25", "0.65", "0.85"), strict=True))
-    order = np.argsort(-minutes, kind="stable")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 3))
-        durations, amounts, counts = figure.subplots(1, 3)
-        durations.hist(seconds, 30, color="0.45")
-        durations.set(
-            title="Utterances", xlabel="duration (s)", ylabel="number of utterances"
-        )
-        bar_genders = [gender[names[speaker]] for speaker in order]
-        amounts.bar(
-            range(len(names)),
-            minutes[order],
-            width=1,
-            color=[colours[kind] for kind in bar_genders],
-        )
-        amounts.set(
-            title="Speech of each speaker",
-            xlabel="speakers, most speech first",
-            ylabel="speech (min)",
-        )
-        amounts.legend(
-            handles=[
-                Patch(color=colours[kind], label=f"{bar_genders.count(kind)} {name}")
-                for kind, name in kinds.items()
-                if kind in bar_genders
-            ],
-            frameon=False,
-        )
-        num_utterances = np.bincount(codes)
-        edges = np.arange(num_utterances.min(), num_utterances.max() + 2) - 0.5
-        counts.hist(num_utterances, edges, color="0.45")
-        counts.xaxis.get_major_locator().set_params(integer=True)
-        counts.set(
-            title="Utterances of each speaker",
-            xlabel="utterances",
-            ylabel="number of speakers",
-        )
-        hours = seconds.sum() / 3600
-        figure.suptitle(
-            f"{hours:.1f} h, {len(seconds)} utterances of {len(names)} speakers",
-            x=0.01,
-            ha="left",
-        )
-    return figure
 
 
 def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> Figure:
@@ -130,36 +67,7 @@ def draw_sounds(sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> 
             below.set(xlabel="time (s)", xlim=(0, longest), facecolor=image.cmap(0.0))
         rows[0, 0].set_ylabel("amplitude")
         rows[1, 0].set_ylabel("frequency (kHz)")
-        figure.colorbar(image, ax=rows[1], label="level (dB)")
-    return figure
-
-
-def draw_features(
-    steps: Mapping[str, NDArray[np.float32]], hop_seconds: float
-) -> Figure:
-    """Draw each step of a front end as an image of bands over time, [F, T] by name.
-
-    A second line of the name labels the colour bar.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 1.6 * len(steps)))
-        rows = figure.subplots(len(steps), sharex=True, squeeze=False)[:, 0]
-        for (name, bands), axes in zip(steps.items(), rows, strict=True):
-            title, _, unit = name.partition("\n")
-            low, high = np.percentile(bands, (1, 99.5))
-            image = axes.imshow(
-                bands,
-                origin="lower",
-                aspect="auto",
-                cmap="magma",
-                vmin=low,
-                vmax=high,
-                interpolation="nearest",
-                extent=(0, bands.shape[1] * hop_seconds, 0, len(bands)),
-            )
-            axes.set(title=title, ylabel="band")
-            figure.colorbar(image, ax=axes, label=unit)
-        rows[-1].set_xlabel("time (s)")
+        figure.colorbar(image, ax=rows[1], label="level (dB)", pad=0.01)
     return figure
 
 

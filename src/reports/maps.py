@@ -1,4 +1,4 @@
-"""Interactive maps of embeddings, for a page or a notebook.
+"""Interactive maps of embeddings, for a page.
 
 plane [U, 2], speakers [U], sounds -> `map_embeddings` -> HTML
 points [S, 2], [U, 2] by name, [2] -> `map_voices` -> plotly's Figure
@@ -7,11 +7,9 @@ U utterances, S training speakers.
 """
 
 import base64
-import hashlib
 import html
 import itertools
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
@@ -19,19 +17,19 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
-from plotly.offline import get_plotlyjs, get_plotlyjs_version
+from plotly.offline import get_plotlyjs
 
 from reports.style import MARKERS, MAX_SPEAKERS, PALETTE, speaker_looks
 
 MAP = Template("""\
-<figure id="$key" style="margin: 0.5rem; max-width: 64rem; font-family: sans-serif">
+<figure id="map" style="margin: 0.5rem; max-width: 64rem; font-family: sans-serif">
 <div style="height: min(40rem, 85vh)"></div>
 <figcaption>$caption</figcaption>
 </figure>
 <script>
 (() => {
   const [map, player, playing] = ["div", "audio", "output"].map(
-    (tag) => document.querySelector("#$key " + tag));
+    (tag) => document.querySelector("#map " + tag));
   const sounds = $sounds;
   const draw = async () => {
     await Plotly.newPlot(map, {config: $config, ...$figure});
@@ -43,22 +41,12 @@ MAP = Template("""\
     player.src = "data:audio/ogg;base64," + sounds[utterance];
     playing.innerHTML = name;
   };
-  for (const button of document.querySelectorAll("#$key li button"))
+  for (const button of document.querySelectorAll("#map li button"))
     button.onclick = () => play(button.value, button.innerHTML);
-  $start
+  draw();
 })();
 </script>
 """)
-# A notebook runs the next script without waiting for one from the web.
-FROM_WEB = Template("""\
-if (window.Plotly) return draw();
-  document.head.append(Object.assign(document.createElement("script"), {
-    src: "https://cdn.plot.ly/plotly-$version.min.js",
-    integrity: "sha256-$digest",
-    crossOrigin: "anonymous",
-    onload: draw,
-    onerror: () => map.replaceWith("The map needs plotly.js from the web."),
-  }));""")
 PAGE = Template("""\
 <!DOCTYPE html>
 <meta charset="utf-8">
@@ -91,16 +79,14 @@ def map_embeddings(
     title: str,
     sounds: Mapping[str, bytes] | None = None,
     errors: Sequence[tuple[str, str, str]] = (),
-    offline: bool = False,
 ) -> str:
-    """Return an interactive map of utterances in the plane [U, 2], as HTML.
+    """Return an interactive map of utterances in the plane [U, 2], as an HTML page
+    that needs nothing from the web.
 
     A tooltip names speaker and utterance; a click plays the Ogg file that `sounds` has
     for the utterance's id, if any. The first 24 speakers look as in `draw_embeddings`,
     others share their looks. `errors` are trials as (id, id, what went wrong). Each is
-    a line on the map, and an item of the list below it. With `offline` the HTML is a
-    complete page; otherwise it is a fragment for a notebook, which loads plotly.js (5
-    MB) from the web. `title` may have several lines.
+    a line on the map, and an item of the list below it. `title` may have several lines.
     """
     sounds, row_of = sounds or {}, {name: row for row, name in enumerate(ids)}
     pairs = [(row_of[one], row_of[other]) for one, other, _ in errors]
@@ -111,22 +97,16 @@ def map_embeddings(
         caption += f" Click a point to hear its utterance.{PLAYER}"
     if errors:
         caption += _error_list(errors, row_of, speakers, sounds)
-    script, start = get_plotlyjs(), "draw();"
-    if not offline:
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        start = FROM_WEB.substitute(version=get_plotlyjs_version(), digest=digest)
     encoded = [base64.b64encode(sounds.get(name, b"")).decode() for name in ids]
     fragment = MAP.substitute(
-        key=f"map-{uuid.uuid4().hex}",
         caption=caption,
         sounds=json.dumps(encoded),
         config=json.dumps(MAP_CONFIG),
         figure=figure.to_json(engine="json"),  # which escapes the < of a name
-        start=start,
     )
-    if not offline:
-        return fragment
-    return PAGE.substitute(title=html.escape(title), script=script, map=fragment)
+    return PAGE.substitute(
+        title=html.escape(title), script=get_plotlyjs(), map=fragment
+    )
 
 
 def _map_figure(

@@ -8,6 +8,7 @@ U utterances, S vectors that a plane is fitted to, E embedding size. UMAP is arX
 1802.03426, t-SNE JMLR 9 (2008).
 """
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from reports.style import speaker_looks, style_for
+from reports.style import MAX_SPEAKERS, speaker_looks, style_for
 from verification.scoring import unit
 
 
@@ -65,6 +66,7 @@ def project_umap(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float
         projected = umap.UMAP(
             metric="cosine",
             n_neighbors=min(15, len(embeddings) - 1),
+            min_dist=0.5,  # with the default, 0.1, a speaker shrinks to a dot
             random_state=seed,
         ).fit_transform(embeddings)
     # numba changes the number of threads of the whole process, which changes sums.
@@ -95,13 +97,15 @@ def draw_embeddings(
     title: str,
     seed: int,
     methods: Sequence[str] = ("SVD", "UMAP"),
+    max_speakers: int = MAX_SPEAKERS,
 ) -> Figure:
     """Draw utterances in the plane, with a colour and a shape for each speaker.
 
     There is a row for each system's embeddings [U, E] and a column for each method:
-    `SVD`, `UMAP`, `t-SNE`. Only the first 24 speakers in order are drawn.
+    `SVD`, `UMAP`, `t-SNE`. Only the first speakers in order are drawn, at most 24.
     """
-    looks, labels = speaker_looks(speakers), np.array(speakers)
+    looks = dict(itertools.islice(speaker_looks(speakers).items(), max_speakers))
+    labels = np.array(speakers)
     shown = np.isin(speakers, list(looks))
     style, drawn = style_for([*looks, *embeddings, title])
     with matplotlib.rc_context(style):
@@ -116,7 +120,7 @@ def draw_embeddings(
                 for name, (marker, colour) in looks.items():
                     axes.scatter(
                         *plane[labels[shown] == name].T,
-                        s=18,
+                        s=24,
                         color=colour,
                         marker=marker,
                         linewidths=0,
@@ -133,7 +137,7 @@ def draw_embeddings(
         figure.legend(
             *axes.get_legend_handles_labels(),
             loc="outside right upper",
-            fontsize=7,
+            fontsize=9,
             frameon=False,
         )
     return figure

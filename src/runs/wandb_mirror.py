@@ -127,6 +127,12 @@ class Mirror:
         )
         self._enqueue(lambda wandb, page: self._log_files(wandb, page, splits))
 
+    def log_table(self, name: str, table: str) -> None:
+        """Log an HTML table as the panel `results/NAME`."""
+        self._enqueue(
+            lambda wandb, page: page.log({f"results/{name}": _html(wandb, table)})
+        )
+
     def alert(self, title: str, text: str) -> None:
         """Send the user an alert, in the way that their settings on W&B choose."""
         self._enqueue(lambda wandb, page: page.alert(title, text, level="ERROR"))

@@ -1,8 +1,9 @@
 """TitaNet from the inside: shapes, receptive fields, gates, attention.
 
-encoder -> `layers`, `parts_of`, `receptive_fields`, `convolution_costs` -> tables
+encoder -> `layers`, `receptive_fields`, `convolution_costs` -> tables
 waveforms [1, N] -> `walk` -> `Step`s: the shape after each part of the model
 features [1, M, T] -> `look_inside` -> `Inside`: gates [C], frames and attention [T, P]
+waveform [N] -> `describe` -> a vector for each stage of the model
 
 Numbers are counted in a model's layers, values are read by forward hooks. N samples, M
 mel bands, T frames, C channels, P channels of the epilog.
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.layers import DepthwiseConv
-from models import MEGA_KERNELS, Block, DVector, TitaNet
+from models import MEGA_KERNELS, DVector, TitaNet
+from runs.speaker_model import SpeakerModel
 from transforms import FrontEnd
 
 
@@ -83,23 +85,6 @@ def layers(encoder: TitaNet | DVector) -> list[Step]:
         Step("attentive statistics", (statistics,), pooling, everything),
         Step("embedding", (size,), _num_weights(encoder.embedding), everything),
     ]
-
-
-def parts_of(block: Block) -> list[tuple[str, int]]:
-    """Return the layers of a block in the order in which they run, each with its number
-    of weights; a skip connection comes last."""
-    parts: list[tuple[str, nn.Module]] = []
-    for sub_block in block.sub_blocks:
-        kernel = sub_block.depthwise.kernel_size[0]
-        parts += [
-            (f"depthwise convolution, kernel {kernel}", sub_block.depthwise),
-            ("pointwise convolution", sub_block.pointwise),
-            ("batch norm", sub_block.norm),
-        ]
-    parts.append(("squeeze-and-excitation", block.squeeze_excitation))
-    if block.skip is not None:
-        parts.append(("skip: linear, batch norm", block.skip))
-    return [(name, _num_weights(part)) for name, part in parts]
 
 
 def receptive_fields(encoder: TitaNet) -> list[tuple[int, int]]:
@@ -180,3 +165,20 @@ def look_inside(encoder: TitaNet, features: Tensor) -> Inside:
         scores[0][0].softmax(0).cpu().numpy(),
         pooled[0][0].cpu().numpy(),
     )
+
+
+@torch.no_grad()
+def describe(model: SpeakerModel, waveform: Tensor) -> dict[str, Tensor]:
+    """Return a vector for each stage of TitaNet on the way of a waveform [N]: means and
+    deviations over time of its channels, and at last the embedding [E]."""
+    encoder, front_end = model.encoder, model.front_end
+    log_mel = front_end.log_mel(waveform[None])[0].T  # [T, M]
+    with _outputs_of([*encoder.blocks, encoder.pooling]) as outputs:
+        embedding = model(waveform[None])[0]
+    *frames, pooled = (output[0].float() for output in outputs)
+    megas = (f"mega block {number}" for number in range(1, len(frames) - 1))
+    over_time = dict(zip(("the prolog", *megas, "the epilog"), frames, strict=True))
+    return {
+        stage: torch.cat([x.mean(0), x.std(0)])
+        for stage, x in {"the log-mel bands": log_mel, **over_time}.items()
+    } | {"the pooling": pooled, "the embedding": embedding}

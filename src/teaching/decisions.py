@@ -3,6 +3,7 @@
 target cosines [K] by loss -> `draw_target_cosines` -> Figure
 class vectors [2, 2], angles [K] -> `losses_on_circle` -> `draw_margins` -> Figure
 scores [K], targets [K] -> `draw_error_rates`, `draw_costs`, `draw_llr_costs` -> Figure
+scores [K] by model, targets [K] -> `draw_ranges` -> Figure
 cohort scores [S] -> `draw_normalisation` -> Figure
 
 K angles or trials, S speakers of a cohort. Nothing is shown or saved.
@@ -20,9 +21,10 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reports.style import GREEN, NON_TARGET, STYLE, TARGET
-from teaching.lessons import VOICES
+from reports.style import GREEN, NON_TARGET, PINK, SKY, STYLE, TARGET
 from verification.metrics import OperatingPoint, error_rates
+
+VOICES = (PINK, SKY)  # two speakers side by side
 
 
 @torch.no_grad()
@@ -222,6 +224,31 @@ def draw_llr_costs(llrs: NDArray[np.float64], targets: NDArray[np.bool_]) -> Fig
         above.set(title="Cost of a log likelihood ratio", ylabel="bits", ylim=(0, 8))
         above.legend(frameon=False, fontsize=8)
         below.set(title="Trials", xlabel="log likelihood ratio", ylabel="density")
+    return figure
+
+
+def draw_ranges(
+    scores: Mapping[str, NDArray[np.float64]], targets: NDArray[np.bool_]
+) -> Figure:
+    """Draw histograms of the target and non-target cosines [K] of each model, a row
+    each, on one axis."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.8 + 1.4 * len(scores)))
+        rows = figure.subplots(len(scores), sharex=True)
+        lowest = min(values.min() for values in scores.values())
+        edges = np.linspace(lowest, 1, 121)
+        for (model, values), axes in zip(scores.items(), rows, strict=True):
+            for name, mask, colour in (
+                ("non-target trials", ~targets, NON_TARGET),
+                ("target trials", targets, TARGET),
+            ):
+                share = np.full(mask.sum(), 1 / mask.sum())
+                look = {"color": colour, "alpha": 0.6, "label": name}
+                axes.hist(values[mask], edges, weights=share, **look)
+            axes.set(title=model, ylabel="share")
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        rows[0].legend(frameon=False, fontsize=9)
+        rows[-1].set_xlabel("cosine")
     return figure
 
 

@@ -8,10 +8,8 @@ import pytest
 
 from conftest import REPOSITORY, tone
 from reports.figures import (
-    draw_corpus,
     draw_curves,
     draw_det,
-    draw_features,
     draw_scores,
     draw_sounds,
     draw_turns,
@@ -26,17 +24,6 @@ def test_a_training_curve_needs_nothing_that_draws_maps():
     code = f"import sys, reports.figures; print({slow} & set(sys.modules))"
     done = subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY / "src")
     assert done == b"set()\n"
-
-
-def test_a_corpus_in_three_histograms():
-    figure = draw_corpus([60, 60, 30, 90], ["ann", "ann", "bob", "cat"], [*"ffm", None])
-    assert figure.get_suptitle() == "0.1 h, 4 utterances of 3 speakers"
-    durations, amounts, counts = figure.axes
-    assert sum(bar.get_height() for bar in durations.patches) == 4
-    assert [bar.get_height() for bar in amounts.patches] == [2.0, 1.5, 0.5]
-    names = [text.get_text() for text in amounts.get_legend().get_texts()]
-    assert names == ["1 women", "1 men", "1 gender unknown"]
-    assert [bar.get_height() for bar in counts.patches] == [2, 1]
 
 
 def test_sounds_are_drawn_on_common_scales():
@@ -65,15 +52,6 @@ def test_a_coloured_spectrogram_shows_a_tone_where_it_is():
     assert np.abs(louder[brightest].astype(int) - picture[brightest]).max() <= 1
     assert colour_spectrogram(np.zeros(8000, np.int16), 16_000).shape == (129, 51, 3)
     assert colour_spectrogram(np.tile(loud, 50), 16_000).shape[1] <= 601
-
-
-def test_features_share_their_time():
-    steps = {"log-mel\nnats": np.eye(80, 200), "normalised": np.eye(40, 200)}
-    figure = draw_features(steps, 0.01)
-    images = [axes.images[0] for axes in figure.axes[:2]]
-    assert [image.get_extent() for image in images] == [[0, 2, 0, 80], [0, 2, 0, 40]]
-    assert figure.axes[0].get_title(loc="left") == "log-mel"
-    assert [axes.get_ylabel() for axes in figure.axes[2:]] == ["nats", ""]
 
 
 def test_curves_leave_out_what_was_not_measured():

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 from losses import build_loss
 from reports.style import NON_TARGET, TARGET
-from teaching import decisions, lessons
+from teaching import decisions, remarks
 from verification.metrics import OperatingPoint, equal_error_rate, min_dcf
 
 
@@ -50,7 +50,7 @@ def test_ring_is_grey_where_both_losses_are_high():
     ring = [(p.get_facecolor()[:3], p.theta2 - p.theta1) for p in circle.patches]
     assert [round(width) for _, width in ring] == [180, 29, 151]
     assert ring[1][0] == (0.85, 0.85, 0.85)
-    assert [line.get_color() for line in curve.get_lines()[:2]] == [*lessons.VOICES]
+    assert [line.get_color() for line in curve.get_lines()[:2]] == [*decisions.VOICES]
 
 
 def test_curves_of_trials_say_what_the_metrics_do(trials):
@@ -64,6 +64,7 @@ def test_curves_of_trials_say_what_the_metrics_do(trials):
     labels = {line.get_label() for line in axes.get_lines()}
     costs = {prior: min_dcf(*trials, OperatingPoint(prior)) for prior in (0.01, 0.5)}
     assert {f"prior {p:g}: minDCF {cost:.3f}" for p, cost in costs.items()} <= labels
+    assert f"{equal_error_rate(*trials):.1%}: " in remarks.on_errors(*trials)
     # No evidence costs one bit.
     above, _ = decisions.draw_llr_costs(*trials).axes
     for line in above.get_lines()[:2]:
@@ -75,3 +76,13 @@ def test_normalised_by_the_nearest():
     first, _ = decisions.draw_normalisation({"a": cohort, "b": cohort}, 0.6, 2).axes
     title = "a: mean 0.30, deviation 0.100; the trial is at +3.0 deviations"
     assert first.get_title(loc="left") == title
+
+
+def test_models_share_an_axis_of_scores(trials):
+    scores, targets = trials
+    models = {"one": scores / 9, "other": scores / 20}
+    one, other = decisions.draw_ranges(models, targets).axes
+    assert one.get_xlim() == other.get_xlim()
+    assert sum(bar.get_height() for bar in one.patches) == pytest.approx(2)
+    high = np.quantile(models["other"][~targets], 0.95)
+    assert f"{high:.2f} for other" in remarks.on_ranges(models, targets)
