@@ -486,7 +486,7 @@ def test_a_damaged_store(command, store, line):
         ("forget ann --store", "people.npz"),
         ("embed people", "out.npz"),
         ("embed people", "out.parquet"),
-        ("calibrate people dan=people/ann/0.wav,people/ben/0.wav", "mine.pt"),
+        ("calibrate people dan=d.wav,e.wav", "mine.pt"),
         ("who people/ann/0.wav --store people.npz --rttm", "m.rttm"),
         ("who people/ann/0.wav --store people.npz --picture", "m.png"),
     ],
@@ -494,6 +494,8 @@ def test_a_damaged_store(command, store, line):
 def test_a_disk_that_is_full(command, store, monkeypatch, line, name):
     if name == "out.parquet":
         pytest.importorskip("pyarrow")
+    for number, path in enumerate("de"):
+        write(Path(f"{path}.wav"), said(3, number))
     reason = os.strerror(errno.ENOSPC)
 
     def full(_):
