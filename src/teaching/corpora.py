@@ -1,7 +1,7 @@
 """What the corpora of a study hold, each by itself.
 
-entries by corpus -> `corpus_table` -> rows of text
-entries by corpus -> `draw_corpora` -> Figure
+splits -> `subsets_of` -> entries by (corpus, subset) -> `corpus_table` -> rows of text
+entries by (corpus, subset) -> `entries_by_corpus` -> `draw_corpora` -> Figure
 """
 
 from collections import Counter
@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dataset import SPLIT_NAMES, Splits
+from parameters import DatasetParameters
 from reports.style import STYLE
 from speech.packs import Entry
 
@@ -26,24 +27,32 @@ COLUMNS += ["minutes a speaker (median)"]
 COLUMNS += ["seconds an utterance (shortest, median, longest)"]
 
 
-def entries_by_corpus(splits: Splits, unnamed: str) -> dict[str, list[Entry]]:
-    """Return the entries of all splits by corpus; one without a label gets the name
-    `unnamed`."""
-    found: dict[str, list[Entry]] = {}
-    for split in SPLIT_NAMES:
-        for index in getattr(splits, split):
-            entry = splits.pack.entries[index]
-            found.setdefault(entry.corpus or unnamed, []).append(entry)
-    return found
-
-
-def subsets_of(splits: Splits, unnamed: str) -> dict[tuple[str, str], list[Entry]]:
-    """Return the entries of each split of each corpus, by (corpus, split)."""
+def subsets_of(
+    splits: Splits, dataset: DatasetParameters, note: str = ""
+) -> dict[tuple[str, str], list[Entry]]:
+    """Return the entries of each split of each corpus, by the names of both; `note`
+    ends the corpora's names. LibriSpeech's own subsets are named, too."""
     found: dict[tuple[str, str], list[Entry]] = {}
     for split in SPLIT_NAMES:
         for name, indices in splits.by_corpus(split).items():
-            corpus = name.partition("/")[2] or unnamed
-            found[corpus, split] = [splits.pack.entries[i] for i in indices]
+            label = name.partition("/")[2]
+            corpus, subset = dataset.corpora[label], split
+            if corpus.name == "librispeech":
+                held_out = split in ("development", "test")
+                subsets = held_out and getattr(corpus.librispeech, split)
+                subset += f" ({', '.join(subsets or corpus.librispeech.train)})"
+            entries = [splits.pack.entries[i] for i in indices]
+            found[(label or dataset.name) + note, subset] = entries
+    return found
+
+
+def entries_by_corpus(
+    subsets: Mapping[tuple[str, str], Sequence[Entry]],
+) -> dict[str, list[Entry]]:
+    """Return the entries of all subsets of each corpus."""
+    found: dict[str, list[Entry]] = {}
+    for (corpus, _), entries in subsets.items():
+        found.setdefault(corpus, []).extend(entries)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dataset import prepare
 from speech.packs import Entry
 from teaching import corpora
 
@@ -29,6 +30,25 @@ def test_a_row_for_each_subset(entries):
         "30.0, 60.0, 120.0",
     ]
     assert len(head) == len(row)
+
+
+def test_subsets_have_the_names_of_the_corpus(miniature, shipped):
+    p = miniature()
+    splits = prepare(p.dataset, p.front_end)
+    libri = shipped("dataset.name=librispeech").dataset
+    names = {
+        ("librispeech, new", "train (train-clean-100)"): splits.train,
+        ("librispeech, new", "validation (train-clean-100)"): splits.validation,
+        ("librispeech, new", "test (test-other)"): splits.test,
+    }
+    subsets = corpora.subsets_of(splits, libri, ", new")
+    assert {name: len(entries) for name, entries in subsets.items()} == {
+        name: len(indices) for name, indices in names.items()
+    }
+    (together,) = corpora.entries_by_corpus(subsets).values()
+    assert len(together) == len(splits.pack.entries)
+    own = corpora.subsets_of(splits, p.dataset)
+    assert [*own] == [("synthetic", s) for s in ("train", "validation", "test")]
 
 
 def test_each_corpus_has_its_histograms(entries):
