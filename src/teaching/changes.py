@@ -64,17 +64,20 @@ def changed(waveform: Tensor, parameters: Parameters) -> dict[str, Tensor]:
     ratio = sum(ranges.noise.snr_db) / 2
     slow, fast = STRONG_SPEEDS
     torch.manual_seed(1)
-    return {
+    mild = {
         CLEAN: waveform,
         f"{faster:.2f} times as fast": at_speed(waveform, faster),
         f"a room, {room:.1f} s": in_room(waveform, room, rate),
         f"noise, {ratio:g} dB": with_noise(waveform, ratio, rate),
         "a telephone": Telephone(1.0, rate)(waveform[None])[0],
+    }
+    strong = {
         f"{slow} times as fast": at_speed(waveform, slow),
         f"{fast} times as fast": at_speed(waveform, fast),
         f"a long room, {LONG_ROOM:g} s": in_room(waveform, LONG_ROOM, rate),
         f"noise, {STRONG_RATIO:g} dB": with_noise(waveform, STRONG_RATIO, rate),
     }
+    return mild | {f"exaggerated: {name}": sound for name, sound in strong.items()}
 
 
 def draw_spectrograms(sounds: Mapping[str, Tensor], sample_rate: int) -> Figure:

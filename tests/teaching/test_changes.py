@@ -38,6 +38,7 @@ def test_noise_has_its_ratio_and_a_room_its_power(sound):
 def test_all_changes_are_drawn_on_one_scale(shipped, sound):
     sounds = changes.changed(sound, shipped())
     assert [*sounds][1:4] == ["1.05 times as fast", "a room, 0.5 s", "noise, 7.5 dB"]
+    assert [*sounds][-1] == "exaggerated: noise, 0 dB"
     *panels, bar = changes.draw_spectrograms(sounds, RATE).axes
     assert len({axes.images[0].get_clim() for axes in panels}) == 1
     assert bar.get_ylabel() == "level (dB)"
