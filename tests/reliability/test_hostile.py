@@ -1,4 +1,4 @@
-"""Damaged files of every kind, in small."""
+"""Hostile files of every kind, in small."""
 
 import json
 import os
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import hostile
-from hostile import KINDS, damaged, fuzz
+from damage import damaged
+from hostile import fuzz
+from hostile_kinds import SHARES, scores, trials
 
 
 @pytest.mark.reliability
-def test_damaged_files_are_read_or_refused(tmp_path):
-    # In a process of its own: a crash has a status, a hang an end, memory a peak.
+def test_hostile_files_are_read_or_refused(tmp_path):
     command = [sys.executable, hostile.__file__, "2000", "1", tmp_path / "inputs"]
     threads = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -23,31 +24,48 @@ def test_damaged_files_are_read_or_refused(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert set(found) == set(KINDS)
+    assert set(found) == {build.__name__ for build in SHARES}
     assert sum(kind["tried"] for kind in found.values()) >= 2000
     for kind in found.values():
         assert kind["read"] + kind["refused"] == kind["tried"]
         assert kind["refused"] > 0
 
 
-@pytest.mark.parametrize("error", [KeyError("raw"), MemoryError()])
-def test_a_breach_names_its_input(tmp_path, monkeypatch, error):
-    errors = iter([None, error])  # the sound file is read
+def raise_key_error() -> None:
+    raise KeyError("raw")
+
+
+def use_memory() -> None:
+    bytearray(2**40)
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (raise_key_error, "KeyError: 'raw'"),
+        (use_memory, "MemoryError: "),
+        (lambda: os._exit(9), "ended with 9"),
+    ],
+)
+def test_a_breach_names_its_input(tmp_path, act, said):
+    num_calls = 0
 
     def read(*_):
-        if (breach := next(errors)) is not None:
-            raise breach
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > 4:  # the sound files are read
+            act()
 
-    trials = replace(KINDS["trials"](tmp_path), read=read)
-    monkeypatch.setattr("hostile.KINDS", {"trials": lambda _: trials})
-    said = f"trials, seed 3, number 0: {type(error).__name__}: {error}"
+    def build(folder):
+        return replace(trials(folder), read=read)
+
     with pytest.raises(AssertionError) as caught:
-        fuzz(10, 3, tmp_path)
-    assert str(caught.value).startswith(said)
+        fuzz(10, 3, tmp_path, {build: 1})
+    assert str(caught.value).startswith(f"build, seed 3, number 0: {said}")
 
 
 def test_damage_depends_on_its_seed_alone(tmp_path):
-    kind = KINDS["scores"](tmp_path)
+    kind = scores(tmp_path)
     sound, keys = kind.files[0], [[1, n] for n in range(50)] * 2
     made = [damaged(sound, kind, np.random.default_rng(key)) for key in keys]
     assert made[:50] == made[50:]
