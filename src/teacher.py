@@ -15,12 +15,14 @@ from torch import Tensor
 
 from dataset import Splits
 from engine.files import file_digest
-from errors import first_line
 from parameters import ParameterError, Parameters
+from recognition.people import load_arrays
+from recognition.sounds import VoiceError
 from recognition.vectors import load_vectors
 from speech.corpora import utterances
 
 KEY = "training.teacher.vectors"
+ARRAYS = {"path": "U1", "vector": "f2"}  # with their kinds and numbers of axes
 
 
 def load_teacher(parameters: Parameters, splits: Splits) -> Tensor | None:
@@ -62,16 +64,13 @@ def teacher_digests(parameters: Parameters) -> dict[str, str]:
 def _mean_vectors(file: Path) -> dict[PurePath, np.ndarray]:
     """Return the vector of each recording in a file; that of a recording with several
     rows, its windows, is their mean."""
-    if file.suffix == ".parquet":
-        table = load_vectors(file)
-    else:
-        try:  # those of other programs hold less than load_vectors wants
-            with np.load(file, allow_pickle=False) as arrays:
-                table = {name: arrays[name] for name in ("path", "vector")}
-        except Exception as error:  # NumPy's depends on where the bytes stop
-            raise ParameterError(
-                f"{KEY}: {file}: not a readable file of vectors: {first_line(error)}"
-            ) from None
+    try:
+        if file.suffix == ".parquet":
+            table = load_vectors(file)
+        else:  # those of other programs hold less than load_vectors wants
+            table = load_arrays(file, ARRAYS, "file of vectors", has_version=False)
+    except VoiceError as error:
+        raise ParameterError(f"{KEY}: {error}") from None
     paths, vectors = table["path"], table["vector"]
     names, inverse, counts = np.unique(paths, return_inverse=True, return_counts=True)
     means = np.zeros((len(names), vectors.shape[1]))

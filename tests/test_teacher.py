@@ -111,7 +111,7 @@ def test_what_vectors_are_refused(recordings, tmp_path):
             r"one recording named (.).wav, got .*x/\1.wav and .*y/\1.wav",
         ),
         (text, "not a readable file of vectors"),
-        (tmp_path / "none.npz", "not a readable file of vectors"),
+        (tmp_path / "none.npz", "expected a file of vectors, found none"),
     ):
         with pytest.raises(ParameterError, match=message):
             load_teacher(recordings(file), splits)

@@ -123,14 +123,18 @@ def load_people(path: Path) -> People:
 
 
 def load_arrays(
-    path: Path, kinds: Mapping[str, str], description: str, optional: Sequence[str] = ()
+    path: Path,
+    kinds: Mapping[str, str],
+    description: str,
+    optional: Sequence[str] = (),
+    has_version: bool = True,
 ) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file, those that are `optional` if it has them; raise
     `VoiceError` if they are not of these kinds and numbers of axes."""
     try:
         _refuse_larger_than_file(path)
         with np.load(path, allow_pickle=False) as file:
-            if file["version"] != STORE_VERSION:
+            if has_version and file["version"] != STORE_VERSION:
                 raise VoiceError(
                     f"{path}: expected a {description} of version {STORE_VERSION}, "
                     f"got {file['version']}"
@@ -138,13 +142,7 @@ def load_arrays(
             arrays = {
                 key: file[key] for key in kinds if key in file or key not in optional
             }
-        rows = [array for array in arrays.values() if array.ndim]
-        if (
-            any(f"{a.dtype.kind}{a.ndim}" != kinds[key] for key, a in arrays.items())
-            or len({len(array) for array in rows}) > 1
-            or not all(np.isfinite(a).all() for a in rows if a.dtype.kind == "f")
-        ):
-            raise ValueError("its arrays are not those that were written")
+        check_arrays(arrays, kinds)
         return arrays
     except VoiceError:
         raise
@@ -154,6 +152,18 @@ def load_arrays(
     except Exception as error:
         reason = first_line(error)
         raise VoiceError(f"{path}: not a readable {description}: {reason}") from None
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> None:
+    """Raise `ValueError` unless arrays are of these kinds and numbers of axes, finite,
+    and have as many rows as each other."""
+    rows = [array for array in arrays.values() if array.ndim]
+    if (
+        any(f"{a.dtype.kind}{a.ndim}" != kinds[key] for key, a in arrays.items())
+        or len({len(array) for array in rows}) > 1
+        or not all(np.isfinite(a).all() for a in rows if a.dtype.kind == "f")
+    ):
+        raise ValueError("its arrays are not those that were written")
 
 
 def _refuse_larger_than_file(path: Path) -> None:
@@ -166,7 +176,11 @@ def _refuse_larger_than_file(path: Path) -> None:
             with archive.open(member) as array:
                 np.lib.format.read_magic(array)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(array)
-                if math.prod(shape) * dtype.itemsize != member.file_size - array.tell():
+                size = member.file_size - array.tell()
+                # A row that is added to none would have the size of an item.
+                if math.prod(shape) * dtype.itemsize != size or (
+                    dtype.itemsize > member.file_size
+                ):
                     raise ValueError(f"{member.filename} is not of the size it claims")
 
 

@@ -11,12 +11,13 @@ an optional package: init/requirements-parquet.txt. U rows, E embedding size.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from engine.files import atomic_write
 from errors import first_line
-from recognition.people import STORE_VERSION, load_arrays
+from recognition.people import STORE_VERSION, check_arrays, load_arrays
 from recognition.sounds import VoiceError
 
 ARRAYS = {  # in the file, with their kinds and numbers of axes
@@ -32,6 +33,10 @@ ARRAYS = {  # in the file, with their kinds and numbers of axes
 }
 STAMPS = ("bytes", "changed", "digest_of_file")  # files of earlier versions have none
 ROWS = [key for key, kind in ARRAYS.items() if kind[1] != "0"]
+NAMES = [key for key in ARRAYS if key not in ROWS]
+TEXTS = [key for key, kind in ARRAYS.items() if kind == "U1"]
+ARROW_TYPES = {"f1": "float64", "i1": "int64"}
+MAX_RATIO = 100  # of rows in memory and in a file of Parquet
 
 
 def no_vectors(model: str, digest: str, size: int) -> dict[str, np.ndarray]:
@@ -79,34 +84,46 @@ def load_vectors(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
         rows = load_arrays(path, ARRAYS, "file of vectors", optional=STAMPS)
         return _no_stamps(len(rows["path"])) | rows
-    pyarrow, parquet = _pyarrow(path)
+    _, parquet = _pyarrow(path)
     try:
-        table = parquet.read_table(path)
-        size = int(table.schema.metadata[b"size"])
+        most = MAX_RATIO * path.stat().st_size  # bytes of rows in memory
+        metadata = parquet.read_metadata(path)
+        description = metadata.metadata
+        size = int(description[b"size"])
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        unpacked = sum(group.total_byte_size for group in groups)
+        if max(unpacked, 4 * size * metadata.num_rows) > most:
+            raise ValueError("its rows are much larger than the file")
+        # As a dictionary, a text of many rows is held once.
+        table = parquet.read_table(path, read_dictionary=TEXTS)
+        columns = {
+            key: _texts(table[key], most)
+            if key in TEXTS
+            else table[key].cast(ARROW_TYPES[ARRAYS[key]]).to_numpy()
+            for key in ROWS[:-1]
+            if key in table.column_names or key not in STAMPS
+        }
         vectors = table["vector"].combine_chunks().flatten().to_numpy()
-        stamps = {
-            key: np.array(table[key].to_pylist(), dtype=dtype)
-            for key, dtype in zip(STAMPS, (np.int64, np.int64, np.str_), strict=True)
-            if key in table.column_names
-        }
-        rows = {
-            "model": np.array(table.schema.metadata[b"model"].decode()),
-            "digest": np.array(table.schema.metadata[b"digest"].decode()),
-            "path": np.array(table["path"].to_pylist(), dtype=np.str_),
-            "begin": table["begin"].to_numpy(),
-            "end": table["end"].to_numpy(),
-            "vector": vectors.reshape(-1, size).astype(np.float32),
-        }
-        return _no_stamps(len(table)) | stamps | rows
-    except (
-        OSError,
-        LookupError,
-        TypeError,
-        ValueError,
-        pyarrow.ArrowException,
-    ) as error:
+        rows = _no_stamps(len(table)) | columns
+        rows |= {key: np.array(description[key.encode()].decode()) for key in NAMES}
+        rows["vector"] = vectors.reshape(-1, size).astype(np.float32)
+        check_arrays(rows, ARRAYS)
+        return rows
+    except Exception as error:  # Arrow's depends on which bytes are damaged
         reason = first_line(error)
         raise VoiceError(f"{path}: not a readable file of vectors: {reason}") from None
+
+
+def _texts(column: Any, most: int) -> np.ndarray:
+    """Return the texts of a column; raise `ValueError` if an array of them, which are
+    all as long as the longest, would take more than `most` bytes."""
+    longest = max(
+        (max(map(len, c.dictionary.to_pylist())) for c in column.chunks if len(c)),
+        default=0,
+    )
+    if column.null_count or 4 * longest * len(column) > most:
+        raise ValueError("its texts are missing or much larger than the file")
+    return np.array(column.to_pylist(), dtype=np.str_)
 
 
 def save_vectors(
