@@ -28,9 +28,10 @@ class UserError(Exception):
     def __str__(self) -> str:
         """Return one line of printable text; escape the rest and cut long messages."""
         text = super().__str__()
+        text = "".join(c if is_printable(c) else repr(c)[1:-1] for c in text)
         if len(text) > MAX_MESSAGE:
             text = f"{text[: MAX_MESSAGE // 2]}...{text[-MAX_MESSAGE // 2 :]}"
-        return "".join(c if is_printable(c) else repr(c)[1:-1] for c in text)
+        return text
 
 
 class StoppedError(UserError):

@@ -7,6 +7,7 @@ A checkpoint holds only tensors and plain values: reading one executes nothing.
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -69,7 +70,9 @@ def load_tensors(file: Path | BinaryIO, name: Path | str) -> Any:
                     )
         if not isinstance(file, Path):
             file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickles by other programs
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{name}: expected a checkpoint, got no such file") from None
     except pickle.UnpicklingError:  # torch's message advises executing the file

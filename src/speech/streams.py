@@ -39,12 +39,11 @@ class Part:
     pieces: tuple[tuple[int, int] | bytes, ...] = ()
     is_cut: bool = False
     faults: tuple[str, ...] = ()
-    is_mp3: bool = False
+    is_mp3: bool = False  # or of no known format
 
-    def open(self, file: BinaryIO) -> "BinaryIO | PartFile":
+    def open(self, file: BinaryIO) -> "PartFile":
         """Return the part as a file of its own."""
-        file.seek(0)
-        return PartFile(file, self.pieces) if self.pieces else file
+        return PartFile(file, self.pieces or ((0, file.seek(0, os.SEEK_END)),))
 
 
 class PartFile(io.RawIOBase):
@@ -120,7 +119,7 @@ def _parts_in(file: BinaryIO, size: int) -> list[Part]:
         parts = _mp3_parts(file, size)
     else:
         parts = []
-    return parts or [Part()]
+    return parts or [Part(is_mp3=True)]
 
 
 def _at(file: BinaryIO, position: int, size: int) -> bytes:
@@ -239,9 +238,9 @@ def _flac_parts(file: BinaryIO, size: int) -> list[Part]:
 
 def _flac_part(file: BinaryIO, begin: int, end: int) -> Part:
     """Return a part whose header knows how many samples there are, if it did not."""
-    information = _at(file, begin + 8, 34)  # the block STREAMINFO
-    if len(information) < 34:
+    if end - begin < 42:
         return Part(((begin, end),), is_cut=True)
+    information = _at(file, begin + 8, 34)  # the block STREAMINFO
     numbers = int.from_bytes(information[10:18], "big")
     promised, others = numbers % 2**36, numbers >> 36 << 36
     length = _flac_length(file, begin + 42, end, information)
