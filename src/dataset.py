@@ -222,7 +222,10 @@ def _split_corpus(
     entries = {i: packed.entries[i] for i in indices}
     assigned = {entry.split for entry in entries.values()}  # by the corpus itself
     rng = np.random.default_rng([parameters.seed, SPLIT_STREAM])
-    split_of = _draw_speakers(entries.values(), assigned, parameters, rng)
+    labels = {entry.corpus for entry in entries.values()}
+    speakers = {(entry.speaker, entry.split) for entry in entries.values()}
+    speakers |= {(s, split) for corpus, s, split in packed.skipped if corpus in labels}
+    split_of = _draw_speakers(speakers, assigned, parameters, rng)
 
     members: dict[str, list] = {name: [] for name in SPLIT_NAMES}
     of_training_speaker: dict[str, list[int]] = {}
@@ -249,15 +252,16 @@ def _split_corpus(
 
 
 def _draw_speakers(
-    entries: Iterable[Entry],
+    names: Iterable[tuple[str, str | None]],
     assigned: set[str | None],
     parameters: DatasetParameters,
     rng: np.random.Generator,
 ) -> dict[str, str]:
     """Draw the split of each speaker that the corpus does not assign: train, or
-    development or test if the corpus assigns no speaker to them."""
+    development or test if the corpus assigns no speaker to them. `names` are speakers,
+    each with the split that the corpus assigns."""
     held_out = ("development", "test")
-    speakers = sorted({e.speaker for e in entries if e.split not in held_out})
+    speakers = sorted({name for name, split in names if split not in held_out})
     shuffled = [speakers[i] for i in rng.permutation(len(speakers))]
     split_of = dict.fromkeys(shuffled, "train")
     num_drawn = 0

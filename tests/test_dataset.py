@@ -423,3 +423,17 @@ def test_whole_weights_under_ge2e(miniature):
     assert min(drawn[i] for i in in_second) == 2  # groups are filled up
     with pytest.raises(ParameterError, match=r"mixture: .*1\.5"):
         miniature(*MIXTURE, "loss.name=ge2e")
+
+
+def test_who_is_held_out_does_not_depend_on_a_file_that_cannot_be_used(shipped):
+    p = shipped("dataset.test_fraction=0.3", "dataset.development_fraction=0.2").dataset
+    counts = {f"s{n}": 3 for n in range(12)}
+    whole = split(made_up_pack(counts), p)
+    (*_, silent) = whole.speakers
+    del counts[silent]
+    left = replace(made_up_pack(counts), skipped=[("", silent, None)] * 3)
+    found = split(left, p)
+    assert found.speakers == whole.speakers[:-1]
+    for name in ("development", "test"):
+        speakers = [set(s.speakers_of(getattr(s, name))) for s in (found, whole)]
+        assert speakers[0] == speakers[1]

@@ -41,7 +41,7 @@ from speech.examination import NARROW_BAND, examine
 from speech.synthetic import SyntheticUtterance
 from speech.utterances import CorpusError, Utterance
 
-PACK_VERSION = 4
+PACK_VERSION = 5
 SAMPLES, INDEX = "samples.int16", "index.json"  # the files of a pack
 
 
@@ -72,6 +72,9 @@ class Pack:
     warnings: list[str]
     digests: dict[str, str]  # of each corpus, by its label; the same on every machine
 
+    # Corpus, speaker and split of each file skipped. Who is held out does not depend on
+    # whether a file can be used, so these speakers are drawn with the others.
+    skipped: Sequence[Sequence[str | None]] = ()
     @property
     def digest(self) -> str:
         """The digest of all corpora together; it is the same on every machine."""
@@ -124,6 +127,7 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
             # Packs from before there were mixtures have a single digest.
             index.get("digests") or {"": index["digest"]},
         )
+            index.get("skipped", ()),
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -249,7 +253,7 @@ def _write_samples(
 ) -> dict[str, int | list | dict]:
     """Decode a corpus into one file; return sample rate, entries, warnings and digests
     for the pack's index."""
-    entries, faults, offset, num_narrow = [], [], 0, 0
+    entries, faults, skipped, offset, num_narrow = [], [], [], 0, 0
     doubtful: dict[str, list[str]] = {}  # lines by kind
     labels = dict.fromkeys(u.corpus for u in corpus)
     digests = {label: hashlib.sha256(f"{sample_rate}".encode()) for label in labels}
@@ -268,6 +272,7 @@ def _write_samples(
             if isinstance(loaded, AudioError):
                 faults.append(f"skipped {u.id}: {loaded}")
                 continue
+                skipped.append((u.corpus, u.speaker, u.split))
             recording, content, doubts = loaded
             if recording.rate < sample_rate or NARROW_BAND in doubts:
                 num_narrow += is_speech
@@ -298,6 +303,7 @@ def _write_samples(
         "digests": {label: digest.hexdigest() for label, digest in digests.items()},
     }
 
+        "skipped": skipped,
 
 def _in_order(kinds: Iterable[Sequence[str]]) -> list[str]:
     """Return the first line of each kind, with the number of others, before all others,
