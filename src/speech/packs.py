@@ -71,10 +71,10 @@ class Pack:
     # each doubt about a file; the first of each kind of doubt counts the others.
     warnings: list[str]
     digests: dict[str, str]  # of each corpus, by its label; the same on every machine
-
     # Corpus, speaker and split of each file skipped. Who is held out does not depend on
     # whether a file can be used, so these speakers are drawn with the others.
     skipped: Sequence[Sequence[str | None]] = ()
+
     @property
     def digest(self) -> str:
         """The digest of all corpora together; it is the same on every machine."""
@@ -126,9 +126,9 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
             index["warnings"],
             # Packs from before there were mixtures have a single digest.
             index.get("digests") or {"": index["digest"]},
-        )
             index.get("skipped", ()),
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        )
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
@@ -271,8 +271,8 @@ def _write_samples(
             progress.update()
             if isinstance(loaded, AudioError):
                 faults.append(f"skipped {u.id}: {loaded}")
-                continue
                 skipped.append((u.corpus, u.speaker, u.split))
+                continue
             recording, content, doubts = loaded
             if recording.rate < sample_rate or NARROW_BAND in doubts:
                 num_narrow += is_speech
@@ -301,9 +301,9 @@ def _write_samples(
         "entries": [list(asdict(entry).values()) for entry in entries],
         "warnings": faults + _in_order(doubtful.values()),
         "digests": {label: digest.hexdigest() for label, digest in digests.items()},
+        "skipped": skipped,
     }
 
-        "skipped": skipped,
 
 def _in_order(kinds: Iterable[Sequence[str]]) -> list[str]:
     """Return the first line of each kind, with the number of others, before all others,
