@@ -459,7 +459,7 @@ class UtteranceBatches:
         for rows in self.batches:
             lengths, begins, indices = zip(*rows, strict=True)
             pieces = [
-                self.packed.samples[begin : begin + length]
+                torch.as_tensor(self.packed.samples[begin : begin + length])
                 for begin, length in zip(begins, lengths, strict=True)
             ]
             waveforms = nn.utils.rnn.pad_sequence(pieces, batch_first=True)

@@ -66,11 +66,12 @@ from recognition.sounds import (
     listen_to,
     refuse_without_speech,
 )
-from recognition.turns import as_stretches, cut_windows, turns_in
+from recognition.turns import as_stretches, turns_in, windows_of
 from recognition.verdicts import Candidate, Comparison, Identification, Threshold, Turn
 from runs.speaker_model import SpeakerModel, embed_recordings
 from speech.audio import AudioError
 from speech.examination import centred
+from speech.samples import Samples
 from verification.scoring import Calibration, unit
 
 RELEASED = Path(__file__).parents[1] / "init" / "titanet-s.pt"
@@ -303,10 +304,12 @@ class Voices:
             self.warn(line)
         stretches = as_stretches(spoken.stretches)
         windows = [
-            cut_windows(spoken.samples, stretch, self.sample_rate, self.min_seconds)
+            windows_of(stretch, len(spoken.samples), self.sample_rate, self.min_seconds)
             for stretch in stretches
         ]
-        heard = map(centred, itertools.chain(*windows))
+        heard = (
+            centred(spoken.samples[window]) for window in itertools.chain(*windows)
+        )
         vectors = self.embed_samples(heard).astype(np.float64)
         ends = np.cumsum([len(of_stretch) for of_stretch in windows], dtype=int)
         turns = []
@@ -358,9 +361,7 @@ class Voices:
         one without speech."""
         return self._as_rows([clip.vector for clip in self._listen_to_speech(sounds)])
 
-    def embed_samples(
-        self, recordings: Iterable[NDArray[np.int16]]
-    ) -> NDArray[np.float32]:
+    def embed_samples(self, recordings: Iterable[Samples]) -> NDArray[np.float32]:
         """Return a vector of length 1 for the samples [N] of each recording, [U, E]."""
         labelled = ((None, samples) for samples in recordings)
         return self._as_rows([vector for _, vector in self.embed_labelled(labelled)])
@@ -370,7 +371,7 @@ class Voices:
         return np.array(vectors, np.float32).reshape(-1, size)
 
     def embed_labelled(
-        self, labelled: Iterable[tuple[Label, NDArray[np.int16]]]
+        self, labelled: Iterable[tuple[Label, Samples]]
     ) -> Iterator[tuple[Label, NDArray[np.float32]]]:
         """Yield each label with the vector [E] of its samples [N], in order; hold only
         about `SECONDS_IN_MEMORY` of samples at once."""
@@ -417,10 +418,10 @@ def _unheard(spoken: Spoken) -> Clip:
 
 
 def _groups(
-    labelled: Iterable[tuple[Label, NDArray[np.int16]]], limit: float
-) -> Iterator[list[tuple[Label, NDArray[np.int16]]]]:
+    labelled: Iterable[tuple[Label, Samples]], limit: float
+) -> Iterator[list[tuple[Label, Samples]]]:
     """Group recordings in order; a group ends when it has at least `limit` samples."""
-    group: list[tuple[Label, NDArray[np.int16]]] = []
+    group: list[tuple[Label, Samples]] = []
     for recording in labelled:
         group.append(recording)
         if sum(len(samples) for _, samples in group) >= limit:

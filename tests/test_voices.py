@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import dataset
 import voices as module
 from conftest import CALIBRATION, RATE, said, write
 from dataset import Splits
@@ -19,6 +20,7 @@ from recognition.sounds import Clip, VoiceError
 from recognition.verdicts import Threshold, Turn
 from runs.backend import embed_speech
 from runs.checkpoints import save_checkpoint
+from speech import samples
 from speech.examination import find_speech, join_speech
 from speech.packs import Entry, Pack
 from verification.calibration import ScoredTrials, calibrate
@@ -116,6 +118,25 @@ def test_few_sounds_are_in_memory_at_once(voices, monkeypatch):
         assert other.vector == pytest.approx(vector, abs=1e-5)
         assert vars(replace(one, vector=0)) == vars(replace(other, vector=0))
     assert voices.embed([]).shape == (0, 24)
+
+
+def test_hours_are_heard_as_minutes_are(voices, people, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "MAX_UNCUT_SECONDS", 4.0)
+    monkeypatch.setattr(dataset, "WINDOW_SECONDS", 2.0)
+    monkeypatch.setattr(dataset, "MAX_HOP_SECONDS", 1.5)
+    set_calibration(voices, 10.0, -6.0, 1.5)
+    sound = np.concatenate([said(0, 0), said(1, 0), said(2, 0) // 2])
+    path = write(tmp_path / "a.wav", sound + np.int16(200))
+    (clip,), turns = voices.listen([path]), voices.who(path, people)
+    monkeypatch.setattr(samples, "SAMPLES_IN_MEMORY", RATE)
+    monkeypatch.setattr(samples, "SAMPLES_AT_ONCE", 1000)
+    spoken = voices.read("a", path)
+    assert isinstance(spoken.samples, samples.StoredSamples)
+    assert isinstance(spoken.heard(voices.min_seconds), samples.StoredSamples)
+    (again,) = voices.listen([path])
+    assert again.vector == pytest.approx(clip.vector, abs=1e-5)
+    assert vars(replace(again, vector=0)) == vars(replace(clip, vector=0))
+    assert voices.who(path, people) == turns
 
 
 def test_one_sound_is_a_list_of_it(voices, tmp_path):

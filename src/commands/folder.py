@@ -30,10 +30,12 @@ from recognition.vectors import (
     save_vectors,
 )
 from speech.packs import Entry
+from speech.samples import Samples
 from voices import Voices
 
 FILES_AT_ONCE = 64
 SECONDS_BETWEEN_SAVES = 60.0
+UNKNOWN_STAMP = (-1, -1, "")  # of no file: the recording is embedded anew next time
 Row = tuple[str, float, float]  # path below the folder, begin and end in seconds
 
 
@@ -142,11 +144,11 @@ def _embed_files(
     """Return a table with the rows of those files that can be used."""
     rows, vectors, stamps = [], [], {}
     for file in files:
-        with suppress(OSError):  # it is skipped below
+        with suppress(OSError):  # skipped below, if it cannot be decoded either
             stamp = (*_size_and_time(file), file_digest(file))
             stamps[_row_name(file, folder, voices.channel)] = stamp
     for row, vector in voices.embed_labelled(_pieces(voices, folder, files)):
-        rows.append((*row, *stamps[row[0]]))
+        rows.append((*row, *stamps.get(row[0], UNKNOWN_STAMP)))
         vectors.append(vector)
     size = voices.model.encoder.embedding_size
     table = no_vectors(voices.name, voices.digest, size)
@@ -159,7 +161,7 @@ def _embed_files(
 
 def _pieces(
     voices: Voices, folder: Path, files: Sequence[Path]
-) -> Iterator[tuple[Row, NDArray[np.int16]]]:
+) -> Iterator[tuple[Row, Samples]]:
     """Yield a row and its speech for each recording, or for each window of a long one
     that holds speech; print why a file cannot be used."""
     rate = voices.sample_rate

@@ -260,7 +260,8 @@ def export(options: Namespace) -> None:
         speech = [voice.render(rate)]
     else:
         for file in audio_below(options.check):
-            speech.append(voices.read(str(file), file).samples)
+            samples = voices.read(str(file), file).samples
+            speech.append(samples[: round(ONNX_CHECK_SECONDS * rate)])
             if sum(map(len, speech)) > ONNX_CHECK_SECONDS * rate:
                 break
     waveform = torch.from_numpy(np.concatenate(speech)) / FULL_SCALE

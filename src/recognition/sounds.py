@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from errors import UserError
 from speech.audio import Recording
 from speech.examination import examine, find_speech, join_speech
+from speech.samples import Samples, in_blocks
 
 MIN_SECONDS = 0.3  # the shortest sound; a shorter one holds no voice
 LITTLE_SPEECH = 2.0  # seconds; verdicts on less speech are less sure
@@ -31,7 +32,7 @@ class Spoken:
     """A recording, where it holds speech, and what makes a verdict on it less sure."""
 
     name: str
-    samples: NDArray[np.int16]  # [N]
+    samples: Samples  # [N]
     sample_rate: int
     stretches: list[tuple[float, float]]  # begin and end of speech, in seconds
     warnings: tuple[str, ...]
@@ -49,7 +50,10 @@ class Spoken:
     @property
     def digest(self) -> str:
         """Return the digest of the samples."""
-        return hashlib.sha256(np.ascontiguousarray(self.samples)).hexdigest()
+        digest = hashlib.sha256()
+        for block in in_blocks(self.samples):
+            digest.update(np.ascontiguousarray(block))
+        return digest.hexdigest()
 
     def part(self, begin: int, end: int) -> "Spoken":
         """Return the samples from `begin` to `end`, and where they hold speech."""
@@ -61,7 +65,7 @@ class Spoken:
         ]
         return replace(self, samples=self.samples[begin:end], stretches=stretches)
 
-    def heard(self, min_seconds: float) -> NDArray[np.int16]:
+    def heard(self, min_seconds: float) -> Samples:
         """Return what the model is to hear, at least `min_seconds` of samples."""
         rate, stretches = self.sample_rate, self.stretches
         return join_speech(self.samples, rate, stretches, min_seconds)

@@ -1,7 +1,7 @@
 """Who speaks when: each window of speech goes to the nearest person, and consecutive
 windows of one person are a turn.
 
-stretches of speech -> `as_stretches` -> `Stretch`es -> `cut_windows` -> samples [N]
+stretches of speech -> `as_stretches` -> `Stretch`es -> `windows_of` -> windows
 vectors [W, E] of the windows, enrolled people -> `turns_in` -> `Turn`s
 
 W windows of a stretch, P people, N samples, E embedding size.
@@ -47,16 +47,16 @@ def _window_centres(begin: float, end: float) -> NDArray[np.float64]:
     return np.linspace(begin + size / 2, end - size / 2, count)
 
 
-def cut_windows(
-    samples: NDArray[np.int16], stretch: Stretch, sample_rate: int, min_seconds: float
-) -> list[NDArray[np.int16]]:
-    """Return the samples of each window; the window of a stretch that is shorter than
-    `min_seconds` reaches beyond the stretch."""
-    seconds = len(samples) / sample_rate
+def windows_of(
+    stretch: Stretch, num_samples: int, sample_rate: int, min_seconds: float
+) -> list[slice]:
+    """Return where each window lies in samples [N]; the window of a stretch that is
+    shorter than `min_seconds` reaches beyond the stretch."""
+    seconds = num_samples / sample_rate
     size = max(min(WINDOW_SECONDS, stretch.end - stretch.begin), min_seconds)
     begins = np.clip(stretch.centres - size / 2, 0, seconds - size)
     firsts = [round(begin * sample_rate) for begin in begins.tolist()]
-    return [samples[first : first + round(size * sample_rate)] for first in firsts]
+    return [slice(first, first + round(size * sample_rate)) for first in firsts]
 
 
 def turns_in(

@@ -11,9 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -25,6 +23,7 @@ from models import FLOP_PER_PRODUCT, build_encoder
 from parameters import Parameters
 from speech.corpora import people_key, without_label
 from speech.packs import Entry, Pack
+from speech.samples import Samples, end_to_end, in_blocks
 from transforms import FrontEnd
 from verification.scoring import Backend
 
@@ -129,9 +128,7 @@ def embed(model: Callable, batches: UtteranceBatches) -> Tensor:
     return means[torch.searchsorted(utterances, torch.tensor(batches.indices))]
 
 
-def embed_recordings(
-    model: SpeakerModel, recordings: Sequence[NDArray[np.int16]]
-) -> Tensor:
+def embed_recordings(model: SpeakerModel, recordings: Sequence[Samples]) -> Tensor:
     """Embed the samples [N] of each recording, at the front end's rate; return [U, E]
     float32."""
     lengths = [len(samples) for samples in recordings]
@@ -140,7 +137,7 @@ def embed_recordings(
         Entry("", "", None, None, None, offset, length)
         for offset, length in zip(offsets, lengths, strict=True)
     ]
-    joined = torch.from_numpy(np.concatenate(recordings))
+    joined = end_to_end(itertools.chain(*map(in_blocks, recordings)))
     rate = model.config.front_end.sample_rate
     packed = Pack(joined, entries, rate, warnings=[], digests={})
     seconds = model.config.evaluation.batch_seconds

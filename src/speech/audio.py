@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,15 +22,15 @@ import torch
 from speech.channels import Channels
 from speech.ffmpeg import FfmpegError, FfmpegSound, has_ffmpeg
 from speech.quiet import without_remarks
+from speech.samples import Samples, end_to_end, in_blocks
 from speech.streams import Part, parts_of
 from speech.synthetic import SyntheticUtterance
 
 MIN_SECONDS = 0.025  # of a recording; a front end may need more
 FULL_SCALE = 32768  # of an int16 sample
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; any other rate means a damaged header
-MAX_PARTS = 1000  # of a file; more are damage, and would take minutes
 SAMPLES_PER_READ = 2**20  # of all channels
-SAMPLES_PER_RESAMPLING = 2**22  # a minute and a half at 44.1 kHz
+SAMPLES_PER_RESAMPLING = 2**20  # 24 s at 44.1 kHz
 # Formats by their extensions: what libsndfile reads, and what ffmpeg does, with videos.
 NATIVE = """wav flac ogg opus mp3 wave bwf rf64 w64 oga mp1 mp2 mpa aif aiff aifc au snd
 caf sph nist voc sf ircam paf pvf svx 8svx avr"""
@@ -73,7 +74,7 @@ class Segment:
 class Recording:
     """Decoded mono speech."""
 
-    samples: np.ndarray  # int16 [N]
+    samples: Samples  # int16 [N]
     rate: int  # Hz, of the source
     warning: str | None = None
 
@@ -83,7 +84,8 @@ def load_recording(
     sample_rate: int,
     min_seconds: float = MIN_SECONDS,
 ) -> Recording:
-    """Decode speech to mono int16 [N] at `sample_rate` Hz.
+    """Decode speech to mono int16 [N] at `sample_rate` Hz; hours of it lie in a
+    temporary file.
 
     Channels are averaged unless the segment names one. If only one has sound it is
     taken, and if they cancel each other the first with sound is; a warning says so, and
@@ -170,7 +172,7 @@ def encode_ogg(samples: np.ndarray, sample_rate: int) -> bytes:
 class _Passage:
     """What was decoded of a part of a file."""
 
-    samples: list[np.ndarray]  # int16
+    samples: Samples  # int16
     rate: int  # Hz, of the source
     seconds: float
     is_cut: bool
@@ -201,8 +203,8 @@ def _decode(segment: Segment, sample_rate: int) -> Recording:
             passages = _passages(file, segment, sample_rate)
         except _UnknownFormatError as error:
             passages = [_foreign_passage(segment, sample_rate, error)]
-    samples = [block for passage in passages for block in passage.samples]
-    if not samples:
+    samples = end_to_end(chain(*(in_blocks(passage.samples) for passage in passages)))
+    if not len(samples):
         raise AudioError("holds no samples")
     seconds = sum(passage.seconds for passage in passages)
     is_cut = any(passage.is_cut for passage in passages)
@@ -213,14 +215,12 @@ def _decode(segment: Segment, sample_rate: int) -> Recording:
         faults.append(f"{len(passages)} recordings joined in one file")
     faults += dict.fromkeys(fault for passage in passages for fault in passage.faults)
     rate = min(passage.rate for passage in passages)
-    return Recording(np.concatenate(samples), rate, "; ".join(faults) or None)
+    return Recording(samples, rate, "; ".join(faults) or None)
 
 
 def _passages(file: BinaryIO, segment: Segment, sample_rate: int) -> list[_Passage]:
     """Return what the parts of a file that libsndfile reads hold of a segment."""
     passages, beyond, parts = [], None, parts_of(segment.path)
-    if len(parts) > MAX_PARTS:
-        raise AudioError(f"expected at most {MAX_PARTS} recordings, got {len(parts)}")
     offset, left = segment.offset, segment.duration
     for part in parts:
         opened = partial(_opened, file, part, offset, left)
@@ -328,7 +328,7 @@ def _read(
         channels = Channels(rate)
         blocks = _blocks(sound, channel, channels)
         resampling = _resampled(blocks, ratio.numerator, ratio.denominator)
-        samples = [_as_int16(block) for block in resampling]
+        samples = end_to_end(map(_as_int16, resampling))
         seconds, is_cut = sound.num_read / rate, sound.left > 0
         passage = _Passage(samples, rate, seconds, is_cut, sound.faults)
     chosen, finding = channels.finding()

@@ -10,6 +10,7 @@ can afford it. `find_speech` runs silero-vad, a network, and takes ten times as 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from speech.audio import FULL_SCALE, AudioError, Recording, resampled
+from speech.samples import Samples, end_to_end, extent, in_blocks
 
 FRAME_SECONDS = 0.02  # of which levels are measured
 FRAMES_AT_ONCE = 2**12  # so that hours of sound need little memory
@@ -36,7 +38,7 @@ WIDE_BAND_RATE = 14_000  # Hz; at a lower rate a recording cannot hold 7 kHz
 NARROW_BAND = "narrow band, like a recording at 8 kHz"
 DETECTOR_RATE, DETECTOR_SIZE = 16_000, 512  # Hz, and samples for one probability
 DETECTOR_PEAK = 0.5  # to which quiet sound is amplified, so that its speech is found
-SECONDS_AT_ONCE = 512  # of sound in floating point; windows of the detector fit in
+SECONDS_AT_ONCE = 64  # of sound in floating point; windows of the detector fit in
 MARGIN_SECONDS = 0.3  # around each stretch; experiments/silence.py compares others
 
 
@@ -74,24 +76,22 @@ def examine(
 
 
 def _measure(
-    samples: NDArray[np.int16], size: int
+    samples: Samples, size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
     """Return the mean and the deviation of each frame of `size` samples, and the share
     of samples that are clipped: at the peak, next to another one at the peak."""
-    frames = samples[: max(1, len(samples) // size) * size].reshape(
-        -1, min(size, len(samples))
-    )
-    mean, extremes = samples.mean(), [samples.max(), samples.min()]
+    size = min(size, len(samples))
+    mean, *extremes = extent(samples)
     # The lesser one, if it is much less, may be the silence around one click.
     farthest = max(abs(extreme - mean) for extreme in extremes)
     peaks = [extreme for extreme in extremes if abs(extreme - mean) >= farthest / 2]
     means, levels, num_clipped = [], [], 0
-    for begin in range(0, len(frames), FRAMES_AT_ONCE):
-        block = frames[begin : begin + FRAMES_AT_ONCE]
-        at_peak = np.isin(block, peaks).ravel()
+    for block in in_blocks(samples, size=FRAMES_AT_ONCE * size):
+        frames = block[: len(block) // size * size].reshape(-1, size)
+        at_peak = np.isin(frames, np.int16(peaks)).ravel()
         num_clipped += np.count_nonzero(at_peak[1:] & at_peak[:-1])
-        means.append(block.mean(1, dtype=np.float32))
-        levels.append(block.std(1, dtype=np.float32))
+        means.append(frames.mean(1, dtype=np.float32))
+        levels.append(frames.std(1, dtype=np.float32))
     return np.concatenate(means), np.concatenate(levels), num_clipped / len(samples)
 
 
@@ -107,7 +107,7 @@ def _doubts_of_levels(
         yield f"steady like noise, its level stays within {high - low:.1f} dB"
 
 
-def _is_narrow(samples: NDArray[np.int16], rate: int) -> bool:
+def _is_narrow(samples: Samples, rate: int) -> bool:
     size = min(SPECTRUM_SIZE, len(samples))
     samples = samples[: SPECTRUM_SECONDS * rate // size * size]
     frames = samples[: len(samples) // size * size].reshape(-1, size)
@@ -133,9 +133,7 @@ def _detector() -> tuple[Any, Callable]:
 
 
 @torch.inference_mode()
-def find_speech(
-    samples: NDArray[np.int16], sample_rate: int
-) -> list[tuple[float, float]]:
+def find_speech(samples: Samples, sample_rate: int) -> list[tuple[float, float]]:
     """Return begin and end, in seconds, of each stretch of speech in samples [N], as
     silero-vad finds them. An offset and a low level change nothing."""
     network, find_stretches = _detector()
@@ -152,44 +150,71 @@ def find_speech(
     return [(s["start"] / DETECTOR_RATE, s["end"] / DETECTOR_RATE) for s in stretches]
 
 
-def _windows(samples: NDArray[np.int16], sample_rate: int) -> Iterator[torch.Tensor]:
+def _windows(samples: Samples, sample_rate: int) -> Iterator[torch.Tensor]:
     """Yield the samples [512] of each probability, the last with zeros after it."""
-    mean = samples.mean()
-    scale = DETECTOR_PEAK / max(samples.max() - mean, mean - samples.min(), 1)
-    size = SECONDS_AT_ONCE * sample_rate
-    for begin in range(0, len(samples), size):
-        block = torch.from_numpy(samples[begin : begin + size]).float()
+    mean, least, largest = extent(samples)
+    scale = DETECTOR_PEAK / max(largest - mean, mean - least, 1)
+    for samples_at_once in in_blocks(samples, size=SECONDS_AT_ONCE * sample_rate):
+        block = torch.from_numpy(samples_at_once).float()
         block = resampled((block - mean) * scale, sample_rate, DETECTOR_RATE)
         padding = -len(block) % DETECTOR_SIZE
         yield from torch.nn.functional.pad(block, (0, padding)).split(DETECTOR_SIZE)
 
 
 def join_speech(
-    samples: NDArray[np.int16],
+    samples: Samples,
     sample_rate: int,
     stretches: Sequence[tuple[float, float]],
     min_seconds: float = 0.0,
-) -> NDArray[np.int16]:
-    """Return the stretches of samples [N] end to end, with their margins and without
-    an offset: what an encoder should hear.
+) -> Samples:
+    """Return the stretches of speech in samples [N], in order, end to end, with their
+    margins and without an offset: what an encoder should hear.
 
     Margins grow until there are `min_seconds`, if the samples have as many. Without
     stretches the samples are returned whole.
     """
     margin, least = MARGIN_SECONDS, min(min_seconds, len(samples) / sample_rate)
-    while True:
-        kept = np.zeros(len(samples), bool)
-        for begin, end in stretches:
-            first = max(0, round((begin - margin) * sample_rate))
-            kept[first : round((end + margin) * sample_rate)] = True
-        if not stretches or kept.sum() >= round(least * sample_rate):
-            return centred(samples[kept] if stretches else samples)
+    runs = [(0, len(samples))]
+    while stretches:
+        runs = _with_margins(stretches, margin, len(samples), sample_rate)
+        if sum(end - begin for begin, end in runs) >= round(least * sample_rate):
+            break
         margin *= 2
+
+    def blocks() -> Iterator[NDArray[np.int16]]:
+        return chain.from_iterable(in_blocks(samples, *run) for run in runs)
+
+    num_samples = sum(map(len, blocks()))
+    offset = round(sum(int(b.sum(dtype=np.int64)) for b in blocks()) / num_samples)
+    return end_to_end(_without(block, offset) for block in blocks())
+
+
+def _with_margins(
+    stretches: Sequence[tuple[float, float]],
+    margin: float,
+    num_samples: int,
+    sample_rate: int,
+) -> list[tuple[int, int]]:
+    """Return begin and end, in samples, of the stretches with a margin around each;
+    those that meet are one."""
+    runs: list[tuple[int, int]] = []
+    for times in stretches:
+        begin, end = (
+            min(max(0, round(seconds * sample_rate)), num_samples)
+            for seconds in (times[0] - margin, times[1] + margin)
+        )
+        if runs and begin <= runs[-1][1]:
+            begin, _ = runs.pop()
+        runs.append((begin, end))
+    return runs
 
 
 def centred(samples: NDArray[np.int16]) -> NDArray[np.int16]:
     """Return samples [N] without their mean."""
-    offset = round(float(samples.mean()))
+    return _without(samples, round(float(samples.mean())))
+
+
+def _without(samples: NDArray[np.int16], offset: int) -> NDArray[np.int16]:
     if not offset:
         return samples
     limits = -FULL_SCALE, FULL_SCALE - 1

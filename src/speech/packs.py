@@ -38,6 +38,7 @@ from speech.audio import (
 )
 from speech.corpora import without_label
 from speech.examination import NARROW_BAND, examine
+from speech.samples import Samples, in_blocks
 from speech.synthetic import SyntheticUtterance
 from speech.utterances import CorpusError, Utterance
 
@@ -64,7 +65,7 @@ class Pack:
     """All utterances end to end in one memory-mapped array, which is read-only:
     writing to it crashes the process."""
 
-    samples: Tensor  # int16 [all samples]
+    samples: Tensor | Samples  # int16 [all samples]
     entries: list[Entry]
     sample_rate: int  # Hz
     # One line for each file skipped, one if files lack the upper band, and one for
@@ -280,7 +281,8 @@ def _write_samples(
                 if doubt != NARROW_BAND:
                     kind = re.split("[,:]", doubt)[0]
                     doubtful.setdefault(kind, []).append(f"{u.id}: {doubt}")
-            file.write(recording.samples.tobytes())
+            for block in in_blocks(recording.samples):
+                file.write(block)
             length = len(recording.samples)
             details = (u.split, u.gender, u.session)
             entries.append(Entry(u.id, u.speaker, *details, offset, length, u.corpus))

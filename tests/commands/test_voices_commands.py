@@ -342,6 +342,21 @@ def test_vectors_are_those_of_the_recordings_as_they_are(command, form):
     assert rows["vector"][order] == close
 
 
+def test_a_file_that_cannot_be_read_for_a_moment(command, monkeypatch):
+    real, ann = folder.file_digest, Path("people/ann/0.wav")
+
+    def digest(file):
+        if file == ann:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(file)
+
+    monkeypatch.setattr(folder, "file_digest", digest)
+    status, said_of, _ = command("embed people out.npz")
+    assert (status, "9 recordings, 9 recordings new" in said_of) == (0, True)
+    monkeypatch.setattr(folder, "file_digest", real)
+    assert " 1 recordings changed" in command("embed people out.npz")[1]
+
+
 def test_vectors_of_an_earlier_version_are_computed_anew(command):
     command("embed people out.npz")
     rows = rows_of("out.npz")
