@@ -17,6 +17,7 @@ JOINERS = "\u200c\u200d"  # parts of names in Persian, Hindi and other scripts
 OUTPUT_CLOSED = 141  # what a shell reports for a program whose pipe was closed
 
 _repr = reprlib.Repr()
+_repr.maxlevel = 2  # of lists in lists, which aliases may make endless
 _repr.maxstring = _repr.maxother = _repr.maxlong = 200
 shown = _repr.repr  # writes a value for a message, shortened if it is long
 
@@ -27,11 +28,16 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """Return one line of printable text; escape the rest and cut long messages."""
-        text = super().__str__()
-        text = "".join(c if is_printable(c) else repr(c)[1:-1] for c in text)
-        if len(text) > MAX_MESSAGE:
-            text = f"{text[: MAX_MESSAGE // 2]}...{text[-MAX_MESSAGE // 2 :]}"
-        return text
+        text = _shortened(super().__str__())
+        # An escape is longer than what it stands for.
+        return _shortened(
+            "".join(c if is_printable(c) else repr(c)[1:-1] for c in text)
+        )
+
+
+def _shortened(text: str) -> str:
+    half = MAX_MESSAGE // 2
+    return text if len(text) <= MAX_MESSAGE else f"{text[:half]}...{text[-half:]}"
 
 
 class StoppedError(UserError):
