@@ -29,6 +29,7 @@ from speech.synthetic import SyntheticUtterance
 MIN_SECONDS = 0.025  # of a recording; a front end may need more
 FULL_SCALE = 32768  # of an int16 sample
 MIN_RATE, MAX_RATE = 4_000, 384_000  # Hz; any other rate means a damaged header
+MAX_PARTS = 1000  # of a file; more are damage, and would take minutes
 SAMPLES_PER_READ = 2**20  # of all channels
 SAMPLES_PER_RESAMPLING = 2**20  # 24 s at 44.1 kHz
 # Formats by their extensions: what libsndfile reads, and what ffmpeg does, with videos.
@@ -221,6 +222,8 @@ def _decode(segment: Segment, sample_rate: int) -> Recording:
 def _passages(file: BinaryIO, segment: Segment, sample_rate: int) -> list[_Passage]:
     """Return what the parts of a file that libsndfile reads hold of a segment."""
     passages, beyond, parts = [], None, parts_of(segment.path)
+    if len(parts) > MAX_PARTS:
+        raise AudioError(f"expected at most {MAX_PARTS} recordings, got {len(parts)}")
     offset, left = segment.offset, segment.duration
     for part in parts:
         opened = partial(_opened, file, part, offset, left)

@@ -129,7 +129,7 @@ def open_pack(directory: Path, fingerprint: str | None = None) -> Pack | None:
             index.get("digests") or {"": index["digest"]},
             index.get("skipped", ()),
         )
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
