@@ -62,6 +62,6 @@ def test_a_gpu_that_cannot_compute(shipped, checkpoint, monkeypatch, error, word
         Voices.load(path)
     monkeypatch.undo()
     voices = Voices.load(path, device="cpu")
-    monkeypatch.setattr("voices.embed", lambda *_: fail(0, cuda))
+    monkeypatch.setattr("voices.embed_recordings", lambda *_: fail(0, cuda))
     with pytest.raises(DeviceError, match=words):
         voices.embed_samples([np.ones(16_000, np.int16)])
