@@ -20,12 +20,12 @@ from voices import Voices
 
 HOME = Path(__file__).parents[1]
 ASSETS = HOME / "assets"
-RELEASED = "init/titanet-s.pt", "init/titanet-s-telephone.pt"
+RELEASED = "init/titanet-s.pt", "init/titanet-s-wild.pt"
 EARLIER = "an earlier encoder"
 MEASURED_BY = {  # file in assets: the program that measures it anew, and its arguments
     "titanet-s": f"release.py measure {RELEASED[0]} assets/titanet-s.json",
     "embeddings": f"release.py draw {RELEASED[0]} assets/embeddings.png",
-    "telephone": f"robustness.py {' '.join(RELEASED)} > assets/telephone.json",
+    "wild": f"wild.py measure WILD {RELEASED[1]} assets/wild.json",
     "voices": "examples.py COMMON_VOICE",
     "open_set": "open_set.py COMMON_VOICE SPEECHOCEAN",
     "silence": "silence.py",

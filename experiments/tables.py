@@ -319,20 +319,6 @@ def robustness(figures: Figures) -> str:
     return table(*rows)
 
 
-def telephone(figures: Figures) -> str:
-    """Both released encoders, as recorded and over a telephone."""
-    over = "over a telephone"
-    rows = [["EER %", "speechocean762", over, "Common Voice", over]]
-    for shown, name in (
-        ("released encoder", "titanet-s"),
-        ("telephone encoder", "titanet-s-telephone"),
-    ):
-        reports = [figures["telephone"][f"init/{name}.pt test/{c}"] for c in CORPORA]
-        eers = [percent(r[of]) for r in reports for of in ("clean", "telephone")]
-        rows.append([shown, *eers])
-    return table(*rows)
-
-
 def calibration(figures: Figures) -> str:
     """Calibrated scores, with AS-norm and without."""
     systems = figures["calibration"]["verification"]["test"]["systems"]
@@ -470,3 +456,43 @@ def gpu(figures: Figures) -> str:
 def imports(_: Figures) -> str:
     """Which rooms of `src` import from which."""
     return f"```\n{imports_by_room()}\n```\n"
+
+
+# docs/results.md and init/titanet-s.md, in the wild
+
+WILD = {
+    "speechocean762": "speechocean762",
+    "commonvoice": "Common Voice",
+    "librispeech": "LibriSpeech test-other",
+    "calls": "real calls",
+}
+
+
+def wild(figures: Figures) -> str:
+    """EER of the released encoder, the one before it and two of other houses, and the
+    released one's rates at its threshold, in each condition."""
+    systems = figures["wild"]
+    ours = next(iter(systems))
+    head = ["test", "condition", *systems, "misses %", "false alarms %"]
+    rows = [head]
+    for corpus, shown in WILD.items():
+        for condition, report in systems[ours]["tests"][corpus].items():
+            found = [system["tests"].get(corpus, {}) for system in systems.values()]
+            eers = [
+                interval(tests[condition], "eer") if condition in tests else ""
+                for tests in found
+            ]
+            rates = percent(report["miss"]), percent(report["false_alarm"])
+            rows.append([shown, condition, *eers, *rates])
+    return table(*rows)
+
+
+def teachers(figures: Figures) -> str:
+    """EER of development speakers for each way of training that was tried, as they are
+    and with the mean of the set subtracted."""
+    tried = figures["teachers"]["tried"]
+    rows = [["", "hours of crops", *next(iter(tried.values()))["eer"]]]
+    for name, run in tried.items():
+        eers = [f"{plain} ({centred})" for plain, centred in run["eer"].values()]
+        rows.append([name, str(run["hours"] or ""), *eers])
+    return table(*rows)

@@ -118,7 +118,7 @@ def leaves(values: dict, name: str = "") -> dict:
     ("name", "files"),
     [
         ("titanet-s.pt", ["titanet-s.yml"]),
-        ("titanet-s-telephone.pt", ["titanet-s.yml", "telephone.yml"]),
+        ("titanet-s-wild.pt", ["titanet-s-wild.yml", "titanet-s-wild-end.yml"]),
     ],
 )
 def test_the_recipe_is_that_of_the_released_encoder(name, files):

@@ -176,10 +176,10 @@ def save_nemo(path: Path, model: SpeakerModel) -> None:
 def load_any_model(path: Path, device: torch.device) -> SpeakerModel:
     """Return the model of a run, of a checkpoint file or of a `.nemo` file.
 
-    The encoder that was released for telephones is now the one for all recordings.
+    The encoder that was released for telephones is now one for noise and rooms too.
     """
     if path.name == TELEPHONE_ENCODER and not path.exists():
-        path = path.with_name("titanet-s.pt")
+        path = path.with_name("titanet-s-wild.pt")
         print(f"{path} serves telephones too: opening it", file=sys.stderr)
     if path.suffix == ".nemo":
         return load_nemo(path).to(device)
