@@ -293,7 +293,7 @@ def test_gradients_of_large_batches_are_the_same_every_time(kind):
     assert all(torch.equal(gradients[0], again) for again in gradients)
 
 
-@pytest.mark.parametrize("name", set(KINDS) - {"ge2e"})
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"ge2e"}))
 def test_unlabelled_rows_count_nothing(shipped, embeddings, name):
     criterion = build_loss(shipped(f"loss.name={name}").loss, E, S)
     speakers = SPEAKERS.clone()
