@@ -1,29 +1,39 @@
 """The memory that long recordings and large corpora take.
 
     python experiments/large.py hours|recording|utterances FOLDER
+    python experiments/large.py who|compare FOLDER [SECONDS]
 
-Prints the peak of anonymous memory in bytes, the number of samples, rows or entries,
-and the run time in seconds. A sparse file holds the samples: they are really read, but
-take no room on the disk.
+Prints the peak of anonymous memory in bytes, the number of samples, rows, entries or
+lines, and the run time in seconds. A sparse file holds the samples of silence: they are
+really read, but take no room on the disk.
 """
 
+import io
 import json
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # as a command
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from commands.parser import main
 from conftest import CPU, MINIATURE, RATE, Steps
 from dataset import TrainingBatches, UtteranceBatches, split
 from engine.devices import keep_freed_memory
 from engine.parameter_files import SHIPPED, load_parameters
 from runs.speaker_model import build_model, embed
+from speech.audio import resampled
 from speech.packs import Pack, open_pack
+from speech.synthetic import SyntheticUtterance
 
 
 def anonymous_bytes(process: int | str = "self") -> int:
@@ -98,8 +108,48 @@ def utterances(folder: Path) -> int:
     return len(packed.entries)
 
 
+def conversation(path: Path, seconds: int) -> Path:
+    """Write minutes of two voices in turns, with pauses, at 44.1 kHz in stereo."""
+    rate = 44_100
+    voices = [
+        torch.from_numpy(SyntheticUtterance(speaker, 0, 25.0, 0).render(RATE))
+        for speaker in range(2)
+    ]
+    pause = torch.zeros(5 * RATE, dtype=torch.int16)
+    sounds = [resampled(torch.cat([v, pause]) / 2**15, RATE, rate) for v in voices]
+    with soundfile.SoundFile(path, "w", rate, 2) as file:
+        for turn in range(seconds // 30):
+            file.write(np.outer(sounds[turn % 2], [1, 0.8]))
+    return path
+
+
+def command(line: str, *more: str) -> int:
+    """Run a command of voices.py, and return how many lines it printed."""
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main([*line.split(), *more]) == 0
+    return printed.getvalue().count("\n")
+
+
+def who(folder: Path, seconds: int = 3 * 3600) -> int:
+    """Who speaks when in three hours; the turns."""
+    short, store = conversation(folder / "short.flac", 30), folder / "people.npz"
+    command("enrol --store", str(store), f"ann={short}")
+    long = conversation(folder / "long.flac", seconds)
+    return command("who --store", str(store), str(long))
+
+
+def compare(folder: Path, seconds: int = 3 * 3600) -> int:
+    """Three hours beside half a minute; one verdict."""
+    files = (("short.flac", 30), ("long.flac", seconds))
+    sounds = [conversation(folder / name, length) for name, length in files]
+    return command("compare", *map(str, sounds))
+
+
 if __name__ == "__main__":
-    keep_freed_memory()
-    work = {f.__name__: f for f in (hours, recording, utterances)}[sys.argv[1]]
+    kinds = hours, recording, utterances, who, compare
+    work = {f.__name__: f for f in kinds}[sys.argv[1]]
+    if work not in (who, compare):  # voices.py returns its memory
+        keep_freed_memory()
+    folder, *seconds = Path(sys.argv[2]), *map(int, sys.argv[3:])
     began = time.perf_counter()
-    print(*largest_while(lambda: work(Path(sys.argv[2]))), time.perf_counter() - began)
+    print(*largest_while(lambda: work(folder, *seconds)), time.perf_counter() - began)

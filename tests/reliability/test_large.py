@@ -16,17 +16,19 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "most"),
+    ("kind", "seconds", "count", "most"),
     [
         # A step takes up to 3 GB, by how glibc's blocks fall; the samples are 2.3 GB.
-        ("hours", 20 * 3600 * RATE, 4e9),
-        ("recording", 1, 1e9),
-        ("utterances", 200_000, 2e9),
+        ("hours", (), 20 * 3600 * RATE, 4e9),
+        ("recording", (), 1, 1e9),
+        ("utterances", (), 200_000, 2e9),
+        ("who", (3600,), 120, 9e8),
+        ("compare", (3600,), 1, 9e8),
     ],
 )
-def test_memory_is_bounded(tmp_path, kind, count, most):
-    command = [sys.executable, large.__file__, kind, tmp_path]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_memory_is_bounded(tmp_path, kind, seconds, count, most):
+    command = [sys.executable, large.__file__, kind, tmp_path, *map(str, seconds)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stderr
     largest, counted = map(int, ran.stdout.split()[:2])
     assert counted == count
