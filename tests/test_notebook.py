@@ -13,7 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 from conftest import MINIATURE, RATE, REPOSITORY, SPOKEN, write
-from players import without_players
+from players import to_pass_on
 from speech.synthetic import synthetic_utterances
 from teaching import lessons, studies
 
@@ -74,7 +74,7 @@ def test_a_copy_has_no_players():
     page = lessons.players({"a": np.ones(800, np.int16)}, 8000) + "<b>kept</b>"
     output = nbformat.v4.new_output("display_data", {"text/html": page})
     cell = nbformat.v4.new_code_cell(outputs=[output])
-    copy = without_players(nbformat.v4.new_notebook(cells=[cell]))
+    copy = to_pass_on(nbformat.v4.new_notebook(cells=[cell]))
     (left,) = copy.cells[0].outputs
     assert "<audio" not in left.data["text/html"]
     assert "a player" in left.data["text/html"]
