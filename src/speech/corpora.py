@@ -164,7 +164,7 @@ def _refuse_same_sources(found: Sequence[Utterance], where: Path | str) -> None:
             if path.is_symlink():
                 return os.path.realpath(path)
             return os.path.join(real_folder(path.parent), path.name)
-        except ValueError:  # a name with a zero byte
+        except (OSError, ValueError):  # a name that is too long or has a zero byte
             return str(path)
 
     first: dict[Any, Utterance] = {}

@@ -102,9 +102,10 @@ def test_a_finished_run_goes_on_for_more_epochs(miniature, strike):
     p = load_parameters(run / "parameters.yml").training
     assert p.epochs == 4
     assert (run / "report.json").exists()
-    # The schedule is that of four epochs: three quarters are over after the third.
-    expected = learning_rate(p.optimizer, 3 / 4)
-    assert after[2]["train/learning_rate"] == pytest.approx(expected, rel=0.1)
+    # The schedule is that of four epochs, and a step's rate that of its middle.
+    steps = after[0]["step"]
+    expected = learning_rate(p.optimizer, (3 * steps - 0.5) / (4 * steps))
+    assert after[2]["train/learning_rate"] == pytest.approx(expected)
 
 
 def test_a_run_is_trained_once(miniature, monkeypatch, strike):
