@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import wandb
 
 from conftest import REPOSITORY
 from models import Block, build_encoder
@@ -123,5 +124,6 @@ def test_a_comparison_is_a_page_beside_the_runs(miniature, capsys):
     assert f"wandb leet {folder}\n" in capsys.readouterr().out
     (panel,) = folder.rglob("media/html/results/comparison*.html")
     assert panel.read_text().endswith("<table>one and other</table>")
+    wandb.teardown()  # has all written
     (log,) = folder.rglob("*.wandb")
     assert p.run.directory.name.encode() in log.read_bytes()  # the group
