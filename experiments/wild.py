@@ -38,6 +38,7 @@ from parameters import Parameters
 from robustness import in_a_noisy_room
 from speech.audio import FULL_SCALE, load_recording
 from speech.examination import find_speech
+from speech.utterances import CorpusError
 from transforms import Telephone
 from verification.metrics import equal_error_rate
 from verification.scoring import unit
@@ -140,7 +141,7 @@ def write_calls(wild: Path) -> None:
 
 
 def tests_in(wild: Path) -> dict[tuple[str, str], tuple[list[Path], Trials]]:
-    """Return files and trials by corpus and condition."""
+    """Return files and trials by corpus and condition; raise `CorpusError` for none."""
     found = {}
     for folder in sorted(wild.glob("*/*/")):
         files = sorted(folder.rglob("*.wav"))
@@ -151,6 +152,8 @@ def tests_in(wild: Path) -> dict[tuple[str, str], tuple[list[Path], Trials]]:
         else:
             trials = make_trials(speakers, max_trials=10**6, seed=1)
         found[folder.parent.name, folder.name] = files, trials
+    if not found:
+        raise CorpusError(f"{wild}: expected what `make` writes, found nothing")
     return found
 
 

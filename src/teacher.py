@@ -68,7 +68,7 @@ def _mean_vectors(file: Path) -> dict[PurePath, np.ndarray]:
         if file.suffix == ".parquet":
             table = load_vectors(file)
         else:  # those of other programs hold less than load_vectors wants
-            table = load_arrays(file, ARRAYS, "file of vectors", has_version=False)
+            table = load_arrays(file, ARRAYS, "file of vectors", of_others=True)
     except VoiceError as error:
         raise ParameterError(f"{KEY}: {error}") from None
     paths, vectors = table["path"], table["vector"]
@@ -88,7 +88,8 @@ def _rows_of(
     for source in sources:
         if not isinstance(source, Path):
             raise ParameterError(
-                f"{KEY}: expected whole files to train on, got {source}"
+                f"{KEY}: expected whole files to train on, got parts of files, or "
+                "synthetic voices"
             )
         parts = source.absolute().parts
         ends = (PurePath(*parts[n:]) for n in range(1, len(parts)))

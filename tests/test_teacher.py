@@ -18,7 +18,8 @@ from train import main, train
 def vectors_file(path: Path, **vectors: np.ndarray) -> Path:
     """A file of vectors by path, in which `__` stands for `/`."""
     names = [name.replace("__", "/") + ".wav" for name in vectors]
-    np.savez(path, path=np.array(names), vector=np.stack([*vectors.values()]))
+    vectors = np.stack([*vectors.values()])
+    np.savez_compressed(path, path=np.array(names), vector=vectors)
     return path
 
 
@@ -103,6 +104,8 @@ def test_what_vectors_are_refused(recordings, tmp_path):
     shared |= {"2": vectors["x__2"]}
     text = tmp_path / "text.npz"
     text.write_text("no archive")
+    bomb = tmp_path / "bomb.npz"
+    np.savez_compressed(bomb, path=np.array(["x"]), vector=np.zeros((1, 10**6)))
     splits = prepare(recordings(text).dataset, recordings(text).front_end)
     for file, message in (
         (vectors_file(tmp_path / "a.npz", **short), r"for .*y/2.wav, found none"),
@@ -111,6 +114,7 @@ def test_what_vectors_are_refused(recordings, tmp_path):
             r"one recording named (.).wav, got .*x/\1.wav and .*y/\1.wav",
         ),
         (text, "not a readable file of vectors"),
+        (bomb, "unpacks to over 100 times its size"),
         (tmp_path / "none.npz", "expected a file of vectors, found none"),
     ):
         with pytest.raises(ParameterError, match=message):

@@ -25,6 +25,7 @@ from speech.folders import AUDIO_FILES, audio_files, folders_in
 from verification.scoring import unit
 
 STORE_VERSION = 1
+MAX_INFLATION = 100  # of compressed arrays; similar paths shrink to a thirtieth
 ARRAYS = {  # in the file, with their kinds and numbers of axes
     "model": "U0",
     "digest": "U0",
@@ -127,14 +128,17 @@ def load_arrays(
     kinds: Mapping[str, str],
     description: str,
     optional: Sequence[str] = (),
-    has_version: bool = True,
+    of_others: bool = False,
 ) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file, those that are `optional` if it has them; raise
-    `VoiceError` if they are not of these kinds and numbers of axes."""
+    `VoiceError` if they are not of these kinds and numbers of axes.
+
+    A file `of_others` has no version and may be compressed.
+    """
     try:
-        _refuse_larger_than_file(path)
+        _refuse_larger_than_file(path, MAX_INFLATION if of_others else 1)
         with np.load(path, allow_pickle=False) as file:
-            if has_version and file["version"] != STORE_VERSION:
+            if not of_others and file["version"] != STORE_VERSION:
                 raise VoiceError(
                     f"{path}: expected a {description} of version {STORE_VERSION}, "
                     f"got {file['version']}"
@@ -166,13 +170,15 @@ def check_arrays(arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> 
         raise ValueError("its arrays are not those that were written")
 
 
-def _refuse_larger_than_file(path: Path) -> None:
-    """Raise an error if an .npz file claims arrays that are larger than itself:
-    unpacking a megabyte could fill the memory."""
+def _refuse_larger_than_file(path: Path, most: int) -> None:
+    """Raise an error if an .npz file claims arrays that are more than `most` times as
+    large as what holds them: unpacking a megabyte could fill the memory."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("expected arrays that are not compressed")
+            if member.file_size > most * member.compress_size:
+                raise ValueError(
+                    f"{member.filename} unpacks to over {most} times its size"
+                )
             with archive.open(member) as array:
                 np.lib.format.read_magic(array)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(array)
